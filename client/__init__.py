@@ -1,0 +1,1 @@
+"""The client: joins a server, trains on its own partition and pushes updates."""

@@ -1,0 +1,292 @@
+"""The client's side of the wire: one channel, calls that are tried again, resumable transfers.
+
+Turns statuses into this file's few exceptions. Knows nothing about training.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from common.errors import FolkmootError, InputError, RunFailed
+from common.logs import get_logger
+from common.tensors import Digest
+from common.training import Metrics
+from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Receiver, pieces
+from protos import federated_pb2 as pb
+from protos import federated_pb2_grpc as pb_grpc
+
+log = get_logger()
+
+R = TypeVar("R", bound=Message)
+
+_FIRST_DELAY_SECONDS = 0.2
+_LONGEST_DELAY_SECONDS = 5.0
+_CALL_SECONDS = 20.0
+_HEARTBEAT_SECONDS = 5.0
+# A transfer is given up when this long nothing at all arrived or was taken.
+_TRANSFER_SECONDS = 3600.0
+_DIGEST_ATTEMPTS = 3
+_RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+]
+
+
+class Stopped(FolkmootError):
+    """The process is asked to end."""
+
+
+class SessionLost(FolkmootError):
+    """The server does not know the session any more: join again."""
+
+
+class WorkLost(FolkmootError):
+    """The assignment is not wanted any more: poll."""
+
+
+class RunEnded(FolkmootError):
+    """The run has ended; there is nothing more to do."""
+
+
+class Connection:
+    """One channel to one server, shared by the clients of a process.
+
+    Args:
+        address: HOST:PORT.
+        max_wait: seconds to go on trying while the server can't be reached.
+        stop: set when the process is asked to end; waiting calls end soon after `close`.
+    """
+
+    def __init__(self, address: str, max_wait: float, stop: threading.Event) -> None:
+        host, colon, port = address.rpartition(":")
+        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+            raise InputError(f"--server: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
+        self._address = address
+        self._max_wait = max_wait
+        self._stop = stop
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = pb_grpc.CoordinatorStub(self._channel)
+        self._jitter = random.Random()
+        # When the server was last heard of, by any thread.
+        self._contact = 0.0
+
+    def close(self) -> None:
+        """End all calls, from any thread."""
+        self._channel.close()
+
+    # ------------------------------------------------------------------- calls
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """Join, waiting for a server that is not there yet.
+
+        Raises:
+            InputError: this client can't take part: another task, or a partition too many.
+            RunEnded: the run is over.
+        """
+        return self._call(lambda: self._stub.Join(request, timeout=_CALL_SECONDS))
+
+    def heartbeat(self, session_token: str, task_token: bytes) -> bool:
+        """Renew the lease once, without trying again; return whether to cancel the work.
+
+        Raises:
+            SessionLost: the session is gone.
+        """
+        request = pb.HeartbeatRequest(session_token=session_token, task_token=task_token)
+        try:
+            return self._stub.Heartbeat(request, timeout=_HEARTBEAT_SECONDS).cancel_requested
+        except grpc.RpcError as error:
+            if error.code() in _RETRIED:
+                return False
+            raise self._translate(error) from error
+
+    def leave(self, session_token: str, reason: str, timeout: float = 2.0) -> bool:
+        """End the session; return whether the server heard it. If not, its lease ends it."""
+        try:
+            self._stub.Leave(
+                pb.LeaveRequest(session_token=session_token, reason=reason), timeout=timeout
+            )
+            return True
+        except (grpc.RpcError, ValueError):
+            return False
+
+    def poll(self, session_token: str, longest: float) -> pb.PollTaskAssignmentResponse:
+        """Wait for work for up to `longest` seconds."""
+        request = pb.PollTaskAssignmentRequest(session_token=session_token)
+        # The server answers a second before the deadline; two more are for a slow network.
+        timeout = longest + 3.0
+        return self._call(lambda: self._stub.PollTaskAssignment(request, timeout=timeout))
+
+    def report(self, request: pb.ReportTaskResultRequest) -> None:
+        """Report an evaluation or a failure."""
+        self._call(lambda: self._stub.ReportTaskResult(request, timeout=_CALL_SECONDS))
+
+    # ---------------------------------------------------------------- transfers
+
+    def pull(self, session_token: str, model: pb.ModelRef) -> bytes:
+        """Return a model's safetensors bytes, resuming after each broken stream.
+
+        Raises:
+            WorkLost: the run has moved on.
+            RunFailed: the bytes are not those of the digest, repeatedly.
+        """
+        expected = Digest(model.digest.sha256, model.digest.size_bytes)
+        sink = io.BytesIO()
+        receiver = Receiver(sink, expected)
+
+        def attempt() -> pb.PullModelRequest:
+            request = pb.PullModelRequest(
+                session_token=session_token,
+                model_version=model.version,
+                read_offset=receiver.offset,
+            )
+            for response in self._stub.PullModel(request, timeout=_TRANSFER_SECONDS):
+                if response.WhichOneof("payload") == "chunk":
+                    receiver.write(response.chunk.offset, response.chunk.data)
+                    self._contact = time.monotonic()
+            return request
+
+        for _ in range(_DIGEST_ATTEMPTS):
+            try:
+                self._call(attempt)
+                receiver.finish()
+                return sink.getvalue()
+            except (OffsetMismatch, PayloadTooLong, DigestMismatch) as error:
+                log.warning("pulled model is damaged; pulling again", problem=str(error))
+                receiver.reset()
+        raise RunFailed(f"model {model.version} came damaged {_DIGEST_ATTEMPTS} times")
+
+    def push(
+        self,
+        session_token: str,
+        task_token: bytes,
+        base: pb.ModelRef,
+        update: bytes,
+        digest: Digest,
+        num_examples: int,
+        metrics: Metrics,
+    ) -> pb.PushUpdateResponse:
+        """Upload an update, resuming after each broken stream; return its final response.
+
+        That is ACCEPTED, NOT_WANTED or INVALID.
+
+        Raises:
+            RunFailed: the server never gets the right bytes.
+        """
+        header = pb.PushUpdateHeader(
+            session_token=session_token,
+            task_token=task_token,
+            base_model=base,
+            digest=pb.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes),
+            num_examples=num_examples,
+            metrics=metrics,
+        )
+        first = True
+
+        def attempt() -> pb.PushUpdateResponse:
+            nonlocal first
+            if not first:
+                request = pb.GetUploadRequest(session_token=session_token, task_token=task_token)
+                upload = self._stub.GetUpload(request, timeout=_CALL_SECONDS).upload
+                self._contact = time.monotonic()
+                header.write_offset = min(upload.committed_size_bytes, len(update))
+            first = False
+            messages = _push_messages(header, update)
+            return self._stub.PushUpdate(messages, timeout=_TRANSFER_SECONDS)
+
+        # Each mismatch tells where to go on; more than a few mean that something is wrong.
+        for _ in range(2 * _DIGEST_ATTEMPTS):
+            response = self._call(attempt)
+            header.write_offset = response.upload.committed_size_bytes
+            if response.outcome not in (
+                pb.PushUpdateResponse.OUTCOME_OFFSET_MISMATCH,
+                pb.PushUpdateResponse.OUTCOME_DIGEST_MISMATCH,
+            ):
+                return response
+            log.warning("upload goes on elsewhere", problem=response.message)
+        raise RunFailed("the server did not get the update whole; the network damages it")
+
+    # ----------------------------------------------------------------- retrying
+
+    def _call(self, call: Callable[[], R]) -> R:
+        """Call until an answer comes, waiting longer each time; give up after `max_wait`."""
+        delay, since = _FIRST_DELAY_SECONDS, time.monotonic()
+        while True:
+            if self._stop.is_set():
+                raise Stopped("asked to end")
+            try:
+                answer = call()
+                self._contact = time.monotonic()
+                return answer
+            except grpc.RpcError as error:
+                if self._stop.is_set():
+                    raise Stopped("asked to end") from error
+                if error.code() not in _RETRIED:
+                    raise self._translate(error) from error
+                waited = time.monotonic() - max(since, self._contact)
+                if waited + delay > self._max_wait:
+                    raise RunFailed(
+                        f"no server at {self._address} for {waited:.0f} s ({error.details()}); "
+                        "check --server, or wait longer with --max-wait"
+                    ) from error
+                if delay == _FIRST_DELAY_SECONDS:
+                    log.info(
+                        "waiting for the server",
+                        server=self._address,
+                        for_up_to_seconds=self._max_wait,
+                    )
+            except ValueError as error:  # The channel was closed under the call.
+                raise Stopped("asked to end") from error
+            self._stop.wait(delay * self._jitter.uniform(0.5, 1.0))
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+
+    def _translate(self, error: grpc.RpcError) -> FolkmootError:
+        reason, details = _reason(error), error.details() or error.code().name
+        match reason:
+            case "SESSION_UNKNOWN":
+                return SessionLost(details)
+            case "SESSION_SUPERSEDED":
+                return RunFailed(f"{details}; give each process its own --partition or --client-id")
+            case "RUN_ENDED":
+                return RunEnded(details)
+            case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":
+                return WorkLost(details)
+            case "TASK_MISMATCH":
+                return InputError(f"--task: {details}")
+            case "PARTITION_OUT_OF_RANGE":
+                return InputError(f"--partition: {details}")
+            case "FIELD_INVALID":
+                return InputError(f"the server refused the request: {details}")
+        return RunFailed(f"the server at {self._address} answered {error.code().name}: {details}")
+
+
+def _push_messages(header: pb.PushUpdateHeader, update: bytes) -> Iterator[pb.PushUpdateRequest]:
+    yield pb.PushUpdateRequest(header=header)
+    for piece in pieces(memoryview(update), header.write_offset):
+        chunk = pb.Chunk(offset=piece.offset, data=bytes(piece.data), finish_write=piece.last)
+        yield pb.PushUpdateRequest(chunk=chunk)
+
+
+def _reason(error: grpc.RpcError) -> str:
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""

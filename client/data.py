@@ -1,0 +1,47 @@
+"""The training data of a process, loaded once, and each partition's two parts of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import DataError
+from common.splits import Indices, Split, hold_out, partition
+from common.tasks import Examples, Task
+
+
+class LocalData(NamedTuple):
+    """One partition's training and validation examples."""
+
+    train: Examples
+    validation: Examples
+
+
+def load_partitions(
+    task: Task, data_dir: Path, split: Split, indices: list[int], device: str
+) -> dict[int, LocalData]:
+    """Return the data of the partitions `indices`, on `device`.
+
+    Raises:
+        DataError: the data is missing or can't be read.
+        InputError: it can't be divided so.
+    """
+    import torch
+
+    examples = task.data(data_dir, train=True)
+    if len(examples.inputs) != len(examples.targets) or not len(examples.inputs):
+        raise DataError(
+            f"--data-dir: the task gave {len(examples.inputs)} inputs and "
+            f"{len(examples.targets)} targets; there must be as many of both, and some"
+        )
+    parts = partition(examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy(), split)
+
+    def take(chosen: Indices) -> Examples:
+        where = torch.from_numpy(chosen)
+        return Examples(examples.inputs[where].to(device), examples.targets[where].to(device))
+
+    held: dict[int, LocalData] = {}
+    for index in indices:
+        training, validation = hold_out(parts[index], split, index)
+        held[index] = LocalData(take(training), take(validation))
+    return held

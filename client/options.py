@@ -1,0 +1,71 @@
+"""The client's options: one frozen dataclass for each group of `python -m client --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from common.config import finite
+from common.errors import InputError
+
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+@Parameter(name="*", group=Group("Client", sort_key=1), negative=())
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions:
+    """Who the client is, whom it serves, and what it uses."""
+
+    partition: str | None = None
+    "Part of the data to train on, e.g. 3; or a range, e.g. 0-9: ten clients in this process."
+    server: str = "127.0.0.1:7070"
+    "HOST:PORT of the server."
+    task: str | None = None
+    "The only task that the client is willing to train; any built-in one if not given."
+    data_dir: Path = Path("data")
+    "Folder of the training data, for tasks that read files."
+    client_id: str | None = None
+    "Name that is the same after each start (with a range, its beginning); else client-<partition>."
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    "Where to train; auto takes CUDA, then MPS, then the CPU."
+    threads: Positive = 1
+    "Torch threads. Several clients on one machine need one each, or they run ten times slower."
+    max_wait: Annotated[float, Parameter(validator=(finite, Number(gt=0)))] = 600.0
+    "Seconds to try again for while the server can't be reached."
+    config: Path | None = None
+    "TOML file with any of these options; flags and FOLKMOOT_… go first."
+
+
+def partitions(text: str | None) -> range:
+    """Return the partitions that "3" or "0-9" names.
+
+    Raises:
+        InputError: it names none.
+    """
+    if text is None:
+        raise InputError(
+            "--partition: say which part of the data this client holds, e.g. --partition 0"
+        )
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise InputError(f"--partition: {text!r} is neither a number such as 3 nor a range 0-9")
+    found = range(int(first), int(last if dash else first) + 1)
+    if not found:
+        raise InputError(f"--partition: the range {text} is empty; write the smaller number first")
+    return found
+
+
+def client_ids(options: ClientOptions) -> dict[int, str]:
+    """Return the client id of each partition that the process holds.
+
+    Raises:
+        InputError: --partition names none.
+    """
+    held = partitions(options.partition)
+    if options.client_id is not None and len(held) == 1:
+        return {held[0]: options.client_id}
+    return {index: f"{options.client_id or 'client'}-{index}" for index in held}

@@ -1,0 +1,335 @@
+"""One client's life: join, poll, work, report, and again, until the run ends.
+
+A process runs one `Runner` a partition, each in a thread; they share a `Site`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from google.protobuf.json_format import MessageToDict
+
+from client.connection import Connection, RunEnded, SessionLost, Stopped, WorkLost
+from client.data import LocalData, load_partitions
+from client.progress import StepProgress
+from client.trainer import Trainer, WorkFailed
+from common import __version__
+from common.errors import FolkmootError, InputError, RunFailed
+from common.logs import get_logger
+from common.splits import Partitioner, Split
+from common.tasks import load_task
+from common.tensors import Digest, decode, digest_bytes, encode
+from common.training import Metrics, OnStep, TrainConfig
+from protos import federated_pb2 as pb
+
+if TYPE_CHECKING:
+    import torch
+
+log = get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushable:
+    """A trained update, ready to be sent again until it is answered."""
+
+    task_token: bytes
+    data: bytes
+    digest: Digest
+    num_examples: int
+    metrics: Metrics
+
+
+class Site:
+    """What the clients of a process share: data, one trainer, and the model last pulled.
+
+    One of them works at a time: several at once would only slow each other down.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        task_names: list[str],
+        partitions: list[int],
+        data_dir: Path,
+        device: str,
+        stop: threading.Event,
+        progress: StepProgress,
+    ) -> None:
+        self.connection = connection
+        self.task_names = task_names
+        self.stop = stop
+        self.progress = progress
+        self.turn = threading.Lock()
+        self._partitions = partitions
+        self._data_dir = data_dir
+        self._device = device
+        self._loading = threading.Lock()
+        self._spec = b""
+        self._trainer: Trainer | None = None
+        self._data: dict[int, LocalData] = {}
+        self._pulling = threading.Lock()
+        self._digest: Digest | None = None
+        self._model: dict[str, torch.Tensor] = {}
+
+    def prepare(self, spec: pb.TaskSpec, partition: int) -> tuple[Trainer, LocalData]:
+        """Return the trainer and a partition's data, loaded when they are first asked for.
+
+        Raises:
+            InputError: the task's code or data is missing, or does not fit the run.
+        """
+        with self._loading:
+            key = spec.SerializeToString(deterministic=True)
+            if self._trainer is None or key != self._spec:
+                task = load_task(spec.task_name)
+                if spec.model_name not in task.models:
+                    raise InputError(
+                        f"--task: {spec.task_name} has no model {spec.model_name!r} here; "
+                        "install the server's version of the task"
+                    )
+                began = time.monotonic()
+                self._data = load_partitions(
+                    task, self._data_dir, split_of(spec.split), self._partitions, self._device
+                )
+                self._trainer = Trainer(task, spec.model_name, self._device)
+                self._spec = key
+                seconds = round(time.monotonic() - began, 1)
+                log.info("data loaded", task=spec.task_name, seconds=seconds)
+            return self._trainer, self._data[partition]
+
+    def model(self, session_token: str, model: pb.ModelRef) -> dict[str, torch.Tensor]:
+        """Return a model's tensors, pulled once for all clients of the process."""
+        wanted = Digest(model.digest.sha256, model.digest.size_bytes)
+        with self._pulling:
+            if self._digest != wanted:
+                self._digest, self._model = None, {}
+                self._model = decode(self.connection.pull(session_token, model))
+                self._digest = wanted
+            return self._model
+
+
+@dataclass(eq=False)
+class Runner:
+    """One client: a partition, an id, and its session while it has one."""
+
+    site: Site
+    client_id: str
+    partition: int
+    instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    session_token: str = ""
+    # While it works, someone must renew the lease; a waiting poll does that by itself.
+    busy: bool = False
+    task_token: bytes = b""
+    lost: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    unanswered: Pushable | None = field(default=None, repr=False)
+
+    def run(self) -> None:
+        """Take part until the run has ended.
+
+        Raises:
+            InputError: this client can't take part as it was started.
+            RunFailed: the run failed, or this client can't go on.
+            Stopped: the process is asked to end.
+        """
+        structlog.contextvars.bind_contextvars(client=self.client_id)
+        while True:
+            try:
+                self._take_part()
+                return
+            except SessionLost:
+                log.warning("session lost; joining again")
+            except RunEnded:
+                log.info("the run has ended")
+                return
+            finally:
+                self.busy, self.session_token = False, ""
+
+    def beat(self) -> None:
+        """Renew the lease; learn whether the work is still wanted, or the session gone."""
+        token, task_token = self.session_token, self.task_token
+        if not (self.busy and token):
+            return
+        try:
+            if self.site.connection.heartbeat(token, task_token) and task_token == self.task_token:
+                self.cancelled.set()
+        except (SessionLost, RunFailed):
+            self.lost.set()
+
+    def _take_part(self) -> None:
+        site, connection = self.site, self.site.connection
+        joined = connection.join(
+            pb.JoinRequest(
+                client_id=self.client_id,
+                instance_id=self.instance_id,
+                task_names=site.task_names,
+                partition=self.partition,
+                client_version=__version__,
+            )
+        )
+        self.lost.clear()
+        self.session_token, self.busy = joined.session_token, True
+        structlog.contextvars.bind_contextvars(run_id=joined.run_id)
+        log.info("joined", task=joined.task.task_name, partition=self.partition)
+        try:
+            trainer, data = site.prepare(joined.task, self.partition)
+            longest = joined.max_poll_duration.ToMilliseconds() / 1000
+            while True:
+                self.busy = False
+                response = connection.poll(self.session_token, longest)
+                self.busy = True
+                if response.HasField("run_end"):
+                    raise _ending(response.run_end)
+                if response.HasField("assignment"):
+                    self._work(response.assignment, trainer, data)
+        except (RunEnded, InputError, RunFailed) as error:
+            connection.leave(self.session_token, type(error).__name__)
+            raise
+
+    def _work(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
+        self.cancelled.clear()
+        self.task_token = assignment.task_token
+        structlog.contextvars.bind_contextvars(round=assignment.round)
+        try:
+            if assignment.WhichOneof("work") == "train":
+                self._train(assignment, trainer, data)
+            else:
+                self._evaluate(assignment, trainer, data)
+        except WorkLost:
+            log.info("work is not wanted any more")
+        except WorkFailed as error:
+            log.warning("work failed", reason=error.reason, message=str(error))
+            self._report_failure(error.reason, str(error))
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            log.exception("the task's code failed")
+            self._report_failure("TASK_RAISED", type(error).__name__)
+            raise RunFailed(f"the task's code raised {type(error).__name__}: {error}") from error
+        finally:
+            self.task_token = b""
+            structlog.contextvars.unbind_contextvars("round")
+
+    def _train(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
+        site = self.site
+        ready = self.unanswered
+        if ready is None or ready.task_token != assignment.task_token:
+            self.unanswered = None
+            base = site.model(self.session_token, assignment.model)
+            with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
+                self._check_wanted()
+                began = time.monotonic()
+                trained = trainer.train(
+                    base,
+                    data,
+                    train_config(assignment.train),
+                    assignment.seed,
+                    self._on_step(advance),
+                )
+            encoded = encode(trained.update)
+            ready = self.unanswered = Pushable(
+                task_token=assignment.task_token,
+                data=encoded,
+                digest=digest_bytes(encoded),
+                num_examples=trained.num_examples,
+                metrics=trained.metrics,
+            )
+            log.info(
+                "trained",
+                examples=trained.num_examples,
+                seconds=round(time.monotonic() - began, 2),
+                **{name: round(value, 4) for name, value in trained.metrics.items()},
+            )
+        response = site.connection.push(
+            self.session_token,
+            assignment.task_token,
+            assignment.model,
+            ready.data,
+            ready.digest,
+            ready.num_examples,
+            ready.metrics,
+        )
+        self.unanswered = None
+        outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
+        log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, message=response.message)
+
+    def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
+        site = self.site
+        base = site.model(self.session_token, assignment.model)
+        with site.turn:
+            self._check_wanted()
+            num_examples, metrics = trainer.evaluate(base, data)
+        report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
+        site.connection.report(
+            pb.ReportTaskResultRequest(
+                session_token=self.session_token,
+                task_token=assignment.task_token,
+                evaluation=report,
+            )
+        )
+
+    def _report_failure(self, reason: str, message: str) -> None:
+        failure = pb.TaskFailure(reason=reason, message=message[:1024])
+        request = pb.ReportTaskResultRequest(
+            session_token=self.session_token, task_token=self.task_token, failure=failure
+        )
+        with suppress(WorkLost):  # The round is over anyhow.
+            self.site.connection.report(request)
+
+    def _check_wanted(self) -> None:
+        if self.site.stop.is_set():
+            raise Stopped("asked to end")
+        if self.lost.is_set():
+            raise SessionLost("the session is gone")
+        if self.cancelled.is_set():
+            raise WorkLost("the work is not wanted any more")
+
+    def _on_step(self, advance: Callable[[int, int], None]) -> OnStep:
+        def on_step(done: int, total: int) -> None:
+            self._check_wanted()
+            advance(done, total)
+
+        return on_step
+
+
+def _ending(end: pb.RunEnd) -> FolkmootError:
+    if end.failure_message:
+        return RunFailed(f"the run failed: {end.failure_message}")
+    return RunEnded("the run has ended")
+
+
+def split_of(message: pb.DataSplit) -> Split:
+    """Return the split that a server announced.
+
+    Raises:
+        InputError: this version of the client does not know the partitioner.
+    """
+    name = pb.DataSplit.Partitioner.Name(message.partitioner).removeprefix("PARTITIONER_")
+    if name not in Partitioner.__members__:
+        raise InputError(f"the server divides the data by {name}, which this client can't")
+    return Split(
+        partitioner=Partitioner[name],
+        num_partitions=message.num_partitions,
+        alpha=message.alpha,
+        shards_per_client=message.shards_per_client,
+        seed=message.seed,
+        validation_fraction=message.validation_fraction,
+    )
+
+
+def train_config(message: pb.TrainWork) -> TrainConfig:
+    """Return the configuration in an assignment."""
+    return TrainConfig(
+        local_epochs=message.local_epochs,
+        batch_size=message.batch_size,
+        learning_rate=message.learning_rate,
+        momentum=message.momentum,
+        weight_decay=message.weight_decay,
+        proximal_mu=message.proximal_mu,
+        hyperparameters=MessageToDict(message.hyperparameters),
+    )

@@ -1,0 +1,101 @@
+"""One assignment's work: from the global model's tensors to an update, or to an evaluation.
+
+The same seed gives the same bytes. Knows nothing about the wire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from client.data import LocalData
+from common.errors import FolkmootError, InputError, TensorError
+from common.tasks import Task
+from common.tensors import check_finite
+from common.training import Metrics, OnStep, TrainConfig
+
+
+class WorkFailed(FolkmootError):
+    """The work can't be done; `reason` is a TaskFailure's."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Trained(NamedTuple):
+    """The result of local training: local minus base by name, its weight n_k, and metrics."""
+
+    update: dict[str, torch.Tensor]
+    num_examples: int
+    metrics: Metrics
+
+
+class Trainer:
+    """Trains and evaluates one model object, which the clients of a process take turns with."""
+
+    def __init__(self, task: Task, model_name: str, device: str) -> None:
+        self._task = task
+        self._model = task.models[model_name]().to(device)
+
+    def train(
+        self,
+        base: Mapping[str, torch.Tensor],
+        data: LocalData,
+        config: TrainConfig,
+        seed: int,
+        on_step: OnStep,
+    ) -> Trained:
+        """Train from `base` on the partition's training part.
+
+        Raises:
+            WorkFailed: the model diverged to NaN or infinity.
+        """
+        self._load(base)
+        # For layers that draw, such as dropout; the order of examples has a generator of its own.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            metrics = self._task.train(self._model, data.train, config, seed, on_step)
+        local = self._model.state_dict()
+        update = {name: local[name].cpu() - tensor for name, tensor in base.items()}
+        try:
+            check_finite(update)
+        except TensorError as error:
+            raise WorkFailed("UPDATE_NOT_FINITE", f"{error}; a smaller --lr may help") from error
+        if not all(math.isfinite(value) for value in metrics.values()):
+            message = "the training loss is not finite; a smaller --lr may help"
+            raise WorkFailed("LOSS_NOT_FINITE", message)
+        return Trained(update, len(data.train.inputs), metrics)
+
+    def evaluate(self, base: Mapping[str, torch.Tensor], data: LocalData) -> tuple[int, Metrics]:
+        """Return the validation part's size, and the model's finite means over it."""
+        if not len(data.validation.inputs):
+            return 0, {}
+        self._load(base)
+        metrics = self._task.evaluate(self._model, data.validation)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return len(data.validation.inputs), finite
+
+    def _load(self, base: Mapping[str, torch.Tensor]) -> None:
+        self._model.load_state_dict(dict(base))
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device for --device; auto takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(device for device, available in there.items() if available)
+    if not there[wanted]:
+        raise InputError(f"--device: there is no {wanted} here; use auto or cpu")
+    return wanted

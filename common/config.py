@@ -1,0 +1,111 @@
+"""Settings from flags, then environment (FOLKMOOT_…), then a TOML file, then saved values.
+
+The options are frozen dataclasses, one a group of `--help`; this file turns them into a
+command line with cyclopts and its errors into `InputError`. Knows no option by name but
+--config.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Token
+from cyclopts.config import Env, Toml
+
+from common.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse_options(
+    options: type[T],
+    program: str,
+    description: str,
+    argv: Sequence[str],
+    saved: Mapping[str, Any] | None = None,
+) -> T | None:
+    """Return an instance of the dataclass `options`; None when only --help was asked for.
+
+    Args:
+        options: its fields are groups of options; each option has a default.
+        program: what the user types, e.g. "python -m server".
+        description: the first paragraph of --help.
+        argv: the flags, without the program's name.
+        saved: values by option name ("local_epochs") that go before the defaults, for
+            whatever flags, environment and file leave open.
+
+    Raises:
+        InputError: a flag, variable or line of the file is unknown or has a wrong value.
+    """
+    app = App(
+        name=program,
+        help=description,
+        help_format="plaintext",
+        version_flags=(),
+        group_commands=Group("Help", sort_key=99),
+        result_action="return_value",
+        config=[
+            Env("FOLKMOOT_", command=False, show=False),
+            _config_file,
+            _Saved(saved or {}),
+        ],
+    )
+
+    @app.default
+    def build(chosen: options = options()) -> T:  # type: ignore[valid-type]  # noqa: B008
+        return chosen
+
+    try:
+        result: T | None = app(
+            list(argv), exit_on_error=False, print_error=False, help_on_error=False
+        )
+    except CycloptsError as error:
+        raise InputError(_one_line(str(error))) from error
+    return result
+
+
+def finite(_: object, value: Any) -> None:  # noqa: ANN401
+    """Refuse NaN and infinity, which every bound lets through or half through."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number.")
+
+
+def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Read the file named by --config or FOLKMOOT_CONFIG, if one is named."""
+    for token in _argument(arguments, "--config").tokens:
+        try:
+            Toml(Path(token.value), must_exist=True)(app, commands, arguments)
+        except FileNotFoundError as error:
+            raise InputError(f"--config: no file {token.value}") from error
+        except OSError as error:
+            raise InputError(f"--config: can't read {token.value}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"--config: {token.value} is not TOML: {error}") from error
+
+
+class _Saved:
+    """The lowest layer of settings: the values of an earlier run."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __call__(self, _: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        for name, value in self._values.items():
+            if value is None:
+                continue
+            argument = _argument(arguments, "--" + name.replace("_", "-"))
+            if isinstance(value, dict):
+                if not any(child.tokens for child in argument.children):
+                    for key, item in value.items():
+                        argument.append(Token(keyword=argument.name, value=str(item), keys=(key,)))
+            elif not argument.tokens:
+                argument.append(Token(keyword=argument.name, value=str(value)))
+
+
+def _argument(arguments: ArgumentCollection, name: str) -> Argument:
+    return next(argument for argument in arguments if name in argument.names)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

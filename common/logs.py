@@ -1,0 +1,75 @@
+"""Structured logs: readable lines on a terminal, JSON lines elsewhere and in a file.
+
+Knows nothing about what is logged; callers never pass data or tensors.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import structlog
+from structlog.types import EventDict, Processor, WrappedLogger
+
+Logger = structlog.stdlib.BoundLogger
+
+
+def configure_logs(file: Path | None = None) -> None:
+    """Log to standard error from now on, and append to `file` as JSON lines if one is given.
+
+    Raises:
+        OSError: the file can't be opened.
+    """
+    terminal = sys.stderr.isatty()
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    if file is not None:
+        processors.append(_JsonFile(file.open("a", encoding="utf-8")))
+    if terminal:
+        processors.append(_short_time)
+        processors.append(structlog.dev.ConsoleRenderer(pad_event_to=30))
+    else:
+        processors.append(structlog.processors.JSONRenderer(serializer=json.dumps))
+    structlog.configure(processors=processors, logger_factory=_StandardError)
+
+
+def get_logger() -> Logger:
+    """Return the logger; what is bound with `structlog.contextvars` goes into each line."""
+    logger: Logger = structlog.get_logger()
+    return logger
+
+
+class _StandardError:
+    """Writes to sys.stderr as it is at that moment, so that a progress bar stays below."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, _: str) -> Callable[[str], None]:
+        return self._write
+
+    def _write(self, message: str) -> None:
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+
+
+class _JsonFile:
+    """A processor that appends each event to a file and passes it on."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        self._file.write(json.dumps(event, default=str) + "\n")
+        self._file.flush()
+        return event
+
+
+def _short_time(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event["timestamp"] = event["timestamp"][11:19]
+    return event

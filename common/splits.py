@@ -1,0 +1,129 @@
+"""How the training data is divided among partitions: pure functions of labels and a split.
+
+Every machine computes the same division by itself, so only the few numbers of a `Split`
+travel. Knows nothing about tensors, tasks or clients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import InputError
+from common.seeds import derive_seed
+
+Indices = NDArray[np.int64]
+
+_DIRICHLET_DRAWS = 100
+
+
+class Partitioner(Enum):
+    """The schemes, by the name of the --partitioner flag."""
+
+    IID = "iid"
+    DIRICHLET = "dirichlet"
+    SHARDS = "shards"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A division of the training data; the fields are those of federated.proto's DataSplit."""
+
+    partitioner: Partitioner
+    num_partitions: int
+    alpha: float
+    shards_per_client: int
+    seed: int
+    validation_fraction: float
+
+
+def partition(labels: NDArray[np.int64], split: Split) -> list[Indices]:
+    """Return, for each partition, the indices of its examples, ascending.
+
+    Partitions are disjoint, none is empty, and together they hold every example once
+    (with NONE, where nothing is divided, each holds all).
+
+    Args:
+        labels: shape [n], the class of each example, from 0.
+        split: how to divide; `validation_fraction` plays no part here.
+
+    Raises:
+        InputError: the labels can't be divided so; the message names the flag.
+    """
+    if split.partitioner is Partitioner.NONE:
+        return [np.arange(len(labels))] * split.num_partitions
+    if split.num_partitions > len(labels):
+        raise InputError(
+            f"--num-partitions: {split.num_partitions} partitions of {len(labels)} examples "
+            "leave some empty; use fewer"
+        )
+    rng = np.random.default_rng(split.seed)
+    if split.partitioner is Partitioner.IID:
+        parts: Sequence[Indices] = np.array_split(
+            rng.permutation(len(labels)), split.num_partitions
+        )
+    elif split.partitioner is Partitioner.DIRICHLET:
+        parts = _dirichlet(labels, split.num_partitions, split.alpha, rng)
+    else:
+        parts = _shards(labels, split.num_partitions, split.shards_per_client, rng)
+    return [np.sort(part) for part in parts]
+
+
+def hold_out(indices: Indices, split: Split, index: int) -> tuple[Indices, Indices]:
+    """Divide one partition into its training and its validation part.
+
+    The validation part is the validation fraction of the partition, rounded down, so
+    that a partition of one example still trains.
+    """
+    count = int(len(indices) * split.validation_fraction)
+    rng = np.random.default_rng(derive_seed(split.seed, "validation", index))
+    shuffled = rng.permutation(indices)
+    return np.sort(shuffled[count:]), np.sort(shuffled[:count])
+
+
+def _dirichlet(
+    labels: NDArray[np.int64], count: int, alpha: float, rng: np.random.Generator
+) -> Sequence[Indices]:
+    """Divide each class by proportions from Dirichlet(alpha): Li et al. 2022, section IV-A.
+
+    (arXiv 2102.02079.) Drawn again while a partition is empty.
+    """
+    for _ in range(_DIRICHLET_DRAWS):
+        parts: list[list[Indices]] = [[] for _ in range(count)]
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            shares = np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1]
+            cuts = np.floor(shares * len(members)).astype(np.int64)
+            for part, chosen in zip(parts, np.split(members, cuts), strict=True):
+                part.append(chosen)
+        joined = [np.concatenate(part) for part in parts]
+        if all(len(part) for part in joined):
+            return joined
+    raise InputError(
+        f"--alpha: {alpha} leaves a partition empty in each of {_DIRICHLET_DRAWS} draws over "
+        f"{count} partitions; use a larger alpha or fewer partitions"
+    )
+
+
+def _shards(
+    labels: NDArray[np.int64], count: int, per_client: int, rng: np.random.Generator
+) -> Sequence[Indices]:
+    """Sort by label, cut into equal shards and deal them out: McMahan et al. 2017, section 3.
+
+    (arXiv 1602.05629.)
+    """
+    total = count * per_client
+    if total > len(labels):
+        raise InputError(
+            f"--shards-per-client: {total} shards of {len(labels)} examples leave some empty; "
+            "use fewer shards or fewer partitions"
+        )
+    # Shuffled first, so that which examples of a class share a shard depends on the seed.
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    shards = np.array_split(order, total)
+    dealt = rng.permutation(total).reshape(count, per_client)
+    return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]

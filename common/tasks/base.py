@@ -1,0 +1,66 @@
+"""What a task is: models, data, and (by default, a classifier's) training and evaluation.
+
+Subclass `Task` for one's own. A task knows nothing about partitions, rounds or the wire.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from common import training
+from common.training import Metrics, OnStep, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Examples(NamedTuple):
+    """Tensors in memory: inputs of shape [n, ...] and targets of shape [n, ...]."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class Task(ABC):
+    """A learning problem. The smallest complete one sets `models` and defines `data`."""
+
+    # The models by name; the first is the default. Each call makes a new one, whose weights
+    # come from torch's global random state, which the server seeds.
+    models: ClassVar[Mapping[str, Callable[[], torch.nn.Module]]]
+    # What --local-epochs, --batch-size, --lr and the like are when they are not given.
+    defaults: ClassVar[TrainConfig] = TrainConfig()
+
+    @abstractmethod
+    def data(self, data_dir: Path, train: bool) -> Examples:
+        """Return the training examples, or the held-out ones that the server evaluates on.
+
+        Called once in a process. The targets' class indices (shape [n]) are what the
+        non-IID partitioners divide by.
+
+        Raises:
+            DataError: the data is missing or can't be read.
+        """
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch; cross-entropy unless overridden."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs, targets)
+
+    def train(
+        self,
+        model: torch.nn.Module,
+        examples: Examples,
+        config: TrainConfig,
+        seed: int,
+        on_step: OnStep,
+    ) -> Metrics:
+        """Train `model` in place and return means such as "loss"; see `common.training.train`."""
+        return training.train(model, *examples, config, self.loss, seed, on_step)
+
+    def evaluate(self, model: torch.nn.Module, examples: Examples) -> Metrics:
+        """Return means over the examples: "loss", and "accuracy" where there is one."""
+        return training.evaluate(model, *examples, self.loss)

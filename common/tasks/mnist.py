@@ -1,0 +1,100 @@
+"""MNIST and Fashion-MNIST, 28×28 pixels, 60,000 and 10,000 images, in torchvision's layout.
+
+The models are those of McMahan et al. 2017 (arXiv 1602.05629), section 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from common.errors import DataError
+from common.tasks.base import Examples, Task
+from common.training import TrainConfig
+
+
+def cnn() -> nn.Module:
+    """Return the paper's CNN: two 5×5 convolutions, 512 units; 1,663,370 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 512),
+        nn.ReLU(),
+        nn.Linear(512, 10),
+    )
+
+
+def mlp() -> nn.Module:
+    """Return the paper's 2NN: two hidden layers of 200 units; 199,210 parameters."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(28 * 28, 200),
+        nn.ReLU(),
+        nn.Linear(200, 200),
+        nn.ReLU(),
+        nn.Linear(200, 10),
+    )
+
+
+class Mnist(Task):
+    """Images of shape [1, 28, 28], standardised, and their 10 classes."""
+
+    models = {"cnn": cnn, "mlp": mlp}
+    defaults = TrainConfig(local_epochs=1, batch_size=10, learning_rate=0.1)
+    # torchvision.datasets' class, which names the folder too, and the training pixels'
+    # mean and standard deviation.
+    source: ClassVar[str] = "MNIST"
+    mean: ClassVar[float] = 0.1307
+    std: ClassVar[float] = 0.3081
+
+    def data(self, data_dir: Path, train: bool) -> Examples:
+        """Return the images, downloaded to `data_dir` when they are missing there."""
+        images, labels = _load(self.source, data_dir, train)
+        inputs = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
+        return Examples(inputs, labels.long())
+
+
+class FashionMnist(Mnist):
+    """Zalando's images of clothes, in the same shapes as MNIST."""
+
+    source = "FashionMNIST"
+    mean = 0.2860
+    std = 0.3530
+
+
+def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    from torchvision import datasets
+
+    dataset = getattr(datasets, source)
+    raw = data_dir / source / "raw"
+    try:
+        if not raw.exists():
+            _download(dataset, source, data_dir)
+        loaded = dataset(data_dir, train=train)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"--data-dir: no readable {source} in {data_dir} ({reason}); "
+            f"put its four idx files into {raw}, or name the folder that holds {source}/raw"
+        ) from error
+    return loaded.data, loaded.targets
+
+
+def _download(dataset: type, source: str, data_dir: Path) -> None:
+    """Download beside the place and rename, so that no other process sees half a data set."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir) as folder:
+        dataset(folder, download=True)
+        # Lost only to another process that has just put the same files there.
+        with contextlib.suppress(OSError):
+            (Path(folder) / source).rename(data_dir / source)

@@ -1,0 +1,117 @@
+"""The default local training and evaluation: minibatch SGD over tensors held in memory.
+
+A task may bring its own in their place. Knows nothing about partitions or the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+Metrics = dict[str, float]
+# Called after each local step with (steps done, steps in all); what it raises ends the training.
+OnStep = Callable[[int, int], None]
+Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Hyperparameter = str | float | bool
+
+_EVALUATION_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a client trains in one round."""
+
+    local_epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    # FedProx's mu: adds mu/2 * |w - w_global|^2 to the loss (Li et al. 2020, arXiv 1812.06127).
+    proximal_mu: float = 0.0
+    # For a task that replaces `train`: numbers, strings and booleans by name.
+    hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
+
+
+def train(
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    config: TrainConfig,
+    loss: Loss,
+    seed: int,
+    on_step: OnStep,
+) -> Metrics:
+    """Train `model` in place; the local update of FedAvg (McMahan et al. 2017, algorithm 1).
+
+    Args:
+        model: on the same device as the examples.
+        inputs: shape [n, ...], n at least 1.
+        targets: shape [n, ...].
+        config: epochs, batch size and the numbers of SGD.
+        loss: the mean loss of a batch, from (outputs, targets).
+        seed: of the order of the examples.
+        on_step: called after each step.
+
+    Returns:
+        "loss", the mean training loss over the examples of all epochs.
+    """
+    import torch
+
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    anchors = [p.detach().clone() for p in parameters] if config.proximal_mu else []
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    count, size = len(inputs), config.batch_size
+    steps = config.local_epochs * -(-count // size)
+    total, step = torch.zeros((), device=inputs.device), 0
+    for _ in range(config.local_epochs):
+        order = torch.randperm(count, generator=generator).to(inputs.device)
+        for batch in torch.split(order, size):
+            batch_loss = loss(model(inputs[batch]), targets[batch])
+            optimizer.zero_grad()
+            torch.autograd.backward(batch_loss)
+            for parameter, anchor in zip(parameters, anchors, strict=bool(anchors)):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=config.proximal_mu)
+            optimizer.step()
+            total += batch_loss.detach() * len(batch)
+            step += 1
+            on_step(step, steps)
+    return {"loss": total.item() / (count * config.local_epochs)}
+
+
+def evaluate(
+    model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss: Loss
+) -> Metrics:
+    """Evaluate a classifier: "loss" and "accuracy", means over the examples.
+
+    Args:
+        model: returns scores of shape [batch, classes, ...]; on the examples' device.
+        inputs: shape [n, ...], n at least 1.
+        targets: class indices, shape [n, ...].
+        loss: the mean loss of a batch, from (outputs, targets).
+    """
+    import torch
+
+    model.eval()
+    total, correct = 0.0, 0.0
+    with torch.inference_mode():
+        for x, y in zip(
+            torch.split(inputs, _EVALUATION_BATCH_SIZE),
+            torch.split(targets, _EVALUATION_BATCH_SIZE),
+            strict=True,
+        ):
+            outputs = model(x)
+            total += loss(outputs, y).item() * len(y)
+            correct += (outputs.argmax(1) == y).double().mean().item() * len(y)
+    return {"loss": total / len(inputs), "accuracy": correct / len(inputs)}

@@ -1,0 +1,110 @@
+"""A payload as a stream of chunks that may break anywhere and go on at an offset.
+
+The same `Receiver` takes a model on the client and an update on the server. Knows
+nothing about gRPC, files' names or what the bytes mean.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from common.errors import FolkmootError
+from common.tensors import Digest
+
+CHUNK_SIZE_BYTES = 1 << 20
+
+
+class OffsetMismatch(FolkmootError):
+    """A chunk does not begin where the last one ended; go on from `Receiver.offset`."""
+
+
+class PayloadTooLong(FolkmootError):
+    """More bytes came than were announced."""
+
+
+class DigestMismatch(FolkmootError):
+    """The finished payload is not the one announced; the receiver is back at 0."""
+
+
+class Piece(NamedTuple):
+    """One chunk to send: its offset in the payload, its bytes, and whether it is the last."""
+
+    offset: int
+    data: memoryview
+    last: bool
+
+
+def pieces(payload: memoryview, start: int = 0, size: int = CHUNK_SIZE_BYTES) -> Iterator[Piece]:
+    """Yield `payload` from `start` on in pieces of `size` bytes; at least one, if only to finish.
+
+    >>> [(p.offset, bytes(p.data), p.last) for p in pieces(memoryview(b"abcde"), 1, 3)]
+    [(1, b'bcd', False), (4, b'e', True)]
+    """
+    end = len(payload)
+    while True:
+        stop = min(start + size, end)
+        yield Piece(start, payload[start:stop], stop == end)
+        if stop == end:
+            return
+        start = stop
+
+
+class Sink(Protocol):
+    """Where received bytes go: a file, or io.BytesIO."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to an offset."""
+
+    def truncate(self) -> int:
+        """Drop what is after the current offset."""
+
+
+class Receiver:
+    """Takes a payload's chunks in order, writes them to a sink and hashes them on the way."""
+
+    def __init__(self, sink: Sink, expected: Digest) -> None:
+        self.expected = expected
+        self.offset = 0
+        self._sink = sink
+        self._hash = hashlib.sha256()
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Take one chunk.
+
+        Raises:
+            OffsetMismatch: there is a gap or an overlap.
+            PayloadTooLong: there are more bytes than announced.
+
+        Nothing is written then.
+        """
+        if offset != self.offset:
+            raise OffsetMismatch(f"chunk at offset {offset}, expected {self.offset}")
+        if offset + len(data) > self.expected.size_bytes:
+            raise PayloadTooLong(f"more bytes than the {self.expected.size_bytes} announced")
+        self._sink.write(data)
+        self._hash.update(data)
+        self.offset += len(data)
+
+    def finish(self) -> None:
+        """Check the whole payload against the announced digest.
+
+        Raises:
+            DigestMismatch: size or hash differ; what was received is dropped.
+        """
+        received = Digest(self._hash.hexdigest(), self.offset)
+        if received != self.expected:
+            self.reset()
+            raise DigestMismatch(
+                f"received {received.size_bytes} bytes with SHA-256 {received.sha256[:12]}…, "
+                f"announced {self.expected.size_bytes} with {self.expected.sha256[:12]}…"
+            )
+
+    def reset(self) -> None:
+        """Drop what was received and begin again at 0."""
+        self._sink.seek(0)
+        self._sink.truncate()
+        self._hash = hashlib.sha256()
+        self.offset = 0

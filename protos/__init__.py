@@ -1,0 +1,1 @@
+"""The wire contract, federated.proto, and the Python code that is generated from it."""

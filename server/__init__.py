@@ -1,0 +1,1 @@
+"""The server: selects cohorts, collects their updates, aggregates, evaluates and commits."""

@@ -1,0 +1,113 @@
+"""The Admin service: the run as operators see it, and the wish to stop it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.errors import RequestError, Status
+from protos import federated_pb2 as pb
+from protos import federated_pb2_grpc as pb_grpc
+from server.coordinator import Coordinator, RoundSummary
+from server.edge import Context, invalid
+from server.rounds import Phase, StopRequested
+
+_DEFAULT_PAGE = 50
+_LARGEST_PAGE = 1000
+_DEFAULT_KEEPALIVE = 30.0
+
+
+class AdminService(pb_grpc.AdminServicer):
+    """Serves operators; the promises of each method are in federated.proto."""
+
+    def __init__(self, coordinator: Coordinator, task_name: str, start_time: Timestamp) -> None:
+        self._coordinator = coordinator
+        self._task_name = task_name
+        self._start_time = start_time
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=self._run())
+
+    async def ListRounds(
+        self, request: pb.ListRoundsRequest, context: Context
+    ) -> pb.ListRoundsResponse:
+        size = request.page_size or _DEFAULT_PAGE
+        if not 1 <= size <= _LARGEST_PAGE:
+            raise invalid(f"page_size must be 0 to {_LARGEST_PAGE}")
+        history = self._coordinator.history
+        # The token counts from the oldest round, so that new rounds don't move the pages.
+        end = len(history)
+        if request.page_token:
+            if not request.page_token.isdecimal() or int(request.page_token) > end:
+                raise invalid("page_token is not one of ListRoundsResponse")
+            end = int(request.page_token)
+        begin = max(0, end - size)
+        return pb.ListRoundsResponse(
+            rounds=[_round(summary) for summary in reversed(history[begin:end])],
+            next_page_token=str(begin) if begin else "",
+        )
+
+    async def WatchRun(
+        self, request: pb.WatchRunRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRunResponse]:
+        coordinator = self._coordinator
+        keepalive = _DEFAULT_KEEPALIVE
+        if request.HasField("keepalive_interval"):
+            keepalive = request.keepalive_interval.ToMilliseconds() / 1000
+            if not 1 <= keepalive <= 3600:
+                raise invalid("keepalive_interval must be 1 s to 1 h")
+        while True:
+            run = self._run()
+            yield pb.WatchRunResponse(run=run)
+            if coordinator.ended or coordinator.shutting_down:
+                return
+            await coordinator.wait_for_change(run.revision, keepalive)
+
+    async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
+        coordinator = self._coordinator
+        if coordinator.state.phase is Phase.FINISHED:
+            raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
+        coordinator.apply(StopRequested())
+        return pb.StopRunResponse(run=self._run())
+
+    def _run(self) -> pb.Run:
+        coordinator = self._coordinator
+        state, model = coordinator.state, coordinator.newest_model
+        return pb.Run(
+            run_id=coordinator.settings.run_id,
+            state=self._state(),
+            revision=coordinator.revision,
+            task_name=self._task_name,
+            target_round_count=coordinator.policy.rounds,
+            round=_round(coordinator.current_round()),
+            model=pb.ModelRef(
+                version=model.version,
+                digest=pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes),
+            ),
+            live_client_count=len(coordinator.sessions),
+            failure_message=state.failure or "",
+            start_time=self._start_time,
+        )
+
+    def _state(self) -> pb.Run.State.ValueType:
+        state = self._coordinator.state
+        if state.phase is Phase.FINISHED:
+            return pb.Run.STATE_FAILED if state.failure else pb.Run.STATE_SUCCEEDED
+        if state.stopping:
+            return pb.Run.STATE_STOPPING
+        return pb.Run.STATE_WAITING if state.phase is Phase.SELECTING else pb.Run.STATE_ACTIVE
+
+
+def _round(summary: RoundSummary) -> pb.Round:
+    return pb.Round(
+        number=summary.number,
+        attempt=summary.attempt,
+        phase=pb.Round.Phase.Value(f"PHASE_{summary.phase.upper()}"),
+        cohort_size=summary.cohort_size,
+        report_goal=summary.report_goal,
+        accepted_count=summary.accepted,
+        refused_count=summary.refused,
+        dropped_count=summary.dropped,
+        metrics=summary.metrics,
+    )

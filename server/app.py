@@ -1,0 +1,353 @@
+"""Builds a server from its options, and runs it until its end or a signal.
+
+The only place that wires objects together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from common.errors import InputError, RunFailed, TensorError
+from common.logs import configure_logs, get_logger
+from common.seeds import derive_seed
+from common.splits import Partitioner, Split
+from common.tasks import Task, load_task
+from common.tensors import digest_file, encode, schema_of
+from protos import federated_pb2 as pb
+from protos import federated_pb2_grpc as pb_grpc
+from server import configuration
+from server.admin import AdminService
+from server.checkpoints import Record, Recovered, RunDirectory, export_pth
+from server.coordinator import Coordinator, RunSettings
+from server.durable import write_json
+from server.edge import ErrorInterceptor
+from server.evaluation import Evaluator
+from server.metrics import Sinks
+from server.optimizers import Sgd
+from server.options import ServerOptions, SplitOptions
+from server.progress import should_stop
+from server.rounds import Phase, Policy, State
+from server.service import CoordinatorService
+from server.terminal import show_progress
+from server.uploads import Spool
+
+log = get_logger()
+
+# An update has its model's tensors and its own header, which may be a little longer.
+_HEADER_ALLOWANCE = 64 * 1024
+# How long the last clients may take to hear of the end and leave.
+_FAREWELL_SECONDS = 10.0
+_CHANNEL_OPTIONS = [
+    # Without this, a second server on the same port starts, silently.
+    ("grpc.so_reuseport", 0),
+    # Find half-open connections, and let clients look for them as often.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server listens, as HOST:PORT."""
+
+    clients: str
+    admin: str
+
+
+def serve(options: ServerOptions) -> int:
+    """Run a server; return the process's exit status: 0 at the run's end, 128 + n after signal n.
+
+    Raises:
+        InputError: wrong input.
+        RunFailed: the run can't go on.
+    """
+    return asyncio.run(_serve(options))
+
+
+async def _serve(options: ServerOptions) -> int:
+    torch.set_num_threads(options.process.threads)
+    task = load_task(options.run.task)
+    options = configuration.resolve(options, task)
+    folder = options.run.run_dir or Path()
+    directory = RunDirectory(folder)
+    evaluator = _evaluator(options, task)
+    coordinator = _prepare(options, task, directory, evaluator)
+    if coordinator is None:
+        log.info("the run has ended already; a larger --rounds goes on with it")
+        return 0
+    server, admin, addresses = await _start(options, coordinator)
+    write_json(
+        folder / "server.json",
+        {"pid": os.getpid(), "address": addresses.clients, "admin_address": addresses.admin},
+    )
+    log.info(
+        "server started",
+        run_id=coordinator.settings.run_id,
+        address=addresses.clients,
+        admin_address=addresses.admin,
+        run_dir=str(folder),
+    )
+    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    try:
+        number = await _run_until_signal(coordinator)
+    except (OSError, TensorError) as error:
+        raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
+    finally:
+        coordinator.shut_down()
+        if progress is not None:
+            progress.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(server.stop(1.0), admin.stop(1.0))
+        (folder / "server.json").unlink(missing_ok=True)
+    if number is not None:
+        log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
+        sys.stderr.flush()
+        # A thread may still fold or evaluate; whatever it does is not committed.
+        os._exit(128 + number)
+    if coordinator.state.failure:
+        raise RunFailed(coordinator.state.failure)
+    return 0
+
+
+def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
+    if options.evaluation.evaluate_every == 0:
+        return None
+    model = task.models[options.run.model or ""]()
+    return Evaluator(task, model, task.data(options.run.data_dir, train=False))
+
+
+def _prepare(
+    options: ServerOptions, task: Task, directory: RunDirectory, evaluator: Evaluator | None
+) -> Coordinator | None:
+    """Open or recover the run directory; None: the run in it has ended."""
+    directory.lock()
+    if directory.holds_run() and not options.run.resume:
+        raise InputError(
+            f"--run-dir: {directory.path} holds a run already; "
+            "go on with it by --resume, or name another folder"
+        )
+    run_id = (
+        directory.load_config()["run_id"] if options.run.resume else directory.path.resolve().name
+    )
+    directory.save_config(configuration.describe(options, run_id))
+    configure_logs(directory.path / "server.jsonl")
+    recovered = directory.recover() or _begin_run(options, task, directory)
+    record, evaluation = recovered.record, options.evaluation
+    sinks = Sinks(directory.path)
+    rows = sinks.reconcile(record.row, record.clients)
+    accuracy = None
+    if record.row is not None:
+        accuracy = record.row.global_accuracy
+        accuracy = record.row.client_accuracy if accuracy is None else accuracy
+    if record.round >= options.run.rounds or should_stop(
+        record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
+    ):
+        export_pth(directory.path / "models")
+        return None
+    model_path = directory.model_path(record.round)
+    spool = Spool(schema_of(model_path))
+    state = _recover_state(recovered, directory, spool)
+    if recovered.record.round or recovered.cohort:
+        log.info(
+            "run resumed",
+            run_id=run_id,
+            committed_round=record.round,
+            accepted=sorted(state.accepted),
+        )
+    return Coordinator(
+        settings=RunSettings(
+            run_id=run_id,
+            seed=options.run.seed,
+            target_accuracy=evaluation.target_accuracy,
+            patience=evaluation.patience,
+            keep_rounds=evaluation.keep_rounds,
+            max_update_size_bytes=record.model.size_bytes + _HEADER_ALLOWANCE,
+        ),
+        policy=_policy(options),
+        state=state,
+        record=record,
+        rows=rows,
+        optimizer=Sgd(options.optimizer.server_lr, options.optimizer.server_momentum),
+        directory=directory,
+        spool=spool,
+        sinks=sinks,
+        evaluator=evaluator,
+        lease=options.cohort.lease,
+    )
+
+
+def initial_model(task: Task, name: str, seed: int) -> torch.nn.Module:
+    """Return a run's initial model, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        return task.models[name]()
+
+
+def _begin_run(options: ServerOptions, task: Task, directory: RunDirectory) -> Recovered:
+    model = initial_model(task, options.run.model or "", options.run.seed)
+    directory.begin_initial(encode(model.state_dict()))
+    record = Record(round=0, model=digest_file(directory.model_path(0)))
+    directory.commit(record, options.evaluation.keep_rounds)
+    return Recovered(record=record)
+
+
+def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) -> State:
+    record, cohort = recovered.record, recovered.cohort
+    if cohort is None:
+        return State(round=record.round + 1, live=frozenset(record.live))
+    damaged = spool.recover(directory.updates_folder(cohort.round), cohort.attempt)
+    for client in damaged:
+        log.warning("accepted update is damaged; its client trains again", client=client)
+    return State(
+        phase=Phase.REPORTING,
+        round=cohort.round,
+        attempt=cohort.attempt,
+        live=frozenset(cohort.live),
+        cohort=cohort.cohort,
+        goal=cohort.goal,
+        accepted=frozenset(spool.accepted),
+    )
+
+
+def _policy(options: ServerOptions) -> Policy:
+    cohort = options.cohort
+    return Policy(
+        rounds=options.run.rounds,
+        seed=options.run.seed,
+        min_clients=cohort.min_clients,
+        fraction=cohort.fraction,
+        min_cohort=cohort.min_cohort,
+        over_select=cohort.over_select,
+        report_goal=cohort.report_goal,
+        quorum=cohort.quorum,
+        report_deadline=cohort.report_deadline,
+        max_attempts=cohort.max_attempts,
+        evaluate_every=options.evaluation.evaluate_every,
+        client_evaluate_every=(
+            options.evaluation.client_evaluate_every if options.split.validation_fraction else 0
+        ),
+    )
+
+
+def _data_split(options: SplitOptions) -> Split:
+    """Return resolved split options as a split."""
+    return Split(
+        partitioner=Partitioner(options.partitioner),
+        num_partitions=options.num_partitions,
+        alpha=options.alpha,
+        shards_per_client=options.shards_per_client,
+        seed=options.partition_seed or 0,
+        validation_fraction=options.validation_fraction,
+    )
+
+
+async def _start(
+    options: ServerOptions, coordinator: Coordinator
+) -> tuple[grpc.aio.Server, grpc.aio.Server, Addresses]:
+    task_name = options.run.task
+    service = CoordinatorService(
+        coordinator,
+        task_name,
+        options.run.model or "",
+        _data_split(options.split),
+        configuration.train_config(options.training),
+    )
+    now = Timestamp()
+    now.GetCurrentTime()
+    server, admin = _grpc_server(), _grpc_server()
+    pb_grpc.add_CoordinatorServicer_to_server(service, server)
+    pb_grpc.add_AdminServicer_to_server(AdminService(coordinator, task_name, now), admin)
+    bind = options.process.bind
+    address = _listen(server, bind, "--bind")
+    admin_bind = options.process.admin_bind
+    if admin_bind is None:
+        wanted = int(bind.rpartition(":")[2])
+        admin_bind = f"127.0.0.1:{wanted + 1 if wanted else 0}"
+    admin_address = _listen(admin, admin_bind, "--admin-bind")
+    await _add_health_and_reflection(
+        server, pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+    )
+    await _add_health_and_reflection(admin, pb.DESCRIPTOR.services_by_name["Admin"].full_name)
+    await server.start()
+    await admin.start()
+    return server, admin, Addresses(address, admin_address)
+
+
+def _grpc_server() -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
+
+
+def _listen(server: grpc.aio.Server, address: str, flag: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise InputError(f"{flag}: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
+    try:
+        return f"{host}:{server.add_insecure_port(address)}"
+    except RuntimeError as error:
+        raise InputError(
+            f"{flag}: can't listen on {address}; is it in use, or no address of this machine? "
+            "Name another, or port 0 for a free one"
+        ) from error
+
+
+async def _add_health_and_reflection(server: grpc.aio.Server, service: str) -> None:
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for name in ("", service):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+
+
+async def _run_until_signal(coordinator: Coordinator) -> signal.Signals | None:
+    """Run to the end and say farewell to the clients, or return the signal that came before."""
+    received: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+
+    def on_signal(number: signal.Signals) -> None:
+        if received.done():
+            os._exit(128 + number)
+        received.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    run = asyncio.create_task(_run_and_farewell(coordinator))
+    waits: set[asyncio.Future[Any]] = {run, received}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if run.done():
+        run.result()
+        return None
+    run.cancel()
+    return received.result()
+
+
+async def _run_and_farewell(coordinator: Coordinator) -> None:
+    await coordinator.run()
+    folder = coordinator.directory.path
+    written = await asyncio.to_thread(export_pth, folder / "models")
+    log.info(
+        "run ended",
+        run_id=coordinator.settings.run_id,
+        rounds=coordinator.newest_model.version,
+        models=[str(path) for path in written],
+    )
+    clock = coordinator.clock
+    until = clock() + _FAREWELL_SECONDS
+    while len(coordinator.sessions) and clock() < until:  # noqa: ASYNC110 - a rare, short wait
+        await asyncio.sleep(0.05)

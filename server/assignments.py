@@ -1,0 +1,69 @@
+"""Who is to do what: the open assignments of the current attempt, by client and by token.
+
+Knows nothing about sessions, files or gRPC.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Work(Enum):
+    """What an assignment asks for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One client's work in one attempt of a round, on one version of the model."""
+
+    task_token: str
+    client_id: str
+    round: int
+    attempt: int
+    work: Work
+    model_version: int
+
+
+def task_token(run_id: str, round_number: int, attempt: int, client_id: str, work: Work) -> str:
+    """Return the assignment's token: 32 hexadecimal digits, the same after a restart."""
+    name = "\0".join((run_id, str(round_number), str(attempt), client_id, work.value))
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+class Assignments:
+    """The assignments that are open now."""
+
+    def __init__(self) -> None:
+        self._by_client: dict[str, Assignment] = {}
+        self._by_token: dict[str, Assignment] = {}
+        self._finished: dict[str, str] = {}
+
+    def replace(self, assignments: Iterable[Assignment]) -> None:
+        """Close all assignments and open these."""
+        self._finished = {}
+        self._by_client = {a.client_id: a for a in assignments}
+        self._by_token = {a.task_token: a for a in self._by_client.values()}
+
+    def of_client(self, client_id: str) -> Assignment | None:
+        """Return a client's open assignment."""
+        return self._by_client.get(client_id)
+
+    def find(self, token: str, client_id: str) -> Assignment | None:
+        """Return the open assignment with this token, if it is this client's."""
+        assignment = self._by_token.get(token)
+        return assignment if assignment and assignment.client_id == client_id else None
+
+    def finish(self, token: str) -> None:
+        """Close one assignment; an unknown one is fine."""
+        assignment = self._by_token.pop(token, None)
+        if assignment is not None:
+            del self._by_client[assignment.client_id]
+            self._finished[token] = assignment.client_id
+
+    def was_finished(self, token: str, client_id: str) -> bool:
+        """Say whether this client's assignment was answered since the last `replace`."""
+        return self._finished.get(token) == client_id

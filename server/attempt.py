@@ -1,0 +1,125 @@
+"""What happened in one attempt of a round, and the rows that come of it.
+
+A ledger: others write down what they saw and when, this file adds up. Knows no clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.tensors import Digest
+from common.training import Metrics
+from server.metrics import Row, weighted_means
+from server.progress import Progress, advance, score_of
+from server.rounds import State
+from server.uploads import StoredUpdate
+
+
+@dataclass
+class Attempt:
+    """One attempt; times are seconds of one monotonic clock, bytes and seconds by client id."""
+
+    began: float
+    num_clients: int
+    collected: float | None = None
+    aggregated: float | None = None
+    # None: nothing was evaluated.
+    evaluating_since: float | None = None
+    refused: set[str] = field(default_factory=set)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    report_seconds: dict[str, float] = field(default_factory=dict)
+    # num_examples and means of each client's evaluation of the candidate.
+    evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
+    global_metrics: Metrics = field(default_factory=dict)
+    model: Digest | None = None
+
+    def count_down(self, client_id: str, size: int) -> None:
+        """Add bytes that were sent to a client."""
+        self.bytes_down[client_id] = self.bytes_down.get(client_id, 0) + size
+
+    def count_up(self, client_id: str, size: int) -> None:
+        """Add bytes that came from a client."""
+        self.bytes_up[client_id] = self.bytes_up.get(client_id, 0) + size
+
+    def dropped(self, state: State) -> int:
+        """Return how many of the cohort will bring no update, the refused ones aside."""
+        return len((state.lost | state.failed) - self.refused)
+
+    def row(
+        self, state: State, updates: Mapping[str, StoredUpdate], progress: Progress, now: float
+    ) -> tuple[Row, Progress]:
+        """Return the committed round's row, and the progress that it makes.
+
+        Args:
+            state: the engine's, when the round is committed.
+            updates: the accepted ones by client id.
+            progress: before this round.
+            now: the clock.
+        """
+        if self.model is None or self.collected is None or self.aggregated is None:
+            raise ValueError("a round is committed after its updates were aggregated")
+        own = dict(self.global_metrics)
+        mean = weighted_means(self.evaluations[c] for c in sorted(self.evaluations))
+        accuracy, loss = own.pop("accuracy", None), own.pop("loss", None)
+        client_accuracy, client_loss = mean.pop("accuracy", None), mean.pop("loss", None)
+        score = score_of(accuracy, loss)
+        if score is None:
+            score = score_of(client_accuracy, client_loss)
+        progress = advance(progress, state.round, score)
+        trained = weighted_means((u.num_examples, u.metrics) for _, u in sorted(updates.items()))
+        row = Row(
+            round=state.round,
+            attempt=state.attempt,
+            global_accuracy=accuracy,
+            global_loss=loss,
+            client_accuracy=client_accuracy,
+            client_loss=client_loss,
+            train_loss=trained.get("loss"),
+            num_clients=self.num_clients,
+            cohort_size=len(state.cohort),
+            report_goal=state.goal,
+            accepted=len(state.accepted),
+            dropped=len(set(state.cohort) - state.accepted - self.refused),
+            refused=len(self.refused),
+            num_examples=sum(update.num_examples for update in updates.values()),
+            bytes_down=sum(self.bytes_down.values()),
+            bytes_up=sum(self.bytes_up.values()),
+            duration_seconds=round(now - self.began, 4),
+            collect_seconds=round(self.collected - self.began, 4),
+            aggregate_seconds=round(self.aggregated - self.collected, 4),
+            evaluate_seconds=(
+                None if self.evaluating_since is None else round(now - self.evaluating_since, 4)
+            ),
+            model_sha256=self.model.sha256,
+            best_round=progress.best_round,
+            global_metrics=own,
+            client_metrics=mean,
+        )
+        return row, progress
+
+    def client_rows(
+        self, state: State, updates: Mapping[str, StoredUpdate]
+    ) -> list[dict[str, Any]]:
+        """Return a row for each client of the cohort, in client_id order; absent is None."""
+        rows = []
+        for client in state.cohort:
+            update = updates.get(client)
+            examples, evaluation = self.evaluations.get(client, (None, {}))
+            outcome = "refused" if client in self.refused else "dropped"
+            rows.append(
+                {
+                    "round": state.round,
+                    "client_id": client,
+                    "outcome": "accepted" if update else outcome,
+                    "num_examples": update and update.num_examples,
+                    "train_loss": update and update.metrics.get("loss"),
+                    "validation_examples": examples,
+                    "validation_loss": evaluation.get("loss"),
+                    "validation_accuracy": evaluation.get("accuracy"),
+                    "seconds": self.report_seconds.get(client),
+                    "bytes_down": self.bytes_down.get(client),
+                    "bytes_up": self.bytes_up.get(client),
+                }
+            )
+        return rows

@@ -1,0 +1,317 @@
+"""The run directory: what is committed, what is in progress, and how to go on from it.
+
+A round is committed by the appearance of its record.json, which is written last. A round
+in progress has a cohort.json and accepted updates. Knows nothing about sessions or gRPC.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from common.errors import CheckpointError, InputError
+from common.tensors import Digest, digest_file
+from server.durable import link, sync_file, sync_folder, write_json
+from server.metrics import Row
+from server.progress import Progress
+
+
+class ModelFile(NamedTuple):
+    """A model of the run: its version, where its bytes lie, and their digest."""
+
+    version: int
+    path: Path
+    digest: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a committed round leaves for the next one. Round 0 is the initial model."""
+
+    round: int
+    model: Digest
+    velocity: Digest | None = None
+    # Clients that had a session; a restarted server awaits them.
+    live: tuple[str, ...] = ()
+    progress: Progress = field(default_factory=Progress)
+    row: Row | None = None
+    clients: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """An attempt in progress: who was selected, and who was there."""
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    goal: int
+    live: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What a run directory holds: the last commit, and the attempt that was under way."""
+
+    record: Record
+    cohort: Cohort | None = field(default=None)
+
+
+class RunDirectory:
+    """Reads and writes one run directory, which no other server may use meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    # ------------------------------------------------------------ the whole run
+
+    def lock(self) -> None:
+        """Make the directory and hold it until the process ends.
+
+        Raises:
+            InputError: it can't be written, or another server holds it.
+        """
+        try:
+            (self.path / "rounds").mkdir(parents=True, exist_ok=True)
+            (self.path / "models").mkdir(exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--run-dir: another server is using {self.path}; stop it or name another folder"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"--run-dir: can't write {self.path}: {error.strerror}; name another folder"
+            ) from error
+
+    def holds_run(self) -> bool:
+        """Say whether there is a run here."""
+        return (self.path / "config.json").exists()
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Make the run's resolved configuration durable."""
+        write_json(self.path / "config.json", config)
+
+    def load_config(self) -> dict[str, Any]:
+        """Return the run's configuration.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        path = self.path / "config.json"
+        config = _read_json(path, "there is no run to resume in this folder")
+        if not isinstance(config.get("options"), dict) or not isinstance(config.get("run_id"), str):
+            raise CheckpointError(f"{path} is damaged: it lacks options or run_id")
+        return config
+
+    # --------------------------------------------------------------- one round
+
+    def round_folder(self, number: int) -> Path:
+        """Return where a round lives."""
+        return self.path / "rounds" / f"{number:05d}"
+
+    def updates_folder(self, number: int) -> Path:
+        """Return where a round's accepted updates lie while it is in progress."""
+        return self.round_folder(number) / "updates"
+
+    def model_path(self, number: int) -> Path:
+        """Return where a round's model lies; before the commit, the candidate."""
+        return self.round_folder(number) / "model.safetensors"
+
+    def velocity_path(self, number: int) -> Path:
+        """Return where the server optimizer's momentum after a round lies."""
+        return self.round_folder(number) / "velocity.safetensors"
+
+    def begin_initial(self, model: bytes) -> None:
+        """Write the initial model; `commit` makes it round 0.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.round_folder(0).mkdir(exist_ok=True)
+        self.model_path(0).write_bytes(model)
+        sync_file(self.model_path(0))
+
+    def begin_attempt(self, cohort: Cohort) -> None:
+        """Make durable who was selected; older attempts' updates must be gone.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.updates_folder(cohort.round).mkdir(parents=True, exist_ok=True)
+        write_json(self.round_folder(cohort.round) / "cohort.json", asdict(cohort))
+        sync_folder(self.path / "rounds")
+
+    def abandon_attempt(self, number: int) -> None:
+        """Drop a round in progress."""
+        (self.round_folder(number) / "cohort.json").unlink(missing_ok=True)
+        shutil.rmtree(self.round_folder(number), ignore_errors=True)
+
+    def commit(self, record: Record, keep: int) -> ModelFile:
+        """Make a round the last committed one, then tidy up.
+
+        Its model file (and velocity) must be durable already.
+
+        Args:
+            record: of the round.
+            keep: how many committed rounds' files stay, at least 1.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        folder = self.round_folder(record.round)
+        sync_folder(folder)
+        write_json(folder / "record.json", asdict(record))
+        sync_folder(folder.parent)
+        self._publish("global", record)
+        if record.progress.best_round == record.round or record.progress.best_round is None:
+            self._publish("best", record)
+        shutil.rmtree(self.updates_folder(record.round), ignore_errors=True)
+        for number, old in self._rounds():
+            if number <= record.round - keep:
+                # First the record: half a round must not look like a committed one.
+                (old / "record.json").unlink(missing_ok=True)
+                shutil.rmtree(old, ignore_errors=True)
+        return ModelFile(record.round, self.model_path(record.round), record.model)
+
+    def _publish(self, name: str, record: Record) -> None:
+        row = record.row
+        link(self.model_path(record.round), self.path / "models" / f"{name}.safetensors")
+        metadata = {
+            "round": record.round,
+            "sha256": record.model.sha256,
+            "size_bytes": record.model.size_bytes,
+            "accuracy": row and row.global_accuracy,
+            "loss": row and row.global_loss,
+            "client_accuracy": row and row.client_accuracy,
+            "client_loss": row and row.client_loss,
+        }
+        write_json(self.path / "models" / f"{name}.json", metadata)
+
+    # --------------------------------------------------------------- recovery
+
+    def recover(self) -> Recovered | None:
+        """Return where the run stands; None: not even the initial model is committed.
+
+        Rounds in progress other than the next one, which a crash may leave, are deleted.
+
+        Raises:
+            CheckpointError: the last committed round is damaged; names the file and the remedy.
+        """
+        committed = [n for n, folder in self._rounds() if (folder / "record.json").exists()]
+        if not committed:
+            return None
+        record = self._load_record(max(committed))
+        for number, folder in self._rounds():
+            if number not in committed and number != record.round + 1:
+                shutil.rmtree(folder, ignore_errors=True)
+        # What a crash between the commit and its publication left undone.
+        self._publish("global", record)
+        if record.progress.best_round in (record.round, None):
+            self._publish("best", record)
+        return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
+
+    def _rounds(self) -> list[tuple[int, Path]]:
+        folders = (self.path / "rounds").iterdir()
+        return sorted((int(folder.name), folder) for folder in folders if folder.name.isdigit())
+
+    def _load_record(self, number: int) -> Record:
+        folder = self.round_folder(number)
+        remedy = f"delete {folder} to resume from an earlier round"
+        value = _read_json(folder / "record.json", remedy)
+        try:
+            record = Record(
+                round=value["round"],
+                model=Digest(*value["model"]),
+                velocity=Digest(*value["velocity"]) if value["velocity"] else None,
+                live=tuple(value["live"]),
+                progress=Progress(**value["progress"]),
+                row=Row(**value["row"]) if value["row"] else None,
+                clients=tuple(value["clients"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'record.json'} is damaged; {remedy}") from error
+        _check_digest(self.model_path(number), record.model, remedy)
+        if record.velocity:
+            _check_digest(self.velocity_path(number), record.velocity, remedy)
+        return record
+
+    def _load_cohort(self, number: int) -> Cohort | None:
+        path = self.round_folder(number) / "cohort.json"
+        if not path.exists():
+            return None
+        remedy = f"delete {path.parent} to begin round {number} again"
+        value = _read_json(path, remedy)
+        try:
+            return Cohort(
+                round=value["round"],
+                attempt=value["attempt"],
+                cohort=tuple(value["cohort"]),
+                goal=value["goal"],
+                live=tuple(value["live"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged; {remedy}") from error
+
+
+def newest_run(folder: Path) -> Path:
+    """Return the run directory in `folder` that was begun last.
+
+    Raises:
+        InputError: there is none.
+    """
+    with suppress(FileNotFoundError):
+        runs = [path.parent for path in folder.glob("*/config.json")]
+        if runs:
+            return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+    raise InputError(f"--resume: there is no run in {folder}/; name its folder with --run-dir")
+
+
+def export_pth(models: Path) -> Sequence[Path]:
+    """Write each safetensors model in `models` as a .pth beside it; return the paths.
+
+    A plain state dict, for `torch.load(path, weights_only=True)`.
+    """
+    import torch
+
+    from common.tensors import decode
+
+    written = []
+    for source in sorted(models.glob("*.safetensors")):
+        target = source.with_suffix(".pth")
+        temporary = target.with_suffix(".tmp")
+        torch.save(decode(source.read_bytes()), temporary)
+        temporary.replace(target)
+        written.append(target)
+    return written
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; {remedy}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: no JSON; {remedy}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: no JSON object; {remedy}")
+    return value
+
+
+def _check_digest(path: Path, expected: Digest, remedy: str) -> None:
+    try:
+        found = digest_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}; {remedy}") from error
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its size or SHA-256 is not what record.json says; {remedy}"
+        )

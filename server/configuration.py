@@ -1,0 +1,157 @@
+"""From flags to the run's resolved options: the task's defaults, and a resumed run's own.
+
+Knows nothing about networks or rounds.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common import __version__
+from common.config import parse_options
+from common.errors import InputError
+from common.tasks.base import Task
+from common.training import TrainConfig
+from server.checkpoints import RunDirectory, newest_run
+from server.options import ServerOptions, TrainingOptions
+
+T = TypeVar("T")
+
+RUNS = Path("runs")
+
+# What a resumed run may do otherwise than before: it changes no committed or coming byte.
+_CHANGEABLE = frozenset(
+    {
+        "rounds",
+        "data_dir",
+        "run_dir",
+        "resume",
+        "config",
+        "report_deadline",
+        "max_attempts",
+        "lease",
+        "target_accuracy",
+        "patience",
+        "keep_rounds",
+        "bind",
+        "admin_bind",
+        "threads",
+    }
+)
+_DESCRIPTION = (
+    "Trains one model with the clients that connect: waits for --min-clients of them, then "
+    "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
+)
+
+
+def parse(argv: Sequence[str]) -> ServerOptions | None:
+    """Return the options with `run_dir` set, and with a resumed run's own; None after --help.
+
+    Raises:
+        InputError: wrong input, or a flag that contradicts the resumed run.
+    """
+    options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv)
+    if options is None:
+        return None
+    if not options.run.resume:
+        folder = options.run.run_dir or _new_run_folder(options.run.task)
+        return replace(options, run=replace(options.run, run_dir=folder))
+    folder = options.run.run_dir or newest_run(RUNS)
+    saved = RunDirectory(folder).load_config()["options"]
+    kept = {name: value for name, value in saved.items() if name not in ("run_dir", "resume")}
+    options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv, kept)
+    if options is None:
+        return None
+    _check_same(saved, options.flat(), folder)
+    return replace(options, run=replace(options.run, run_dir=folder))
+
+
+def resolve(options: ServerOptions, task: Task) -> ServerOptions:
+    """Return the options with the task's defaults in place of what was not given.
+
+    Raises:
+        InputError: the task has no such model, or two options can't go together.
+    """
+    model = options.run.model or next(iter(task.models))
+    if model not in task.models:
+        known = ", ".join(task.models)
+        raise InputError(f"--model: {options.run.task} has no model {model!r}; use one of {known}")
+    cohort = options.cohort
+    if cohort.quorum and cohort.report_goal and cohort.quorum > cohort.report_goal:
+        raise InputError(
+            f"--quorum: {cohort.quorum} updates are more than --report-goal {cohort.report_goal}"
+        )
+    given, default = options.training, task.defaults
+    return replace(
+        options,
+        run=replace(options.run, model=model),
+        split=replace(
+            options.split,
+            partition_seed=_first(options.split.partition_seed, options.run.seed),
+        ),
+        training=TrainingOptions(
+            local_epochs=_first(given.local_epochs, default.local_epochs),
+            batch_size=_first(given.batch_size, default.batch_size),
+            lr=_first(given.lr, default.learning_rate),
+            momentum=_first(given.momentum, default.momentum),
+            weight_decay=_first(given.weight_decay, default.weight_decay),
+            proximal_mu=_first(given.proximal_mu, default.proximal_mu),
+            hyperparameters={**default.hyperparameters, **given.hyperparameters},
+        ),
+    )
+
+
+def train_config(options: TrainingOptions) -> TrainConfig:
+    """Return resolved training options as the clients' configuration."""
+    default = TrainConfig()
+    return TrainConfig(
+        local_epochs=_first(options.local_epochs, default.local_epochs),
+        batch_size=_first(options.batch_size, default.batch_size),
+        learning_rate=_first(options.lr, default.learning_rate),
+        momentum=_first(options.momentum, default.momentum),
+        weight_decay=_first(options.weight_decay, default.weight_decay),
+        proximal_mu=_first(options.proximal_mu, default.proximal_mu),
+        hyperparameters=options.hyperparameters,
+    )
+
+
+def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
+    """Return what config.json holds: the resolved options, and the versions they ran with."""
+    import torch
+
+    return {
+        "run_id": run_id,
+        "options": options.flat(),
+        "versions": {
+            "folkmoot": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _first(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _new_run_folder(task: str) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in task)
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    folder, count = RUNS / stem, 1
+    while folder.exists():
+        count += 1
+        folder = RUNS / f"{stem}-{count}"
+    return folder
+
+
+def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    for name, before in saved.items():
+        if name not in _CHANGEABLE and now.get(name) != before:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{flag}: the run in {folder} has {before}, not {now.get(name)}; "
+                "leave the flag out, or start a new run"
+            )

@@ -1,0 +1,476 @@
+"""The async shell around the round engine: feeds it events and runs its effects.
+
+The only place where round state changes. Quick effects run at once; slow ones one after
+the other, in a task of their own. Knows nothing about gRPC.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from common.errors import RequestError, Status
+from common.logs import get_logger
+from common.seeds import derive_seed
+from common.tensors import digest_file
+from common.training import Metrics
+from server import rounds
+from server.assignments import Assignment, Assignments, Work, task_token
+from server.attempt import Attempt
+from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
+from server.evaluation import Evaluator
+from server.folding import WeightedUpdate, fold
+from server.metrics import Row, Sinks, finite_only
+from server.optimizers import Sgd
+from server.progress import should_stop
+from server.rounds import Phase, Policy, State
+from server.sessions import Sessions
+from server.uploads import Announcement, Spool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the coordinator needs of the run's options."""
+
+    run_id: str
+    seed: int
+    target_accuracy: float | None
+    patience: int | None
+    keep_rounds: int
+    max_update_size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSummary:
+    """One attempt as operators see it; `phase` is the engine's, or how the attempt ended."""
+
+    number: int
+    attempt: int
+    phase: str
+    cohort_size: int
+    report_goal: int
+    accepted: int
+    refused: int
+    dropped: int
+    metrics: Metrics = field(default_factory=dict)
+
+
+class Coordinator:
+    """Runs the rounds of one run; everything happens on one event loop.
+
+    Args:
+        state: where the run stands. With a cohort, that attempt was under way before a
+            restart: it is durable, and its accepted updates are in the spool.
+        record: the last committed round.
+        rows: the committed rows so far.
+        evaluator: None when the server never evaluates.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: RunSettings,
+        policy: Policy,
+        state: State,
+        record: Record,
+        rows: list[Row],
+        optimizer: Sgd,
+        directory: RunDirectory,
+        spool: Spool,
+        sinks: Sinks,
+        evaluator: Evaluator | None,
+        lease: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.state = state
+        self.assignments = Assignments()
+        self.sessions = Sessions(lease, clock, self._client_joined, self._client_left)
+        self.spool = spool
+        self.revision = 1
+        self.ended = False
+        self.shutting_down = False
+        self.history = [_committed(row) for row in rows]
+        self._log = get_logger().bind(run_id=settings.run_id)
+        self._record = record
+        self._optimizer = optimizer
+        self.directory = directory
+        self._sinks = sinks
+        self._evaluator = evaluator
+        self.clock = clock
+        self._attempt = Attempt(clock(), len(state.live))
+        self._recovered = (state.round, state.attempt) if state.cohort else None
+        self._effects: asyncio.Queue[rounds.Effect] = asyncio.Queue()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline_at = 0.0
+        self._changed = asyncio.Event()
+        path = directory.model_path(record.round)
+        self._models = {record.round: ModelFile(record.round, path, record.model)}
+
+    # ------------------------------------------------------------- for the app
+
+    async def run(self) -> None:
+        """Run rounds until the engine finishes.
+
+        Raises:
+            OSError: the run directory can't be written.
+            TensorError: a file in it was damaged while in use.
+        """
+        self.sessions.await_clients(self.state.live)
+        self._settle(*rounds.resume(self.policy, self.state))
+        if self.state.phase is Phase.SELECTING:
+            self._log.info("waiting for clients", needed=self.policy.min_clients)
+        expiry = asyncio.create_task(self._expire_sessions())
+        try:
+            while not self.ended:
+                await self._run_effect(await self._effects.get())
+        finally:
+            expiry.cancel()
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def shut_down(self) -> None:
+        """Let every waiting poll and watcher know that the server is going."""
+        self.shutting_down = True
+        self._bump()
+        self.sessions.wake_all()
+
+    # -------------------------------------------------------- for the gRPC edge
+
+    def apply(self, event: rounds.Event) -> tuple[rounds.Effect, ...]:
+        """Take an event through the table and start its effects; returns them."""
+        before = self.state
+        state, effects = rounds.transition(self.policy, before, event)
+        if state is not before or effects:
+            self._settle(state, effects)
+        return effects
+
+    def find(self, task_token: str, client_id: str) -> Assignment | None:
+        """Return the client's open training assignment with this token."""
+        assignment = self.assignments.find(task_token, client_id)
+        return assignment if assignment and assignment.work is Work.TRAIN else None
+
+    def objection(self, assignment: Assignment, announcement: Announcement) -> str | None:
+        """Return why the announced update is invalid, None if it is not."""
+        base = self._models.get(announcement.base_version)
+        limit = self.settings.max_update_size_bytes
+        if announcement.num_examples < 1:
+            return "num_examples must be at least 1"
+        if announcement.digest.size_bytes > limit:
+            return f"the update has {announcement.digest.size_bytes} bytes, the limit is {limit}"
+        if base is None or base.version != assignment.model_version:
+            return f"base_model must be version {assignment.model_version}"
+        if base.digest != announcement.base_digest:
+            return "base_model's digest is not that of the model that was handed out"
+        if len(finite_only(announcement.metrics)) < len(announcement.metrics):
+            return "metrics must be finite"
+        return None
+
+    def offer(self, assignment: Assignment) -> bool:
+        """Let the engine decide whether a valid, durable update counts."""
+        event = rounds.UpdateReceived(assignment.round, assignment.attempt, assignment.client_id)
+        return rounds.KeepUpdate(assignment.client_id) in self.apply(event)
+
+    def refuse(self, assignment: Assignment, message: str) -> None:
+        """Count an invalid update; its client is out of this attempt."""
+        self._log.warning("update refused", client=assignment.client_id, reason=message)
+        self._attempt.refused.add(assignment.client_id)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, assignment.client_id))
+
+    def report_failure(self, assignment: Assignment, reason: str, message: str) -> None:
+        """Take a client's report that its work can't be done."""
+        client = assignment.client_id
+        self._log.warning("client failed", client=client, reason=reason, message=message)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, client))
+
+    def report_evaluation(
+        self, assignment: Assignment, num_examples: int, metrics: Metrics
+    ) -> None:
+        """Take a client's evaluation of the candidate."""
+        client = assignment.client_id
+        self._attempt.evaluations[client] = (num_examples, metrics)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.ClientEvaluated(assignment.round, assignment.attempt, client))
+
+    @property
+    def ledger(self) -> Attempt:
+        """What happens in the current attempt."""
+        return self._attempt
+
+    def model(self, version: int) -> ModelFile:
+        """Return a model that clients may pull.
+
+        Raises:
+            RequestError: MODEL_UNKNOWN.
+        """
+        if version not in self._models:
+            message = f"model {version} is not offered; poll for an assignment"
+            raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
+        return self._models[version]
+
+    @property
+    def newest_model(self) -> ModelFile:
+        """The last committed model."""
+        return self._models[self._record.round]
+
+    def seed_of(self, assignment: Assignment) -> int:
+        """Return the seed of every random choice in an assignment's work."""
+        return derive_seed(
+            self.settings.seed, assignment.work.value, assignment.round, assignment.client_id
+        )
+
+    @property
+    def time_remaining(self) -> float:
+        """Seconds until the current phase's deadline, at least 0."""
+        return max(0.0, self._deadline_at - self.clock())
+
+    def current_round(self) -> RoundSummary:
+        """Return the attempt in progress, or the last round when the run has ended."""
+        if self.state.phase is Phase.FINISHED and self.history:
+            return self.history[-1]
+        return self._summary(self.state, self.state.phase.value)
+
+    async def wait_for_change(self, revision: int, seconds: float) -> None:
+        """Return once the run is newer than `revision`, or after so many seconds."""
+        if self.revision > revision:
+            return
+        changed = self._changed
+        try:
+            await asyncio.wait_for(changed.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # ---------------------------------------------------------------- the engine
+
+    def _client_joined(self, client_id: str) -> None:
+        self.apply(rounds.ClientJoined(client_id))
+        if self.state.phase is Phase.SELECTING:
+            needed = self.policy.min_clients
+            self._log.info("waiting for clients", live=len(self.state.live), needed=needed)
+
+    def _client_left(self, client_id: str) -> None:
+        self.apply(rounds.ClientLeft(client_id))
+
+    def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
+        before, self.state = self.state, state
+        for effect in effects:
+            match effect:
+                case rounds.StartDeadline(seconds, event):
+                    self._start_deadline(seconds, event)
+                case rounds.KeepUpdate(client_id):
+                    self._keep_update(client_id)
+                case rounds.DropUpdate():
+                    pass  # The spool deletes it when its offer is declined.
+                case rounds.Abandon():
+                    self.history.append(self._summary(before, "abandoned"))
+                    self._stop_collecting()
+                    self._effects.put_nowait(effect)
+                case rounds.Aggregate():
+                    self._stop_collecting()
+                    self._effects.put_nowait(effect)
+                case _:
+                    self._effects.put_nowait(effect)
+        self._bump()
+
+    def _summary(self, state: State, phase: str) -> RoundSummary:
+        return RoundSummary(
+            number=state.round,
+            attempt=state.attempt,
+            phase=phase,
+            cohort_size=len(state.cohort),
+            report_goal=state.goal,
+            accepted=len(state.accepted),
+            refused=len(self._attempt.refused),
+            dropped=self._attempt.dropped(state),
+        )
+
+    def _bump(self) -> None:
+        self.revision += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _start_deadline(self, seconds: float, event: rounds.DeadlinePassed) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline_at = self.clock() + seconds
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.apply, event)
+
+    def _keep_update(self, client_id: str) -> None:
+        self.spool.keep(client_id)
+        update = self.spool.accepted[client_id]
+        self.assignments.finish(update.task_token)
+        self._attempt.report_seconds[client_id] = self.clock() - self._attempt.began
+        self._log.info(
+            "update accepted",
+            client=client_id,
+            accepted=len(self.state.accepted),
+            goal=self.state.goal,
+            examples=update.num_examples,
+        )
+
+    def _stop_collecting(self) -> None:
+        self.spool.close()
+        self.assignments.replace(())
+        self._attempt.collected = self.clock()
+
+    async def _expire_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self.sessions.lease / 4))
+            for client_id in self.sessions.expire():
+                self._log.warning(
+                    "client lost", client=client_id, lease_seconds=self.sessions.lease
+                )
+
+    async def _run_effect(self, effect: rounds.Effect) -> None:
+        match effect:
+            case rounds.BeginRound(number, attempt):
+                await self._begin_round(number, attempt)
+            case rounds.Aggregate():
+                await self._aggregate()
+            case rounds.Evaluate(on_server, clients):
+                await self._evaluate(on_server, clients)
+            case rounds.Commit():
+                await self._commit()
+            case rounds.Abandon(number, _, reason):
+                await self._abandon(number, reason)
+            case rounds.Finish():
+                self.ended = True
+                self._bump()
+                self.sessions.wake_all()
+
+    async def _begin_round(self, number: int, attempt: int) -> None:
+        state = self.state
+        if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
+            return
+        self._attempt = Attempt(self.clock(), len(state.live))
+        if (number, attempt) != self._recovered:
+            cohort = Cohort(
+                round=number,
+                attempt=attempt,
+                cohort=state.cohort,
+                goal=state.goal,
+                live=tuple(sorted(state.live)),
+            )
+            await asyncio.to_thread(self.directory.begin_attempt, cohort)
+            self.spool.begin(self.directory.updates_folder(number))
+        if (number, attempt, Phase.REPORTING) != (
+            self.state.round,
+            self.state.attempt,
+            self.state.phase,
+        ):
+            return
+        # Those who are lost, too: they may come back in time.
+        workers = sorted(self.state.pending | self.state.lost)
+        self._log = self._log.bind(round=number, attempt=attempt)
+        self._log.info(
+            "round began",
+            cohort=len(state.cohort),
+            goal=state.goal,
+            live=len(state.live),
+        )
+        self._assign(workers, Work.TRAIN, self._record.round)
+
+    def _assign(self, clients: Iterable[str], work: Work, version: int) -> None:
+        number, attempt = self.state.round, self.state.attempt
+        run_id = self.settings.run_id
+        self.assignments.replace(
+            Assignment(
+                task_token(run_id, number, attempt, client, work),
+                client,
+                number,
+                attempt,
+                work,
+                version,
+            )
+            for client in clients
+        )
+        self.sessions.wake(clients)
+
+    async def _aggregate(self) -> None:
+        number = self.state.round
+        updates = sorted(self.spool.accepted.values(), key=lambda update: update.client_id)
+        self._attempt.model = await asyncio.to_thread(
+            fold,
+            self.directory.model_path(self._record.round),
+            self.directory.velocity_path(self._record.round) if self._record.velocity else None,
+            [WeightedUpdate(self.spool.path_of(u), u.num_examples) for u in updates],
+            self._optimizer,
+            self.directory.model_path(number),
+            self.directory.velocity_path(number),
+        )
+        self._attempt.aggregated = self.clock()
+        self.apply(rounds.Aggregated())
+
+    async def _evaluate(self, on_server: bool, clients: tuple[str, ...]) -> None:
+        number, attempt = self.state.round, self._attempt
+        path = self.directory.model_path(number)
+        attempt.evaluating_since = self.clock()
+        if attempt.model is not None:
+            self._models[number] = ModelFile(number, path, attempt.model)
+            self._assign(clients, Work.EVALUATE, number)
+        if on_server and self._evaluator is not None:
+            found = await asyncio.to_thread(self._evaluator.evaluate, path)
+            attempt.global_metrics = finite_only(found)
+            if len(attempt.global_metrics) < len(found):
+                self._log.warning("evaluation is not finite")
+            self.apply(rounds.ServerEvaluated())
+
+    async def _commit(self) -> None:
+        state, updates = self.state, self.spool.accepted
+        self.assignments.replace(())
+        row, progress = self._attempt.row(state, updates, self._record.progress, self.clock())
+        clients = self._attempt.client_rows(state, updates)
+        velocity = self.directory.velocity_path(state.round) if self._optimizer.momentum else None
+        record = Record(
+            round=state.round,
+            model=self._attempt.model or self._record.model,
+            velocity=await asyncio.to_thread(digest_file, velocity) if velocity else None,
+            live=tuple(sorted(state.live)),
+            progress=progress,
+            row=row,
+            clients=tuple(clients),
+        )
+        keep = self.settings.keep_rounds
+        model = await asyncio.to_thread(self.directory.commit, record, keep)
+        self._record, self._models = record, {model.version: model}
+        await asyncio.to_thread(self._sinks.append, row, clients)
+        self.history.append(_committed(row))
+        self._log.info("round committed", **_headline(row))
+        accuracy = row.client_accuracy if row.global_accuracy is None else row.global_accuracy
+        settings = self.settings
+        stop = should_stop(progress, accuracy, settings.target_accuracy, settings.patience)
+        self.apply(rounds.Committed(stop))
+
+    async def _abandon(self, number: int, reason: str) -> None:
+        self._log.warning("round abandoned", reason=reason)
+        await asyncio.to_thread(self.directory.abandon_attempt, number)
+
+
+def _committed(row: Row) -> RoundSummary:
+    return RoundSummary(
+        number=row.round,
+        attempt=row.attempt,
+        phase="committed",
+        cohort_size=row.cohort_size,
+        report_goal=row.report_goal,
+        accepted=row.accepted,
+        refused=row.refused,
+        dropped=row.dropped,
+        metrics=row.numbers(),
+    )
+
+
+def _headline(row: Row) -> dict[str, int | float]:
+    """Return what a person wants to see of a row in one line."""
+    return {
+        **{
+            name: round(value, 4)
+            for name in ("global_accuracy", "global_loss", "client_accuracy", "train_loss")
+            if (value := getattr(row, name)) is not None
+        },
+        "updates": row.accepted,
+        "seconds": round(row.duration_seconds, 2),
+    }

@@ -1,0 +1,107 @@
+"""What both gRPC services share: errors become canonical statuses, in one interceptor.
+
+Knows no method by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from common.errors import RequestError, Status
+from common.logs import get_logger
+
+DOMAIN = "federated.v1"
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+log = get_logger()
+
+
+def invalid(message: str, reason: str = "FIELD_INVALID") -> RequestError:
+    """Return the error for a field outside its bounds."""
+    return RequestError(Status.INVALID_ARGUMENT, reason, message)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Ends a call whose handler raised: RequestError as it says, anything else as INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _unary(handler.unary_unary, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                _unary(handler.stream_unary, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _streaming(handler.unary_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return handler  # Reflection, the only one that streams both ways.
+
+
+def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
+        try:
+            result = behavior(request, context)
+            return await result if inspect.isawaitable(result) else result
+        except (RequestError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
+        try:
+            result = behavior(request, context)
+            if inspect.isawaitable(result):
+                await result
+                return
+            async for response in result:
+                yield response
+        except (RequestError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+async def _abort(context: Context, error: Exception, method: str) -> None:
+    if not isinstance(error, RequestError):
+        log.error("bug in a call", method=method, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL)
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(error.status.value), message=str(error), details=[detail]
+    )
+    await context.abort(
+        grpc.StatusCode[error.status.value],
+        str(error),
+        (("grpc-status-details-bin", status.SerializeToString()),),
+    )

@@ -1,0 +1,158 @@
+"""A committed round's row, and the files that rows go to: metrics.jsonl, .csv, clients.jsonl.
+
+The files follow the commits: after a crash they are brought back in line with them.
+Absent is null, never 0. Knows nothing about models.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from common.training import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One committed round; seconds are seconds, accuracies and shares from 0 to 1."""
+
+    round: int
+    attempt: int
+    # The committed model on the server's held-out data.
+    global_accuracy: float | None
+    global_loss: float | None
+    # The committed model on the cohort's validation parts, weighted by their examples.
+    client_accuracy: float | None
+    client_loss: float | None
+    # During local training, weighted by num_examples.
+    train_loss: float | None
+    # Clients there when the round began; those selected; the updates wanted of them and those
+    # aggregated; clients without an update, and with an invalid one.
+    num_clients: int
+    cohort_size: int
+    report_goal: int
+    accepted: int
+    dropped: int
+    refused: int
+    num_examples: int
+    bytes_down: int
+    bytes_up: int
+    duration_seconds: float
+    collect_seconds: float
+    aggregate_seconds: float
+    evaluate_seconds: float | None
+    model_sha256: str
+    best_round: int | None
+    # What a task's own evaluation returns beside loss and accuracy.
+    global_metrics: Metrics = field(default_factory=dict)
+    client_metrics: Metrics = field(default_factory=dict)
+
+    def numbers(self) -> Metrics:
+        """Return what is a number and there, by name; of a task's own, as global_<name>."""
+        own = {f"global_{name}": value for name, value in self.global_metrics.items()}
+        own |= {f"client_{name}": value for name, value in self.client_metrics.items()}
+        plain = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
+        return own | plain
+
+
+_CSV_COLUMNS = [f.name for f in fields(Row) if not f.name.endswith("_metrics")]
+
+
+def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metrics:
+    """Return each metric's mean over the reports that hold it, weighted by num_examples.
+
+    >>> weighted_means([(1, {"loss": 4.0}), (3, {"loss": 0.0}), (0, {"loss": 9.0})])
+    {'loss': 1.0}
+    """
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for count, metrics in reports:
+        for name, value in metrics.items():
+            if count > 0:
+                sums[name] = sums.get(name, 0.0) + count * value
+                weights[name] = weights.get(name, 0) + count
+    return {name: sums[name] / weights[name] for name in sorted(sums)}
+
+
+def finite_only(metrics: Mapping[str, float]) -> Metrics:
+    """Return the metrics that are finite numbers: JSON has no NaN, and no mean survives one."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+class Sinks:
+    """The metric files of a run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = folder / "metrics.jsonl"
+        self._table = folder / "metrics.csv"
+        self._clients = folder / "clients.jsonl"
+
+    def append(self, row: Row, clients: Iterable[Mapping[str, Any]]) -> None:
+        """Add a committed round and its clients' rows.
+
+        Raises:
+            OSError: a file can't be written.
+        """
+        with self._rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+        with self._clients.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(client) + "\n" for client in clients)
+        self._append_table([asdict(row)])
+
+    def reconcile(self, last: Row | None, clients: Iterable[Mapping[str, Any]]) -> list[Row]:
+        """Make the files end with the last committed round, and return all rows.
+
+        Rows after it, halves of lines and doubles go; the last row is added if it is missing.
+
+        Raises:
+            CheckpointError: a row is not one.
+        """
+        if last is None:
+            for path in (self._rows, self._table, self._clients):
+                path.unlink(missing_ok=True)
+            return []
+        rows = self._read(self._rows, last.round - 1)
+        own = self._read(self._clients, last.round - 1)
+        self._write(self._rows, [*rows, asdict(last)])
+        self._write(self._clients, [*own, *clients])
+        self._table.unlink(missing_ok=True)
+        self._append_table([*rows, asdict(last)])
+        try:
+            return [*(Row(**row) for row in rows), last]
+        except TypeError as error:
+            raise CheckpointError(
+                f"{self._rows} holds a line that is no row of metrics ({error}); "
+                "delete that line and resume again"
+            ) from error
+
+    def _append_table(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        begin = not self._table.exists()
+        with self._table.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore")
+            if begin:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    @staticmethod
+    def _read(path: Path, last_round: int) -> list[dict[str, Any]]:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = []
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError:  # A crash cut it.
+                continue
+            if isinstance(value, dict) and value.get("round", 0) <= last_round:
+                found.append(value)
+        return found
+
+    @staticmethod
+    def _write(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(value) + "\n" for value in values)
+        temporary.replace(path)

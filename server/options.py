@@ -1,0 +1,178 @@
+"""The server's options: one frozen dataclass for each group of `python -m server --help`.
+
+Only names, types, defaults, bounds and help; what they mean is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from common.config import finite
+
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+Count = Annotated[int, Parameter(validator=Number(gte=0))]
+PositiveFloat = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
+NonNegativeFloat = Annotated[float, Parameter(validator=(finite, Number(gte=0)))]
+BelowOne = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
+Share = Annotated[float, Parameter(validator=(finite, Number(gt=0, lte=1)))]
+Hyperparameters = dict[str, float | bool | str]
+
+
+def _group(name: str, order: int) -> Parameter:
+    return Parameter(name="*", group=Group(name, sort_key=order), negative=())
+
+
+@_group("Run", 1)
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is learned, for how long, and where it is kept."""
+
+    rounds: Positive = 10
+    "Rounds to train."
+    task: str = "digits"
+    "digits, mnist, fashion_mnist, or your own as package.module:attribute."
+    model: str | None = None
+    "One of the task's models; the task's first if not given."
+    data_dir: Path = Path("data")
+    "Folder of the data that the server evaluates on, for tasks that read files."
+    seed: Count = 0
+    "Seed of every random choice of the run."
+    run_dir: Path | None = None
+    "Folder of this run; runs/<time>-<task> if not given."
+    resume: bool = False
+    "Go on with the run in --run-dir, or with the newest in runs/, from its last commit."
+    config: Path | None = None
+    "TOML file with any of these options, e.g. local-epochs = 5; flags and FOLKMOOT_… go first."
+
+
+@_group("Data split", 2)
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How the training data is divided among the clients."""
+
+    num_partitions: Positive = 5
+    "Partitions that the training data is divided into; clients hold 0 to one less."
+    partitioner: Literal["iid", "dirichlet", "shards", "none"] = "dirichlet"
+    "At random; each class by Dirichlet shares; label-sorted shards; or none: all of one's data."
+    alpha: PositiveFloat = 0.5
+    "Dirichlet concentration: the smaller, the more the clients differ."
+    shards_per_client: Positive = 2
+    "Shards of the label-sorted data that each client holds."
+    partition_seed: Count | None = None
+    "Seed of the division; --seed if not given."
+    validation_fraction: BelowOne = 0.1
+    "Share of each partition that its client holds out to evaluate on."
+
+
+@_group("Cohort", 3)
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions:
+    """Who takes part in a round, and when it ends."""
+
+    min_clients: Positive = 2
+    "Clients that must be there before a round starts."
+    fraction: Share = 1.0
+    "Share of the clients there that a round wants updates from."
+    min_cohort: Positive = 1
+    "Updates wanted at least, whatever --fraction makes of it."
+    over_select: Annotated[float, Parameter(validator=(finite, Number(gte=1)))] = 1.0
+    "Select this many times the updates wanted, and take the first that come."
+    report_goal: Positive | None = None
+    "Updates that end a round's collecting; what --fraction wants if not given."
+    quorum: Positive | None = None
+    "Updates that suffice when nobody else will report; half the goal if not given."
+    report_deadline: PositiveFloat = 600.0
+    "Seconds that a cohort has to report, and again to evaluate."
+    max_attempts: Positive = 3
+    "Attempts at a round that may miss the quorum before the run fails."
+    lease: Annotated[float, Parameter(validator=(finite, Number(gte=1, lte=3600)))] = 30.0
+    "Seconds without a sign of life after which a client counts as gone."
+
+
+@_group("Local training (if not given: the task's own)", 4)
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How each client of the cohort trains."""
+
+    local_epochs: Positive | None = None
+    "Passes over the client's examples in a round."
+    batch_size: Positive | None = None
+    "Examples in a step."
+    lr: PositiveFloat | None = None
+    "Learning rate of the clients' SGD."
+    momentum: BelowOne | None = None
+    "Momentum of the clients' SGD."
+    weight_decay: NonNegativeFloat | None = None
+    "L2 penalty of the clients' SGD."
+    proximal_mu: NonNegativeFloat | None = None
+    "FedProx: strength of the pull towards the global model."
+    hyperparameters: Hyperparameters = field(default_factory=dict)
+    "For tasks with training of their own, e.g. --hyperparameters.dropout 0.1."
+
+
+@_group("Server optimizer", 5)
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """What the server does with the mean update; 1 and 0 is FedAvg."""
+
+    server_lr: PositiveFloat = 1.0
+    "Learning rate on the mean update."
+    server_momentum: BelowOne = 0.0
+    "Momentum on the mean update (FedAvgM)."
+
+
+@_group("Evaluation and checkpoints", 6)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """When models are evaluated and kept, and when training stops early."""
+
+    evaluate_every: Count = 1
+    "The server evaluates on held-out data every this many rounds and in the last; 0 never."
+    client_evaluate_every: Count = 1
+    "The cohort evaluates on its validation parts every this many rounds and in the last; 0 never."
+    target_accuracy: Share | None = None
+    "Stop once the accuracy reaches this."
+    patience: Positive | None = None
+    "Stop after this many evaluations without a new best."
+    keep_rounds: Positive = 3
+    "Committed rounds whose models are kept; the best and the last always are."
+
+
+@_group("Process", 7)
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """Where the server listens and what it uses."""
+
+    bind: str = "127.0.0.1:7070"
+    "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, unencrypted."
+    admin_bind: str | None = None
+    "Address for ./scripts/admin; the port after --bind's, on 127.0.0.1, if not given."
+    threads: Positive = 1
+    "Torch threads; 1 is right where clients train on the same machine."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """All options of a server, by group."""
+
+    run: RunOptions = RunOptions()
+    split: SplitOptions = SplitOptions()
+    cohort: CohortOptions = CohortOptions()
+    training: TrainingOptions = TrainingOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    process: ProcessOptions = ProcessOptions()
+
+    def flat(self) -> dict[str, Any]:
+        """Return the options by name, without their groups; paths as strings."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for group in asdict(self).values()
+            for name, value in group.items()
+        }

@@ -1,0 +1,329 @@
+"""The Coordinator service: checks requests, calls the coordinator, builds responses.
+
+Thin: whatever is decided is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+
+from common.errors import RequestError, Status
+from common.logs import get_logger
+from common.splits import Split
+from common.tensors import Digest
+from common.training import Metrics, TrainConfig
+from common.transfer import CHUNK_SIZE_BYTES
+from protos import federated_pb2 as pb
+from protos import federated_pb2_grpc as pb_grpc
+from server.assignments import Assignment, Work
+from server.checkpoints import ModelFile
+from server.coordinator import Coordinator
+from server.edge import Context, invalid
+from server.rounds import Phase
+from server.sessions import Session
+from server.uploads import Announcement, Outcome, PushResult, ReceivedChunk
+
+log = get_logger()
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_TASK_NAMES = 64
+_MAX_METRICS = 32
+# A poll is answered this long before its deadline, so that the answer arrives.
+_POLL_MARGIN = 1.0
+_MIN_POLL = 2.0
+
+
+class CoordinatorService(pb_grpc.CoordinatorServicer):
+    """Serves clients; the promises of each method are in federated.proto."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        task_name: str,
+        model_name: str,
+        split: Split,
+        training: TrainConfig,
+    ) -> None:
+        self._coordinator = coordinator
+        self._sessions = coordinator.sessions
+        self._task_name = task_name
+        self._model_name = model_name
+        self._split = split
+        self._training = training
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        coordinator = self._coordinator
+        if not _CLIENT_ID.fullmatch(request.client_id):
+            raise invalid("client_id must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        _check_length("instance_id", request.instance_id, 64, least=1)
+        _check_length("client_version", request.client_version, 64)
+        if len(request.task_names) > _MAX_TASK_NAMES:
+            raise invalid(f"task_names holds more than {_MAX_TASK_NAMES}")
+        if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
+            raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
+        self._refuse_when_shutting_down()
+        if self._task_name not in request.task_names:
+            raise invalid(
+                f"this server trains {self._task_name!r}, which is not among the client's tasks",
+                "TASK_MISMATCH",
+            )
+        if not 0 <= request.partition < self._split.num_partitions:
+            raise invalid(
+                f"partition {request.partition} is not one of the run's 0 to "
+                f"{self._split.num_partitions - 1} (the server's --num-partitions)",
+                "PARTITION_OUT_OF_RANGE",
+            )
+        session = self._sessions.join(request.client_id, request.instance_id)
+        log.info(
+            "client joined",
+            run_id=coordinator.settings.run_id,
+            client=session.client_id,
+            partition=request.partition,
+            clients=len(self._sessions),
+        )
+        lease = self._sessions.lease
+        return pb.JoinResponse(
+            session_token=session.token,
+            run_id=coordinator.settings.run_id,
+            heartbeat_interval=_duration(min(5.0, lease / 3)),
+            lease_duration=_duration(lease),
+            max_poll_duration=_duration(max(_MIN_POLL, min(30.0, lease))),
+            max_chunk_size_bytes=CHUNK_SIZE_BYTES,
+            max_update_size_bytes=coordinator.settings.max_update_size_bytes,
+            task=pb.TaskSpec(
+                task_name=self._task_name, model_name=self._model_name, split=self._data_split()
+            ),
+        )
+
+    async def Heartbeat(
+        self, request: pb.HeartbeatRequest, context: Context
+    ) -> pb.HeartbeatResponse:
+        session = self._sessions.get(request.session_token)
+        token = request.task_token.decode(errors="replace")
+        wanted = not token or self._coordinator.assignments.find(token, session.client_id)
+        return pb.HeartbeatResponse(cancel_requested=not wanted)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
+        _check_length("reason", request.reason, 256)
+        self._sessions.leave(request.session_token)
+        return pb.LeaveResponse()
+
+    async def PollTaskAssignment(
+        self, request: pb.PollTaskAssignmentRequest, context: Context
+    ) -> pb.PollTaskAssignmentResponse:
+        coordinator = self._coordinator
+        remaining = context.time_remaining()
+        if remaining is None or remaining < _MIN_POLL:
+            raise invalid(
+                f"a poll needs a deadline of {_MIN_POLL:g} s or more", "DEADLINE_TOO_SHORT"
+            )
+        longest = max(_MIN_POLL, min(30.0, self._sessions.lease))
+        session = self._sessions.get(request.session_token)
+        session.polls += 1
+        poll = session.polls
+        session.wake()
+        until = coordinator.clock() + min(remaining - _POLL_MARGIN, longest)
+        while True:
+            self._sessions.get(request.session_token)
+            if coordinator.ended:
+                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                return pb.PollTaskAssignmentResponse(run_end=end)
+            self._refuse_when_shutting_down()
+            if session.polls != poll:
+                return pb.PollTaskAssignmentResponse()
+            assignment = coordinator.assignments.of_client(session.client_id)
+            if assignment is not None:
+                return pb.PollTaskAssignmentResponse(assignment=self._task_assignment(assignment))
+            seconds = until - coordinator.clock()
+            if seconds <= 0:
+                return pb.PollTaskAssignmentResponse()
+            await session.wait(seconds)
+
+    async def PullModel(
+        self, request: pb.PullModelRequest, context: Context
+    ) -> AsyncIterator[pb.PullModelResponse]:
+        session = self._sessions.get(request.session_token)
+        model = self._coordinator.model(request.model_version)
+        size = model.digest.size_bytes
+        if not 0 <= request.read_offset <= size:
+            message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
+            raise RequestError(Status.OUT_OF_RANGE, "READ_OFFSET_TOO_LARGE", message)
+        yield pb.PullModelResponse(header=_model_ref(model))
+        with model.path.open("rb") as file:
+            offset = request.read_offset
+            while True:
+                data = os.pread(file.fileno(), CHUNK_SIZE_BYTES, offset)
+                last = offset + len(data) >= size
+                chunk = pb.Chunk(offset=offset, data=data, finish_write=last)
+                yield pb.PullModelResponse(chunk=chunk)
+                self._coordinator.ledger.count_down(session.client_id, len(data))
+                if last:
+                    return
+                offset += len(data)
+
+    async def PushUpdate(
+        self,
+        request_iterator: AsyncIterator[pb.PushUpdateRequest],
+        context: Context,
+    ) -> pb.PushUpdateResponse:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("payload") != "header":
+            return _push_response(_invalid_push("the first message must be the header"))
+        header = first.header
+        session = self._sessions.get(header.session_token)
+        if len(header.metrics) > _MAX_METRICS:
+            return _push_response(_invalid_push(f"metrics holds more than {_MAX_METRICS}"))
+        announcement = Announcement(
+            digest=Digest(header.digest.sha256, header.digest.size_bytes),
+            write_offset=header.write_offset,
+            base_version=header.base_model.version,
+            base_digest=Digest(
+                header.base_model.digest.sha256, header.base_model.digest.size_bytes
+            ),
+            num_examples=header.num_examples,
+            metrics=dict(header.metrics),
+        )
+        result = await self._coordinator.spool.receive(
+            header.task_token.decode(errors="replace"),
+            session.client_id,
+            announcement,
+            self._chunks(session, request_iterator),
+            self._coordinator,
+        )
+        return _push_response(result)
+
+    async def GetUpload(
+        self, request: pb.GetUploadRequest, context: Context
+    ) -> pb.GetUploadResponse:
+        session = self._sessions.get(request.session_token)
+        token = request.task_token.decode(errors="replace")
+        result = self._coordinator.spool.committed(token)
+        if result is not None:
+            return pb.GetUploadResponse(upload=_upload(result))
+        if self._coordinator.find(token, session.client_id) is None:
+            message = "no such assignment; poll"
+            raise RequestError(Status.NOT_FOUND, "ASSIGNMENT_UNKNOWN", message)
+        return pb.GetUploadResponse(upload=pb.Upload())
+
+    async def ReportTaskResult(
+        self, request: pb.ReportTaskResultRequest, context: Context
+    ) -> pb.ReportTaskResultResponse:
+        session = self._sessions.get(request.session_token)
+        coordinator = self._coordinator
+        token = request.task_token.decode(errors="replace")
+        kind = request.WhichOneof("result")
+        if kind is None:
+            raise invalid("result is not set")
+        evaluation, failure = request.evaluation, request.failure
+        metrics = _checked_metrics(evaluation.metrics)
+        if evaluation.num_examples < 0:
+            raise invalid("num_examples is negative")
+        _check_length("reason", failure.reason, 64)
+        _check_length("message", failure.message, 1024)
+        if coordinator.assignments.was_finished(token, session.client_id):
+            return pb.ReportTaskResultResponse()
+        assignment = coordinator.assignments.find(token, session.client_id)
+        if assignment is None:
+            raise RequestError(Status.ABORTED, "ROUND_CLOSED", "the result is not wanted; poll")
+        if kind == "failure":
+            coordinator.report_failure(assignment, failure.reason, failure.message)
+        elif assignment.work is Work.EVALUATE:
+            coordinator.report_evaluation(assignment, evaluation.num_examples, metrics)
+        else:
+            raise invalid("training work is answered with PushUpdate", "WORK_MISMATCH")
+        return pb.ReportTaskResultResponse()
+
+    async def _chunks(
+        self, session: Session, requests: AsyncIterator[pb.PushUpdateRequest]
+    ) -> AsyncIterator[ReceivedChunk]:
+        async for request in requests:
+            chunk = request.chunk
+            self._coordinator.ledger.count_up(session.client_id, len(chunk.data))
+            yield ReceivedChunk(chunk.offset, chunk.data, chunk.finish_write)
+
+    def _refuse_when_shutting_down(self) -> None:
+        if self._coordinator.shutting_down:
+            message = "the server is shutting down; try again later"
+            raise RequestError(Status.UNAVAILABLE, "SHUTTING_DOWN", message)
+
+    def _data_split(self) -> pb.DataSplit:
+        split = self._split
+        return pb.DataSplit(
+            partitioner=pb.DataSplit.Partitioner.Value(f"PARTITIONER_{split.partitioner.name}"),
+            num_partitions=split.num_partitions,
+            alpha=split.alpha,
+            shards_per_client=split.shards_per_client,
+            seed=split.seed,
+            validation_fraction=split.validation_fraction,
+        )
+
+    def _task_assignment(self, assignment: Assignment) -> pb.TaskAssignment:
+        coordinator, config = self._coordinator, self._training
+        message = pb.TaskAssignment(
+            task_token=assignment.task_token.encode(),
+            round=assignment.round,
+            model=_model_ref(coordinator.model(assignment.model_version)),
+            time_remaining=_duration(coordinator.time_remaining),
+            seed=coordinator.seed_of(assignment),
+        )
+        if assignment.work is Work.EVALUATE:
+            message.evaluate.SetInParent()
+            return message
+        hyperparameters = Struct()
+        hyperparameters.update(config.hyperparameters)
+        message.train.CopyFrom(
+            pb.TrainWork(
+                local_epochs=config.local_epochs,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                proximal_mu=config.proximal_mu,
+                hyperparameters=hyperparameters,
+            )
+        )
+        return message
+
+
+def _model_ref(model: ModelFile) -> pb.ModelRef:
+    digest = pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes)
+    return pb.ModelRef(version=model.version, digest=digest)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration
+
+
+def _upload(result: PushResult) -> pb.Upload:
+    return pb.Upload(committed_size_bytes=result.committed_size_bytes, complete=result.complete)
+
+
+def _push_response(result: PushResult) -> pb.PushUpdateResponse:
+    return pb.PushUpdateResponse(
+        outcome=pb.PushUpdateResponse.Outcome.Value(f"OUTCOME_{result.outcome.value}"),
+        upload=_upload(result),
+        message=result.message,
+    )
+
+
+def _invalid_push(message: str) -> PushResult:
+    return PushResult(Outcome.INVALID, 0, complete=False, message=message)
+
+
+def _check_length(field: str, value: str, most: int, least: int = 0) -> None:
+    if not least <= len(value) <= most:
+        raise invalid(f"{field} must have {least} to {most} characters")
+
+
+def _checked_metrics(metrics: Mapping[str, float]) -> Metrics:
+    if len(metrics) > _MAX_METRICS or not all(map(math.isfinite, metrics.values())):
+        raise invalid(f"metrics must be finite, and at most {_MAX_METRICS}")
+    return dict(metrics)

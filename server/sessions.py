@@ -1,0 +1,156 @@
+"""Who is there: sessions, their leases, and the polls that wait on them.
+
+Time comes from a clock that is passed in. Knows nothing about rounds or gRPC.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from common.errors import RequestError, Status
+
+# Superseded sessions that are remembered, so that their processes are told to end.
+_TOMBSTONES = 10_000
+
+
+@dataclass(eq=False)
+class Session:
+    """One client process's lease."""
+
+    token: str
+    client_id: str
+    instance_id: str
+    expires: float
+    # The newest poll's number, and what wakes it while it waits.
+    polls: int = 0
+    waiter: asyncio.Future[None] | None = field(default=None, repr=False)
+
+    def wake(self) -> None:
+        """Let the waiting poll look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until woken, or for so many seconds."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiter = waiter
+        try:
+            await asyncio.wait_for(waiter, seconds)
+        except TimeoutError:
+            pass
+        finally:
+            if self.waiter is waiter:
+                self.waiter = None
+
+
+class Sessions:
+    """All sessions of a run, by token and by client id.
+
+    Args:
+        lease: seconds without a sign of life after which a session ends.
+        clock: seconds, never going back.
+        on_joined, on_left: told the client id when a client comes and when it is gone;
+            a client that is superseded by itself does neither.
+    """
+
+    def __init__(
+        self,
+        lease: float,
+        clock: Callable[[], float],
+        on_joined: Callable[[str], None],
+        on_left: Callable[[str], None],
+    ) -> None:
+        self.lease = lease
+        self._clock = clock
+        self._on_joined = on_joined
+        self._on_left = on_left
+        self._by_token: dict[str, Session] = {}
+        self._by_client: dict[str, Session] = {}
+        self._superseded: dict[str, None] = {}
+        # Clients of before a restart, and until when they count as live.
+        self._awaited: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def await_clients(self, client_ids: Iterable[str]) -> None:
+        """Count clients as live for one lease, although they have no session yet."""
+        until = self._clock() + self.lease
+        self._awaited = dict.fromkeys(client_ids, until)
+
+    def join(self, client_id: str, instance_id: str) -> Session:
+        """Return the instance's session, a new one if it has none; the newest instance wins."""
+        older = self._by_client.get(client_id)
+        if older is not None and older.instance_id == instance_id:
+            return self._renew(older)
+        if older is not None:
+            del self._by_token[older.token]
+            self._superseded[older.token] = None
+            if len(self._superseded) > _TOMBSTONES:
+                del self._superseded[next(iter(self._superseded))]
+            older.wake()
+        session = Session(secrets.token_urlsafe(24), client_id, instance_id, 0.0)
+        self._by_token[session.token] = self._by_client[client_id] = self._renew(session)
+        self._awaited.pop(client_id, None)
+        if older is None:
+            self._on_joined(client_id)
+        return session
+
+    def get(self, token: str) -> Session:
+        """Return a session and renew its lease.
+
+        Raises:
+            RequestError: SESSION_UNKNOWN or SESSION_SUPERSEDED.
+        """
+        session = self._by_token.get(token)
+        if session is not None:
+            return self._renew(session)
+        if token in self._superseded:
+            raise RequestError(
+                Status.ABORTED,
+                "SESSION_SUPERSEDED",
+                "another process has joined under this client id",
+            )
+        raise RequestError(
+            Status.NOT_FOUND, "SESSION_UNKNOWN", "the session has expired or never was; join again"
+        )
+
+    def leave(self, token: str) -> None:
+        """End a session; an unknown one is fine."""
+        session = self._by_token.get(token)
+        if session is not None:
+            self._end(session)
+
+    def expire(self) -> list[str]:
+        """End the sessions whose lease ran out while no poll waits; return their clients."""
+        now = self._clock()
+        ended = [s for s in self._by_token.values() if s.waiter is None and s.expires <= now]
+        for session in ended:
+            self._end(session)
+        missing = [client for client, until in self._awaited.items() if until <= now]
+        for client in missing:
+            del self._awaited[client]
+            self._on_left(client)
+        return [session.client_id for session in ended] + missing
+
+    def wake(self, client_ids: Iterable[str]) -> None:
+        """Wake the polls of these clients."""
+        for client_id in client_ids:
+            if client_id in self._by_client:
+                self._by_client[client_id].wake()
+
+    def wake_all(self) -> None:
+        """Wake every waiting poll."""
+        for session in self._by_token.values():
+            session.wake()
+
+    def _renew(self, session: Session) -> Session:
+        session.expires = self._clock() + self.lease
+        return session
+
+    def _end(self, session: Session) -> None:
+        del self._by_token[session.token]
+        del self._by_client[session.client_id]
+        session.wake()
+        self._on_left(session.client_id)

@@ -1,0 +1,343 @@
+"""The spool: takes uploads, validates them, makes them durable, and only then says accepted.
+
+An accepted update is two files in the round's updates folder, named by its task token:
+the tensors, and a .json whose appearance accepts them. Everything else there is litter.
+Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+from common.errors import TensorError
+from common.tensors import (
+    Digest,
+    Schema,
+    check_finite,
+    check_schema,
+    digest_file,
+    open_mapped,
+    schema_of,
+)
+from common.training import Metrics
+from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Receiver
+from server.assignments import Assignment
+from server.durable import sync_file, sync_folder
+
+
+class Outcome(Enum):
+    """How an upload ended; the names are federated.proto's."""
+
+    ACCEPTED = "ACCEPTED"
+    NOT_WANTED = "NOT_WANTED"
+    OFFSET_MISMATCH = "OFFSET_MISMATCH"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    INVALID = "INVALID"
+
+
+class PushResult(NamedTuple):
+    """What the client is told: the outcome, the bytes held, whether it is final, and why."""
+
+    outcome: Outcome
+    committed_size_bytes: int
+    complete: bool
+    message: str = ""
+
+
+class Announcement(NamedTuple):
+    """An upload's header: what the client says that it sends."""
+
+    digest: Digest
+    write_offset: int
+    base_version: int
+    base_digest: Digest
+    num_examples: int
+    metrics: Metrics
+
+
+class ReceivedChunk(NamedTuple):
+    """A chunk as it came: its offset, its bytes, and whether the client says it is the last."""
+
+    offset: int
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredUpdate:
+    """An accepted update."""
+
+    task_token: str
+    client_id: str
+    num_examples: int
+    metrics: Mapping[str, float]
+    digest: Digest
+    attempt: int
+
+
+class Judge(Protocol):
+    """Decides about uploads; the coordinator."""
+
+    def find(self, task_token: str, client_id: str) -> Assignment | None:
+        """Return the client's open training assignment with this token."""
+
+    def objection(self, assignment: Assignment, announcement: Announcement) -> str | None:
+        """Return why the announced update is invalid."""
+
+    def offer(self, assignment: Assignment) -> bool:
+        """Say whether a valid, durable update counts; if so, `keep` was called for it."""
+
+    def refuse(self, assignment: Assignment, message: str) -> None:
+        """Learn that the update was invalid."""
+
+
+@dataclass(eq=False)
+class _Upload:
+    assignment: Assignment
+    announcement: Announcement
+    path: Path
+    file: IO[bytes]
+    receiver: Receiver
+    # The newest stream's number: an older one that still writes must stop.
+    stream: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Spool:
+    """The uploads of the current round, and the outcomes of this one and the one before."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.accepted: dict[str, StoredUpdate] = {}
+        self._schema = schema
+        self._folder = Path()
+        self._uploads: dict[str, _Upload] = {}
+        self._outcomes: dict[str, PushResult] = {}
+        self._older_outcomes: dict[str, PushResult] = {}
+
+    # ------------------------------------------------------------------ rounds
+
+    def begin(self, folder: Path) -> None:
+        """Take uploads into an empty folder from now on."""
+        self.close()
+        self._folder = folder
+        self.accepted = {}
+        self._older_outcomes, self._outcomes = self._outcomes, {}
+
+    def recover(self, folder: Path, attempt: int) -> list[str]:
+        """Go on in a folder that a crash left; return the clients whose update was damaged.
+
+        What is not accepted, or does not match its digest, is deleted: its client sends again.
+        """
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        damaged = []
+        for path in sorted(folder.glob("*.json")):
+            update = _read_update(path)
+            if update is None or update.attempt != attempt:
+                damaged.append(update.client_id if update else path.stem)
+                path.unlink()
+                continue
+            self.accepted[update.client_id] = update
+            self._outcomes[update.task_token] = _accepted(update.digest.size_bytes)
+        kept = {update.task_token for update in self.accepted.values()}
+        for path in folder.iterdir():
+            if path.name.split(".")[0] not in kept or path.suffix == ".tmp":
+                path.unlink()
+        return damaged
+
+    def path_of(self, update: StoredUpdate) -> Path:
+        """Return where an accepted update's tensors lie."""
+        return self._folder / f"{update.task_token}.safetensors"
+
+    # ------------------------------------------------------------------ uploads
+
+    def committed(self, task_token: str) -> PushResult | None:
+        """Return how much of an upload is here, and its outcome if it is final."""
+        final = self._final(task_token)
+        if final is not None:
+            return final
+        upload = self._uploads.get(task_token)
+        return _unfinished(Outcome.OFFSET_MISMATCH, upload, "") if upload else None
+
+    async def receive(
+        self,
+        task_token: str,
+        client_id: str,
+        announcement: Announcement,
+        chunks: AsyncIterator[ReceivedChunk],
+        judge: Judge,
+    ) -> PushResult:
+        """Take one stream of an upload, from its header to its one outcome.
+
+        Raises:
+            OSError: the spool can't be written; nothing was accepted.
+        """
+        final = self._final(task_token)
+        if final is not None:
+            return final
+        assignment = judge.find(task_token, client_id)
+        if assignment is None:
+            return _NOT_WANTED
+        objection = judge.objection(assignment, announcement)
+        if objection is not None:
+            return self._refuse(assignment, judge, objection)
+        upload = self._open(assignment, announcement)
+        upload.stream += 1
+        stream = upload.stream
+        if announcement.write_offset != upload.receiver.offset:
+            return _unfinished(Outcome.OFFSET_MISMATCH, upload, "write_offset is not what is held")
+        try:
+            async for chunk in chunks:
+                async with upload.lock:
+                    if upload.stream != stream:
+                        message = "a newer stream took over"
+                        return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
+                    if self._uploads.get(task_token) is not upload:
+                        return self._final(task_token) or _NOT_WANTED
+                    result = await self._take(upload, chunk, judge)
+                if result is not None:
+                    return result
+        finally:
+            self._close_if_done(upload)
+        message = "the stream ended before its last chunk"
+        return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
+
+    def keep(self, client_id: str) -> None:
+        """Accept the offered update of a client; it counts from here on."""
+        upload = next(u for u in self._uploads.values() if u.assignment.client_id == client_id)
+        update = _stored(upload)
+        path = upload.path.with_suffix(".json")
+        path.with_suffix(".json.tmp").replace(path)
+        self.accepted[client_id] = update
+        self._outcomes[update.task_token] = _accepted(update.digest.size_bytes)
+
+    def close(self) -> None:
+        """Take no more uploads for the current round; the accepted ones stay."""
+        for upload in list(self._uploads.values()):
+            self._forget(upload)
+
+    def _final(self, task_token: str) -> PushResult | None:
+        return self._outcomes.get(task_token) or self._older_outcomes.get(task_token)
+
+    def _open(self, assignment: Assignment, announcement: Announcement) -> _Upload:
+        token = assignment.task_token
+        upload = self._uploads.get(token)
+        if upload is not None and upload.announcement.digest == announcement.digest:
+            return upload
+        if upload is not None:  # Trained again, to other bytes: nothing of the old ones helps.
+            self._forget(upload)
+        path = self._folder / f"{token}.safetensors"
+        file = path.open("w+b")
+        receiver = Receiver(file, announcement.digest)
+        upload = _Upload(assignment, announcement, path, file, receiver)
+        self._uploads[token] = upload
+        return upload
+
+    async def _take(self, upload: _Upload, chunk: ReceivedChunk, judge: Judge) -> PushResult | None:
+        try:
+            await asyncio.to_thread(upload.receiver.write, chunk.offset, chunk.data)
+            if chunk.last:
+                await asyncio.to_thread(upload.receiver.finish)
+        except OffsetMismatch as error:
+            return _unfinished(Outcome.OFFSET_MISMATCH, upload, str(error))
+        except DigestMismatch as error:
+            return _unfinished(Outcome.DIGEST_MISMATCH, upload, str(error))
+        except PayloadTooLong as error:
+            return self._refuse(upload.assignment, judge, str(error))
+        return await self._finish(upload, judge) if chunk.last else None
+
+    async def _finish(self, upload: _Upload, judge: Judge) -> PushResult:
+        token = upload.assignment.task_token
+        try:
+            await asyncio.to_thread(_validate_and_sync, upload, self._schema)
+        except (TensorError, OSError) as error:
+            if self._uploads.get(token) is not upload:  # The round ended, and its folder went.
+                return _NOT_WANTED
+            if isinstance(error, OSError):
+                raise
+            return self._refuse(upload.assignment, judge, str(error))
+        if self._uploads.get(token) is upload and judge.offer(upload.assignment):
+            await asyncio.to_thread(sync_folder, upload.path.parent)
+            result = self._outcomes[token]
+        else:
+            _delete(upload.path)
+            result = self._outcomes[token] = _NOT_WANTED
+        self._forget(upload)
+        return result
+
+    def _refuse(self, assignment: Assignment, judge: Judge, message: str) -> PushResult:
+        upload = self._uploads.get(assignment.task_token)
+        if upload is not None:
+            self._forget(upload)
+            _delete(upload.path)
+        result = PushResult(Outcome.INVALID, 0, complete=True, message=message)
+        self._outcomes[assignment.task_token] = result
+        judge.refuse(assignment, message)
+        return result
+
+    def _forget(self, upload: _Upload) -> None:
+        token = upload.assignment.task_token
+        if self._uploads.get(token) is upload:
+            del self._uploads[token]
+        self._close_if_done(upload)
+
+    def _close_if_done(self, upload: _Upload) -> None:
+        """Close an upload's file once it is forgotten and no thread writes to it."""
+        current = self._uploads.get(upload.assignment.task_token) is upload
+        if not current and not upload.lock.locked():
+            upload.file.close()
+
+
+_NOT_WANTED = PushResult(
+    Outcome.NOT_WANTED, 0, complete=True, message="the round is over, or has enough updates"
+)
+
+
+def _accepted(size: int) -> PushResult:
+    return PushResult(Outcome.ACCEPTED, size, complete=True)
+
+
+def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
+    return PushResult(outcome, upload.receiver.offset, complete=False, message=message)
+
+
+def _stored(upload: _Upload) -> StoredUpdate:
+    return StoredUpdate(
+        task_token=upload.assignment.task_token,
+        client_id=upload.assignment.client_id,
+        num_examples=upload.announcement.num_examples,
+        metrics=upload.announcement.metrics,
+        digest=upload.announcement.digest,
+        attempt=upload.assignment.attempt,
+    )
+
+
+def _validate_and_sync(upload: _Upload, schema: Schema) -> None:
+    """Check the tensors, then make them and their record durable under a provisional name."""
+    upload.file.flush()
+    check_schema(schema_of(upload.path), schema)
+    check_finite(open_mapped(upload.path))
+    sync_file(upload.path)
+    provisional = upload.path.with_suffix(".json.tmp")
+    provisional.write_text(json.dumps(asdict(_stored(upload))), encoding="utf-8")
+    sync_file(provisional)
+
+
+def _read_update(path: Path) -> StoredUpdate | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
+        intact = digest_file(path.with_suffix(".safetensors")) == update.digest
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return update if intact else None
+
+
+def _delete(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.with_suffix(".json.tmp").unlink(missing_ok=True)
