@@ -10,6 +10,7 @@ from typing import Annotated
 
 import grpc
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -32,6 +33,7 @@ app = App(
 
 Server = Annotated[str, Parameter(help="The server's admin address, HOST:PORT.")]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
+Last = Annotated[int, Parameter(help="How many.", validator=Number(gte=1))]
 _ADDRESS = "127.0.0.1:7071"
 
 
@@ -44,12 +46,8 @@ def status(*, server: Server = _ADDRESS, json: Json = False) -> None:
 
 
 @app.command
-def rounds(*, server: Server = _ADDRESS, json: Json = False, last: int = 20) -> None:
-    """List the rounds that have ended, newest first.
-
-    Args:
-        last: How many.
-    """
+def rounds(*, server: Server = _ADDRESS, json: Json = False, last: Last = 20) -> None:
+    """List the rounds that have ended, newest first."""
     with grpc.insecure_channel(server) as channel:
         stub = pb_grpc.AdminStub(channel)
         found: list[pb.Round] = []

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,18 +87,21 @@ async def _serve(options: ServerOptions) -> int:
     folder = options.run.run_dir or Path()
     directory = RunDirectory(folder)
     evaluator = _evaluator(options, task)
-    coordinator = _prepare(options, task, directory, evaluator)
+    directory.lock()
+    run_id = open_run(options, directory)
+    configure_logs(folder / "server.jsonl")
+    coordinator = prepare(options, task, directory, run_id, evaluator)
     if coordinator is None:
-        log.info("the run has ended already; a larger --rounds goes on with it")
+        log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
         return 0
-    server, admin, addresses = await _start(options, coordinator)
+    server, admin, addresses = await start(options, coordinator)
     write_json(
         folder / "server.json",
         {"pid": os.getpid(), "address": addresses.clients, "admin_address": addresses.admin},
     )
     log.info(
         "server started",
-        run_id=coordinator.settings.run_id,
+        run_id=run_id,
         address=addresses.clients,
         admin_address=addresses.admin,
         run_dir=str(folder),
@@ -113,8 +115,7 @@ async def _serve(options: ServerOptions) -> int:
         coordinator.shut_down()
         if progress is not None:
             progress.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(server.stop(1.0), admin.stop(1.0))
+        await asyncio.gather(server.stop(1.0), admin.stop(1.0))
         (folder / "server.json").unlink(missing_ok=True)
     if number is not None:
         log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
@@ -133,21 +134,36 @@ def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
     return Evaluator(task, model, task.data(options.run.data_dir, train=False))
 
 
-def _prepare(
-    options: ServerOptions, task: Task, directory: RunDirectory, evaluator: Evaluator | None
-) -> Coordinator | None:
-    """Open or recover the run directory; None: the run in it has ended."""
-    directory.lock()
-    if directory.holds_run() and not options.run.resume:
+def open_run(options: ServerOptions, directory: RunDirectory) -> str:
+    """Save the run's configuration in its directory, which is locked; return the run id.
+
+    Raises:
+        InputError: the directory holds a run, and --resume is not given.
+        CheckpointError: there is no run to resume.
+    """
+    resume = options.run.resume
+    if directory.holds_run() and not resume:
         raise InputError(
             f"--run-dir: {directory.path} holds a run already; "
             "go on with it by --resume, or name another folder"
         )
-    run_id = (
-        directory.load_config()["run_id"] if options.run.resume else directory.path.resolve().name
-    )
+    run_id = str(directory.load_config()["run_id"]) if resume else directory.path.resolve().name
     directory.save_config(configuration.describe(options, run_id))
-    configure_logs(directory.path / "server.jsonl")
+    return run_id
+
+
+def prepare(
+    options: ServerOptions,
+    task: Task,
+    directory: RunDirectory,
+    run_id: str,
+    evaluator: Evaluator | None,
+) -> Coordinator | None:
+    """Begin the run, or recover it from its directory; None: it has ended.
+
+    Raises:
+        CheckpointError: the last commit is damaged.
+    """
     recovered = directory.recover() or _begin_run(options, task, directory)
     record, evaluation = recovered.record, options.evaluation
     sinks = Sinks(directory.path)
@@ -258,9 +274,14 @@ def _data_split(options: SplitOptions) -> Split:
     )
 
 
-async def _start(
+async def start(
     options: ServerOptions, coordinator: Coordinator
 ) -> tuple[grpc.aio.Server, grpc.aio.Server, Addresses]:
+    """Start the servers for clients and for operators.
+
+    Raises:
+        InputError: an address can't be listened on.
+    """
     task_name = options.run.task
     service = CoordinatorService(
         coordinator,

@@ -90,6 +90,11 @@ class RunDirectory:
                 f"--run-dir: can't write {self.path}: {error.strerror}; name another folder"
             ) from error
 
+    def unlock(self) -> None:
+        """Let another server use the directory; the end of the process does that too."""
+        if self._lock is not None:
+            self._lock.close()
+
     def holds_run(self) -> bool:
         """Say whether there is a run here."""
         return (self.path / "config.json").exists()

@@ -229,9 +229,11 @@ class Coordinator:
 
     def current_round(self) -> RoundSummary:
         """Return the attempt in progress, or the last round when the run has ended."""
-        if self.state.phase is Phase.FINISHED and self.history:
+        if self.state.phase is not Phase.FINISHED:
+            return self._summary(self.state, self.state.phase.value)
+        if self.history:
             return self.history[-1]
-        return self._summary(self.state, self.state.phase.value)
+        return self._summary(self.state, Phase.SELECTING.value)
 
     async def wait_for_change(self, revision: int, seconds: float) -> None:
         """Return once the run is newer than `revision`, or after so many seconds."""

@@ -193,11 +193,11 @@ class Spool:
         try:
             async for chunk in chunks:
                 async with upload.lock:
+                    if self._uploads.get(task_token) is not upload:
+                        return self._final(task_token) or _NOT_WANTED
                     if upload.stream != stream:
                         message = "a newer stream took over"
                         return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
-                    if self._uploads.get(task_token) is not upload:
-                        return self._final(task_token) or _NOT_WANTED
                     result = await self._take(upload, chunk, judge)
                 if result is not None:
                     return result

@@ -1,0 +1,264 @@
+"""What goes wrong with real processes: killed, restarted, misled and misconfigured."""
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.harness import TASK, json_lines, until
+
+GATED = "tests.tasks:Gated"
+
+
+def _gated(federation, index, **flags):
+    gate = federation.folder / f"gate-{index}"
+    client = federation.client(index, task=GATED, GATE=str(gate))
+    return client, gate, federation.folder / f"gate-{index}.reached"
+
+
+def test_the_round_commits_by_quorum_when_a_client_is_killed_in_training(federation):
+    server = federation.server(
+        *("--rounds", 2, "--min-clients", 3, "--num-partitions", 3, "--lease", 3),
+        *("--quorum", 2),
+        task=GATED,
+    )
+    clients = [_gated(federation, index) for index in range(3)]
+    for _, _, reached in clients:
+        until(reached.exists, "the client to train")
+    victim = clients[0][0]
+    victim.signal(signal.SIGKILL)
+    victim.wait()
+    for _, gate, _ in clients[1:]:
+        gate.touch()
+    federation.wait_for(lambda run: run.round.number == 2)
+    # The next round needs three again: a new process of the same client completes it.
+    clients[0][1].touch()
+    back, _, _ = _gated(federation, 0)
+    assert server.wait() == 0, server.text
+    assert [process.wait() for process in (back, clients[1][0], clients[2][0])] == [0, 0, 0]
+    first, second = federation.rows
+    assert (first["accepted"], first["dropped"], first["cohort_size"]) == (2, 1, 3)
+    assert (second["accepted"], second["dropped"]) == (3, 0)
+    outcomes = json_lines(federation.run_dir / "clients.jsonl")[:3]
+    assert [row["outcome"] for row in outcomes] == ["dropped", "accepted", "accepted"]
+
+
+def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
+    federation, another_federation
+):
+    flags = ("--rounds", 3, "--min-clients", 3, "--num-partitions", 3)
+    undisturbed = another_federation.server(*flags)
+    another_federation.client("0-2")
+    assert undisturbed.wait() == 0, undisturbed.text
+
+    server = federation.server(*flags, "--server-momentum", 0.0, task=GATED)
+    clients = [_gated(federation, index) for index in range(3)]
+    clients[0][1].touch()
+    federation.wait_for(lambda run: run.round.accepted_count == 1)
+    server.signal(signal.SIGKILL)
+    server.wait()
+    again = federation.server(
+        "--resume", "--bind", federation.address, task=GATED
+    )
+    resumed = again.events("run resumed")[0]
+    assert resumed["accepted"] == ["client-0"]
+    for _, gate, _ in clients[1:]:
+        gate.touch()
+    assert again.wait() == 0, again.text
+    assert [client.wait() for client, *_ in clients] == [0, 0, 0]
+    assert federation.model == another_federation.model
+    assert [row["round"] for row in federation.rows] == [1, 2, 3]
+
+
+def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, another_federation):
+    flags = ("--min-clients", 2, "--num-partitions", 2, "--server-momentum", 0.5)
+    undisturbed = another_federation.server("--rounds", 4, *flags)
+    another_federation.client("0-1")
+    assert undisturbed.wait() == 0, undisturbed.text
+
+    first = federation.server("--rounds", 2, *flags)
+    federation.client("0-1")
+    assert first.wait() == 0, first.text
+    second = federation.server("--resume", "--rounds", 4)
+    federation.client("0-1")
+    assert second.wait() == 0, second.text
+    assert federation.model == another_federation.model
+    assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
+    # There is nothing left to do, and that is no error.
+    assert federation.start("server", "--run-dir", federation.run_dir, "--resume").wait() == 0
+
+
+def test_a_client_whose_work_fails_is_dropped_and_the_run_fails_without_a_quorum(federation):
+    task = "tests.tasks:Diverging"
+    server = federation.server("--max-attempts", 2, "--num-partitions", 2, task=task)
+    client = federation.client("0-1", task=task)
+    assert server.wait() == 1
+    assert "--max-attempts" in server.errors[0]
+    assert client.wait() == 1
+    assert "the run failed" in client.errors[0]
+    assert client.events("work failed")[0]["reason"] == "UPDATE_NOT_FINITE"
+
+
+def test_a_task_that_raises_ends_its_client_with_one_line(federation):
+    task = "tests.tasks:Broken"
+    federation.server("--num-partitions", 2, task=task)
+    client = federation.client("0-1", task=task)
+    assert client.wait() == 1
+    assert client.errors == ["error: the task's code raised RuntimeError: shapes do not fit"]
+
+
+def test_a_client_that_is_unwilling_to_train_the_servers_task_is_refused(federation):
+    federation.server()
+    client = federation.client(0, task="digits")
+    assert client.wait() == 2
+    assert len(client.errors) == 1
+    assert client.errors[0].startswith("error: --task: this server trains 'tests.tasks:Tiny'")
+
+
+def test_a_partition_too_many_is_refused(federation):
+    federation.server("--num-partitions", 2)
+    client = federation.client(2)
+    assert client.wait() == 2
+    assert client.errors[0].startswith("error: --partition: partition 2 is not one of")
+
+
+def test_a_second_process_under_one_client_id_ends_the_first(federation):
+    federation.server()
+    first = federation.client(0)
+    federation.wait_for(lambda run: run.live_client_count == 1)
+    federation.client(0)
+    assert first.wait() == 1
+    assert "another process has joined under this client id" in first.errors[0]
+
+
+def test_an_unreachable_server_ends_the_client_with_one_line(federation):
+    federation.address = "127.0.0.1:9"
+    client = federation.client(0, "--max-wait", 1)
+    assert client.wait() == 1
+    assert len(client.errors) == 1
+    assert client.errors[0].startswith("error: no server at 127.0.0.1:9 for")
+
+
+def test_a_port_in_use_ends_the_server_with_one_line(federation):
+    federation.server()
+    second = federation.start(
+        *("server", "--bind", federation.address, "--task", TASK),
+        *("--run-dir", federation.folder / "second"),
+    )
+    assert second.wait() == 2
+    assert second.errors[0].startswith(f"error: --bind: can't listen on {federation.address}")
+
+
+def test_a_run_directory_in_use_or_with_a_run_is_refused(federation):
+    server = federation.server()
+    second = federation.server(wait=False)
+    assert second.wait() == 2
+    assert "another server is using" in second.errors[0]
+    server.signal(signal.SIGKILL)
+    server.wait()
+    third = federation.server(wait=False)
+    assert third.wait() == 2
+    assert "holds a run already" in third.errors[0]
+
+
+def test_an_unreadable_data_directory_ends_either_side_with_one_line(federation):
+    # A file where a folder should be can be read by nobody, not even by root.
+    broken = federation.folder / "data"
+    broken.touch()
+    server = federation.server("--data-dir", broken, task="mnist", wait=False)
+    assert server.wait() == 2
+    assert server.errors[0].startswith(f"error: --data-dir: no readable MNIST in {broken}")
+    federation.run_dir = federation.folder / "second"
+    federation.server("--evaluate-every", 0, task="mnist")
+    client = federation.client(0, "--data-dir", broken, task="mnist")
+    assert client.wait() == 2
+    assert client.errors[0].startswith(f"error: --data-dir: no readable MNIST in {broken}")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_is_refused_by_name_with_the_remedy(federation, damage):
+    server = federation.server("--rounds", 2, "--num-partitions", 2)
+    federation.client("0-1")
+    assert server.wait() == 0, server.text
+    path = federation.run_dir / "rounds" / "00002" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[-1] ^= 1
+        path.write_bytes(data if damage == "flipped" else data[:-1])
+    again = federation.server("--resume", "--rounds", 4, wait=False)
+    assert again.wait() == 2
+    assert str(path) in again.errors[0]
+    assert f"delete {path.parent}" in again.errors[0]
+    # The remedy works.
+    for file in path.parent.iterdir():
+        file.unlink()
+    path.parent.rmdir()
+    server = federation.server("--resume", "--rounds", 4)
+    federation.client("0-1")
+    assert server.wait() == 0, server.text
+    assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
+
+
+WRONG_INPUT = {
+    "server --fraction 2": "--fraction",
+    "server --rounds none": "--rounds",
+    "server --frobnicate": "--frobnicate",
+    "server --task nowhere": "--task: no task 'nowhere'",
+    "server --task nowhere.module:thing": "--task: 'nowhere.module:thing'",
+    "server --model resnet": "--model: digits has no model 'resnet'; use one of cnn",
+    "server --bind here": "--bind: 'here' is not HOST:PORT",
+    "server --config missing.toml": "--config: no file missing.toml",
+    "server --resume --run-dir missing": "no run to resume",
+    "server --quorum 3 --report-goal 2": "--quorum",
+    "client": "--partition",
+    "client --partition x": "--partition",
+    "client --partition 5-3": "--partition",
+    "client --partition 0 --server nowhere": "--server",
+    "client --partition 0 --task nowhere": "--task",
+    "client --partition 0 --device mps": "--device",
+}
+
+
+@pytest.mark.parametrize("command", WRONG_INPUT)
+def test_wrong_input_ends_with_status_2_and_one_line_that_names_it(federation, command):
+    process = federation.start(*command.split(), *_where(federation, command))
+    assert process.wait() == 2, process.text
+    assert process.text.count("\n") == 1, process.text
+    assert process.text.startswith("error: ")
+    assert WRONG_INPUT[command] in process.text
+
+
+def _where(federation, command):
+    starts = command.startswith("server") and "--run-dir" not in command
+    return ("--run-dir", federation.run_dir) if starts else ()
+
+
+def test_a_flag_that_contradicts_the_resumed_run_is_refused_by_name(federation):
+    federation.server("--lr", 0.5).signal(signal.SIGKILL)
+    federation.processes[0].wait()
+    again = federation.server("--resume", "--lr", 0.25, wait=False)
+    assert again.wait() == 2
+    assert again.errors[0].startswith("error: --lr: the run in")
+    assert "has 0.5, not 0.25" in again.errors[0]
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(federation):
+    federation.run_dir = federation.folder / "file" / "run"
+    federation.run_dir.parent.touch()
+    server = federation.server(wait=False)
+    assert server.wait() == 2
+    assert server.errors[0].startswith("error: --run-dir: can't write")
+
+
+def test_the_environment_and_a_file_set_the_same_options(federation):
+    config = federation.folder / "run.toml"
+    config.write_text("rounds = 1\nnum-partitions = 2\nlr = 0.5\n")
+    server = federation.server("--config", config, FOLKMOOT_LR="0.25")
+    federation.client("0-1")
+    assert server.wait() == 0, server.text
+    saved = (federation.run_dir / "config.json").read_text()
+    assert '"rounds": 1' in saved
+    assert '"lr": 0.25' in saved
+    assert os.environ.get("FOLKMOOT_LR") is None

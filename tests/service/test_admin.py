@@ -1,0 +1,122 @@
+"""The Admin service, health, reflection and the ports, through real channels."""
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from common.errors import InputError
+from protos import federated_pb2 as pb
+from protos import federated_pb2_grpc as pb_grpc
+from tests.service.harness import LiveServer, refusal, update
+
+
+def _round(*clients):
+    for client in clients:
+        client.push(client.assignment(), update())
+
+
+def test_get_run_shows_the_run_from_waiting_to_its_end(tmp_path):
+    with LiveServer(tmp_path / "run", rounds=1) as server:
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_WAITING
+        assert (run.run_id, run.target_round_count, run.model.version) == ("run", 1, 0)
+        a, b = server.join("a"), server.join("b")
+        a.assignment()
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_ACTIVE
+        assert run.round.phase == pb.Round.PHASE_REPORTING
+        assert (run.round.cohort_size, run.round.report_goal, run.live_client_count) == (2, 2, 2)
+        _round(a, b)
+        run = server.wait_for(lambda run: run.state == pb.Run.STATE_SUCCEEDED)
+        assert run.round.phase == pb.Round.PHASE_COMMITTED
+        assert run.model.version == 1
+
+
+def test_list_rounds_pages_from_the_newest(tmp_path):
+    with LiveServer(tmp_path / "run", rounds=3) as server:
+        a, b = server.join("a"), server.join("b")
+        for number in (1, 2, 3):
+            _round(a, b)
+            server.wait_for(lambda run, number=number: run.model.version == number)
+        first = server.admin.ListRounds(pb.ListRoundsRequest(page_size=2), timeout=10)
+        assert [r.number for r in first.rounds] == [3, 2]
+        assert first.rounds[0].metrics["num_examples"] == 20
+        request = pb.ListRoundsRequest(page_size=2, page_token=first.next_page_token)
+        second = server.admin.ListRounds(request, timeout=10)
+        assert [r.number for r in second.rounds] == [1]
+        assert not second.next_page_token
+
+
+@pytest.mark.parametrize("fields", [{"page_size": -1}, {"page_size": 1001}, {"page_token": "x"}])
+def test_list_rounds_refuses_fields_out_of_bounds(tmp_path, fields):
+    with LiveServer(tmp_path / "run") as server:
+        with pytest.raises(grpc.RpcError) as caught:
+            server.admin.ListRounds(pb.ListRoundsRequest(**fields), timeout=10)
+        assert refusal(caught.value)[:2] == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+def test_watch_run_sends_the_state_again_when_nothing_changes(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        request = pb.WatchRunRequest()
+        request.keepalive_interval.seconds = 1
+        call = server.admin.WatchRun(request, timeout=20)
+        first, second = next(call), next(call)
+        assert first == second
+        call.cancel()
+
+
+def test_stop_run_ends_the_run_after_the_round_as_a_success(tmp_path):
+    with LiveServer(tmp_path / "run", rounds=100) as server:
+        a, b = server.join("a"), server.join("b")
+        work = a.assignment()
+        for _ in range(2):
+            stopping = server.admin.StopRun(pb.StopRunRequest(), timeout=10).run
+            assert stopping.state == pb.Run.STATE_STOPPING
+        a.push(work, update())
+        b.push(b.assignment(), update())
+        run = server.wait_for(lambda run: run.state == pb.Run.STATE_SUCCEEDED)
+        assert run.model.version == 1
+        assert a.poll().HasField("run_end")
+        with pytest.raises(grpc.RpcError) as caught:
+            server.admin.StopRun(pb.StopRunRequest(), timeout=10)
+        assert refusal(caught.value)[:2] == ("FAILED_PRECONDITION", "RUN_ENDED")
+
+
+def test_stop_run_ends_a_run_that_waits_for_clients_at_once(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        client = server.join()
+        server.admin.StopRun(pb.StopRunRequest(), timeout=10)
+        assert client.poll().HasField("run_end")
+
+
+def test_both_ports_answer_health_checks_and_describe_their_service(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        for channel, service in (
+            (server.channel, "federated.v1.Coordinator"),
+            (server.admin_channel, "federated.v1.Admin"),
+        ):
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service=service)
+            status = health.Check(request, timeout=10).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = reflection_pb2.ServerReflectionRequest(list_services="")
+            answer = next(iter(reflection.ServerReflectionInfo(iter([asked]), timeout=10)))
+            names = {found.name for found in answer.list_services_response.service}
+            assert service in names
+
+
+def test_clients_find_no_admin_service_on_their_port(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        with pytest.raises(grpc.RpcError) as caught:
+            pb_grpc.AdminStub(server.channel).StopRun(pb.StopRunRequest(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_port_in_use_is_refused_by_the_name_of_the_flag(tmp_path):
+    with LiveServer(tmp_path / "first") as server:
+        taken = server.addresses.clients
+        second = LiveServer(tmp_path / "second", bind=taken)
+        with pytest.raises(InputError, match="--bind: can't listen on " + taken):
+            second.__enter__()

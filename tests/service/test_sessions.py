@@ -1,0 +1,240 @@
+"""Sessions, leases, long polls and pulls, through a real channel."""
+
+import threading
+
+import grpc
+import pytest
+
+from protos import federated_pb2 as pb
+from tests.service.harness import TASK, LiveServer, refusal, update
+
+
+@pytest.fixture
+def server(tmp_path):
+    with LiveServer(tmp_path / "run") as live:
+        yield live
+
+
+def _refused(call, *arguments, **fields):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*arguments, **fields)
+    return refusal(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"name": ""}, "FIELD_INVALID"),
+        ({"name": "../../etc"}, "FIELD_INVALID"),
+        ({"name": "a" * 129}, "FIELD_INVALID"),
+        ({"instance": ""}, "FIELD_INVALID"),
+        ({"instance": "i" * 65}, "FIELD_INVALID"),
+        ({"task": "mnist"}, "TASK_MISMATCH"),
+        ({"partition": 5}, "PARTITION_OUT_OF_RANGE"),
+        ({"partition": -1}, "PARTITION_OUT_OF_RANGE"),
+    ],
+)
+def test_a_join_that_does_not_fit_is_refused(server, change, reason):
+    assert _refused(server.join, **change) == ("INVALID_ARGUMENT", reason, "federated.v1")
+    assert server.join().token
+
+
+def test_a_join_tells_what_is_learned_and_how_the_data_is_split(server):
+    joined = server.join().joined
+    assert joined.run_id == "run"
+    assert joined.task.task_name == TASK
+    assert joined.task.model_name == "linear"
+    assert joined.task.split.num_partitions == 5
+    assert joined.task.split.partitioner == pb.DataSplit.PARTITIONER_IID
+    assert joined.max_chunk_size_bytes == 1 << 20
+    assert joined.lease_duration.seconds == 30
+
+
+def test_the_same_instance_gets_the_session_that_it_holds(server):
+    assert server.join().token == server.join().token
+    assert server.admin.GetRun(pb.GetRunRequest(), timeout=10).run.live_client_count == 1
+
+
+def test_a_new_instance_ends_the_older_session_and_its_poll(server):
+    older = server.join(instance="one")
+    refused = []
+    poll = threading.Thread(target=lambda: refused.append(_refused(older.poll, 20)))
+    poll.start()
+    newer = server.join(instance="two")
+    poll.join(10)
+    assert refused == [("ABORTED", "SESSION_SUPERSEDED", "federated.v1")]
+    assert _refused(older.heartbeat)[1] == "SESSION_SUPERSEDED"
+    assert newer.heartbeat()
+    assert server.admin.GetRun(pb.GetRunRequest(), timeout=10).run.live_client_count == 1
+
+
+def test_every_method_refuses_an_unknown_session(server):
+    client = server.join()
+    client.token = "nobody"
+    nothing = pb.TaskAssignment(task_token=b"t")
+    for call in (
+        client.poll,
+        client.heartbeat,
+        lambda: client.uploaded(nothing),
+        lambda: client.pull(pb.ModelRef()),
+        lambda: client.push(nothing, update()),
+        lambda: client.report(nothing, failure=pb.TaskFailure(reason="X")),
+    ):
+        assert _refused(call) == ("NOT_FOUND", "SESSION_UNKNOWN", "federated.v1")
+    server.stub.Leave(pb.LeaveRequest(session_token="nobody"), timeout=10)
+
+
+def test_a_lease_runs_out_without_a_sign_of_life(tmp_path):
+    with LiveServer(tmp_path / "run", lease=1.0) as server:
+        client = server.join()
+        assert client.joined.lease_duration.seconds == 1
+        server.wait_for(lambda run: run.live_client_count == 1)
+        server.wait_for(lambda run: run.live_client_count == 0)
+        assert _refused(client.heartbeat)[1] == "SESSION_UNKNOWN"
+
+
+def test_a_waiting_poll_keeps_its_session_beyond_the_lease(tmp_path):
+    with LiveServer(tmp_path / "run", lease=1.0) as server:
+        client = server.join()
+        # Longer than the lease: polls last 2 s at least.
+        assert not client.poll(timeout=5).HasField("assignment")
+        assert client.heartbeat()
+
+
+def test_a_poll_without_time_is_refused(server):
+    client = server.join()
+    expected = ("INVALID_ARGUMENT", "DEADLINE_TOO_SHORT", "federated.v1")
+    assert _refused(client.poll, None) == expected
+    assert _refused(client.poll, 1.5) == expected
+
+
+def test_an_empty_poll_is_no_error_and_comes_before_the_deadline(server):
+    response = server.join().poll(timeout=2.5)
+    assert not response.HasField("assignment")
+    assert not response.HasField("run_end")
+
+
+def test_a_second_poll_makes_the_first_return_empty(server):
+    client = server.join()
+    first = []
+    poll = threading.Thread(target=lambda: first.append(client.poll(30)))
+    poll.start()
+    while poll.is_alive():
+        client.poll(2.5)
+    assert not first[0].HasField("assignment")
+
+
+def test_an_assignment_comes_with_every_poll_until_it_is_answered(server):
+    client, other = server.join("a"), server.join("b")
+    work = client.assignment()
+    again = client.assignment()
+    assert work.task_token == again.task_token
+    assert work.seed == again.seed
+    assert work.task_token != other.assignment().task_token
+    assert 0 < work.time_remaining.seconds <= 600
+    client.push(work, update())
+    assert not client.poll(2.5).HasField("assignment")
+
+
+def test_an_assignment_survives_another_process_of_the_same_client(server):
+    client = server.join("a", instance="one")
+    server.join("b")
+    work = client.assignment()
+    assert server.join("a", instance="two").assignment().task_token == work.task_token
+
+
+def test_a_heartbeat_says_when_the_work_is_not_wanted(server):
+    client, _ = server.join("a"), server.join("b")
+    work = client.assignment()
+    assert not client.heartbeat(work.task_token).cancel_requested
+    assert not client.heartbeat().cancel_requested
+    assert client.heartbeat(b"other").cancel_requested
+
+
+def test_a_pull_gives_the_announced_bytes_from_any_offset(server):
+    client, _ = server.join("a"), server.join("b")
+    model = client.assignment().model
+    header, data = client.pull(model)
+    assert header == model
+    assert len(data) == model.digest.size_bytes
+    assert data == (server.folder / "models/global.safetensors").read_bytes()
+    for offset in (1, len(data) - 1, len(data)):
+        assert client.pull(model, offset)[1] == data[offset:]
+
+
+def test_a_pull_of_what_is_not_there_is_refused(server):
+    client, _ = server.join("a"), server.join("b")
+    model = client.assignment().model
+    too_far = model.digest.size_bytes + 1
+    assert _refused(client.pull, model, too_far)[:2] == ("OUT_OF_RANGE", "READ_OFFSET_TOO_LARGE")
+    assert _refused(client.pull, model, -1)[:2] == ("OUT_OF_RANGE", "READ_OFFSET_TOO_LARGE")
+    unknown = pb.ModelRef(version=9)
+    assert _refused(client.pull, unknown)[:2] == ("NOT_FOUND", "MODEL_UNKNOWN")
+
+
+def test_a_failure_takes_the_client_out_of_the_round(server):
+    client, other = server.join("a"), server.join("b")
+    work, others = client.assignment(), other.assignment()
+    for _ in range(2):  # A repeat is fine.
+        client.report(work, failure=pb.TaskFailure(reason="LOSS_NOT_FINITE"))
+    other.push(others, update())
+    run = server.wait_for(lambda run: run.model.version == 1)
+    ended = server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds[0]
+    assert (ended.accepted_count, ended.dropped_count) == (1, 1)
+    failure = pb.TaskFailure(reason="LATE")
+    assert _refused(client.report, pb.TaskAssignment(task_token=b"x"), failure=failure)[:2] == (
+        "ABORTED",
+        "ROUND_CLOSED",
+    )
+    assert run.round.number == 2
+
+
+def test_results_of_the_wrong_kind_or_out_of_bounds_are_refused(server):
+    client, _ = server.join("a"), server.join("b")
+    work = client.assignment()
+    evaluation = pb.EvaluationReport(num_examples=1, metrics={"loss": 1.0})
+    assert _refused(client.report, work, evaluation=evaluation)[1] == "WORK_MISMATCH"
+    assert _refused(client.report, work)[1] == "FIELD_INVALID"
+    nan = pb.EvaluationReport(num_examples=1, metrics={"loss": float("nan")})
+    assert _refused(client.report, work, evaluation=nan)[1] == "FIELD_INVALID"
+    negative = pb.EvaluationReport(num_examples=-1)
+    assert _refused(client.report, work, evaluation=negative)[1] == "FIELD_INVALID"
+
+
+def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
+    with LiveServer(tmp_path / "run", rounds=1, client_evaluate_every=1) as server:
+        clients = [server.join("a"), server.join("b", partition=1)]
+        for client in clients:
+            client.push(client.assignment(), update())
+        for client, count, accuracy in zip(clients, (1, 3), (0.0, 1.0), strict=True):
+            work = client.assignment()
+            assert work.WhichOneof("work") == "evaluate"
+            assert (work.round, work.model.version) == (1, 1)
+            assert client.pull(work.model)[0] == work.model
+            metrics = {"loss": 2.0, "accuracy": accuracy}
+            report = pb.EvaluationReport(num_examples=count, metrics=metrics)
+            client.report(work, evaluation=report)
+        run = server.wait_for(lambda run: run.state == pb.Run.STATE_SUCCEEDED)
+        assert run.round.metrics["client_accuracy"] == 0.75
+        assert run.round.metrics["client_loss"] == 2.0
+        for client in clients:
+            end = client.poll()
+            assert end.HasField("run_end")
+            assert not end.run_end.failure_message
+
+
+def test_a_run_without_enough_updates_fails_and_tells_the_clients(tmp_path):
+    with LiveServer(tmp_path / "run", max_attempts=2) as server:
+        clients = [server.join("a"), server.join("b")]
+        for attempt in (1, 2):
+            for client in clients:
+                work = client.assignment()
+                client.report(work, failure=pb.TaskFailure(reason="NO"))
+            server.wait_for(lambda run, attempt=attempt: len(_ended(server)) == attempt)
+        assert "--max-attempts" in clients[0].poll().run_end.failure_message
+        assert _refused(server.join)[:2] == ("FAILED_PRECONDITION", "RUN_ENDED")
+        assert [r.phase for r in _ended(server)] == [pb.Round.PHASE_ABANDONED] * 2
+
+
+def _ended(server):
+    return server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds

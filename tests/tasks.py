@@ -1,0 +1,70 @@
+"""Small tasks for the tests, found as tests.tasks:<name>."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.tasks import Examples, Task
+from common.training import TrainConfig
+
+
+class Tiny(Task):
+    """Three classes of four numbers; trains in milliseconds."""
+
+    models = {"linear": lambda: nn.Linear(4, 3), "mlp": lambda: nn.Sequential(nn.Linear(4, 3))}
+    defaults = TrainConfig(local_epochs=1, batch_size=8, learning_rate=0.1)
+
+    def data(self, data_dir, train):
+        generator = torch.Generator().manual_seed(1 if train else 2)
+        inputs = torch.randn(200, 4, generator=generator)
+        return Examples(inputs, inputs[:, :3].argmax(1))
+
+
+class Gated(Tiny):
+    """Tiny, whose training waits until the file named by GATE is there."""
+
+    def train(self, model, examples, config, seed, on_step):
+        gate = Path(os.environ["GATE"])
+        Path(f"{gate}.reached").touch()
+        while not gate.exists():
+            on_step(0, 1)
+            time.sleep(0.02)
+        return super().train(model, examples, config, seed, on_step)
+
+
+class Large(Tiny):
+    """A model of 72 MiB, whose training is one addition."""
+
+    models = {"linear": lambda: nn.Linear(4096, 4608)}
+
+    def data(self, data_dir, train):
+        return Examples(torch.zeros(40, 1), torch.zeros(40, dtype=torch.long))
+
+    def train(self, model, examples, config, seed, on_step):
+        on_step(1, 1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1e-3)
+        return {"loss": 1.0}
+
+    def evaluate(self, model, examples):
+        return {"loss": 1.0}
+
+
+class Broken(Tiny):
+    """Raises in training."""
+
+    def train(self, model, examples, config, seed, on_step):
+        raise RuntimeError("shapes do not fit")
+
+
+class Diverging(Tiny):
+    """Ends with NaN in the weights."""
+
+    def train(self, model, examples, config, seed, on_step):
+        with torch.no_grad():
+            model.weight.fill_(float("nan"))
+        return {"loss": 1.0}

@@ -1,0 +1,42 @@
+"""The weighted mean of the updates."""
+
+import pytest
+import torch
+
+from server.aggregation import weighted_mean
+
+
+def test_clients_count_by_their_examples():
+    updates = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, -1.0]), torch.tensor([0.5, 4.0])]
+    # (1*1 + 10*10 + 100*0.5) / 111 and (1*2 - 10*1 + 100*4) / 111
+    assert weighted_mean(updates, [1, 10, 100]).tolist() == [151 / 111, 392 / 111]
+
+
+def test_a_single_update_is_its_own_mean():
+    assert weighted_mean([torch.tensor([0.1, -7.0])], [13]).tolist() == pytest.approx(
+        torch.tensor([0.1, -7.0]).tolist()
+    )
+
+
+def test_the_sum_runs_in_float64():
+    updates = [torch.tensor([2.0**24]), torch.tensor([1.0])]  # Their sum is no float32.
+    mean = weighted_mean(updates, [1, 1])
+    assert mean.dtype is torch.float64
+    assert mean.item() == (2**24 + 1) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_updates_may_have_any_dtype(dtype):
+    updates = [torch.tensor([1, 8], dtype=dtype), torch.tensor([4, -1], dtype=dtype)]
+    assert weighted_mean(updates, [1, 2]).tolist() == [3.0, 2.0]
+
+
+def test_the_updates_stay_as_they_are():
+    update = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    weighted_mean([update, update], [1, 2])
+    assert update.tolist() == [1.0, 2.0]
+
+
+def test_each_update_needs_its_number_of_examples():
+    with pytest.raises(ValueError, match="shorter"):
+        weighted_mean([torch.ones(1), torch.ones(1)], [1])

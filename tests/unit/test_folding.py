@@ -1,0 +1,149 @@
+"""Folding update files into a new model file."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from common.errors import TensorError
+from common.tensors import WINDOW, decode, digest_file, encode, schema_of
+from server.folding import WeightedUpdate, fold
+from server.optimizers import Sgd
+
+COUNTS = (1, 10, 100)
+
+
+def folded(folder, model, updates, optimizer=None, velocity=None, counts=COUNTS):
+    """Fold tensors by way of files; return the new model's tensors."""
+    folder.mkdir(exist_ok=True)
+    base = folder / "base.safetensors"
+    base.write_bytes(encode(model))
+    spooled = []
+    for index, (update, count) in enumerate(zip(updates, counts, strict=True)):
+        path = folder / f"{index}.safetensors"
+        path.write_bytes(encode(update))
+        spooled.append(WeightedUpdate(path, count))
+    new = folder / "new.safetensors"
+    fold(base, velocity, spooled, optimizer or Sgd(), new, folder / "velocity.safetensors")
+    return decode(new.read_bytes())
+
+
+def three(*values, dtype=torch.float32):
+    return [{"w": torch.tensor(value, dtype=dtype)} for value in values]
+
+
+def random_tensors(seed, size, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return {"w": torch.randn(size, generator=generator).to(dtype)}
+
+
+def test_clients_count_by_their_examples(tmp_path):
+    new = folded(tmp_path, {"w": torch.tensor([1.0])}, three([111.0], [22.2], [1.11]))
+    # 1 + (1*111 + 10*22.2 + 100*1.11) / 111
+    assert new["w"].tolist() == pytest.approx([5.0], rel=1e-7)
+
+
+def test_counters_take_the_plain_mean_rounded(tmp_path):
+    model = {"w": torch.tensor([10, -10], dtype=torch.int64)}
+    updates = three([1, -1], [2, -2], [3, -3], dtype=torch.int64)
+    # (1*1 + 10*2 + 100*3) / 111 = 2.89; the server's rate and momentum play no part.
+    new = folded(tmp_path, model, updates, Sgd(0.1, 0.9))
+    assert new["w"].dtype is torch.int64
+    assert new["w"].tolist() == [13, -13]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_each_value_is_rounded_to_its_dtype_once(tmp_path, dtype):
+    model = random_tensors(0, (5, 7), dtype)
+    updates = [random_tensors(seed, (5, 7), dtype) for seed in (1, 2, 3)]
+    shares = [update["w"].double() * n for update, n in zip(updates, COUNTS, strict=True)]
+    expected = (model["w"].double() + sum(shares) / 111).to(dtype)
+    assert torch.equal(folded(tmp_path, model, updates)["w"], expected)
+
+
+def test_tensors_without_dimensions_or_values_are_kept(tmp_path):
+    model = {"scalar": torch.tensor(1.0), "none": torch.zeros(0, 3)}
+    update = {"scalar": torch.tensor(0.5), "none": torch.zeros(0, 3)}
+    new = folded(tmp_path, model, [update], counts=[4])
+    assert new["scalar"].shape == ()
+    assert new["scalar"].item() == 1.5
+    assert new["none"].shape == (0, 3)
+
+
+def test_tensors_of_several_windows_are_whole(tmp_path):
+    size = 2 * WINDOW + 3
+    model = random_tensors(0, size) | {"after": torch.tensor([1.0])}
+    updates = [random_tensors(s, size) | {"after": torch.tensor([1.0])} for s in (1, 2, 3)]
+    shares = [update["w"].double() * n for update, n in zip(updates, COUNTS, strict=True)]
+    new = folded(tmp_path, model, updates)
+    assert torch.equal(new["w"], (model["w"].double() + sum(shares) / 111).float())
+    assert new["after"].item() == 2.0
+
+
+def test_a_model_keeps_its_names_dtypes_shapes_and_header(tmp_path):
+    model = {"z": torch.ones(2, 3), "a": torch.tensor(3, dtype=torch.int64), "m": torch.ones(4)}
+    zero = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+    folded(tmp_path, model, [zero], counts=[1])
+    new, base = tmp_path / "new.safetensors", tmp_path / "base.safetensors"
+    assert schema_of(new) == schema_of(base)
+    assert new.read_bytes() == base.read_bytes()
+
+
+def test_the_digest_returned_is_the_files(tmp_path):
+    folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
+    base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
+    update = WeightedUpdate(tmp_path / "0.safetensors", 1)
+    assert fold(base, None, [update], Sgd(), new, tmp_path / "unused") == digest_file(new)
+
+
+def test_the_result_depends_on_the_order_given_and_on_nothing_else(tmp_path):
+    model, updates = {"w": torch.zeros(1)}, three([1e16], [1.0], [-1e16])
+    # In float64, 1 is lost beside 1e16.
+    assert folded(tmp_path / "a", model, updates, counts=[1, 1, 1])["w"].item() == 0.0
+    reordered = [updates[0], updates[2], updates[1]]
+    last = folded(tmp_path / "b", model, reordered, counts=[1, 1, 1])["w"].item()
+    assert last == pytest.approx(1 / 3)
+
+
+def test_names_and_times_of_the_files_do_not_matter(tmp_path):
+    model, updates = random_tensors(0, 99), [random_tensors(seed, 99) for seed in (1, 2, 3)]
+    folded(tmp_path / "a", model, updates)
+    moved = []
+    for index, (name, count) in enumerate(zip("zyx", COUNTS, strict=True)):
+        path = tmp_path / name
+        shutil.copy(tmp_path / "a" / f"{index}.safetensors", path)
+        os.utime(path, (1000 - index, 1000 - index))
+        moved.append(WeightedUpdate(path, count))
+    new = tmp_path / "new.safetensors"
+    fold(tmp_path / "a/base.safetensors", None, moved, Sgd(), new, tmp_path / "unused")
+    assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
+
+
+def test_momentum_through_files_is_that_of_torch(tmp_path):
+    model = random_tensors(0, WINDOW + 5, torch.float64)
+    weight = torch.nn.Parameter(model["w"].clone())
+    reference = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
+    velocity = None
+    for round_number in (1, 2, 3):
+        folder = tmp_path / str(round_number)
+        update = random_tensors(round_number, WINDOW + 5, torch.float64)
+        weight.grad = -update["w"]
+        reference.step()
+        model = folded(folder, model, [update], Sgd(0.5, 0.9), velocity, counts=[7])
+        velocity = folder / "velocity.safetensors"
+        torch.testing.assert_close(model["w"], weight.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_without_momentum_no_velocity_is_written(tmp_path):
+    folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
+    assert not (tmp_path / "velocity.safetensors").exists()
+
+
+def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):
+    base = tmp_path / "base.safetensors"
+    base.write_bytes(encode({"w": torch.zeros(4)}))
+    update = tmp_path / "update.safetensors"
+    update.write_bytes(base.read_bytes()[:-1])
+    with pytest.raises(TensorError, match=r"update\.safetensors"):
+        fold(base, None, [WeightedUpdate(update, 1)], Sgd(), tmp_path / "n", tmp_path / "v")

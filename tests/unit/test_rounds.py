@@ -1,0 +1,414 @@
+"""The round engine: each row of its table, and that nothing else happens."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from server.rounds import (
+    Abandon,
+    Aggregate,
+    Aggregated,
+    BeginRound,
+    ClientEvaluated,
+    ClientJoined,
+    ClientLeft,
+    Commit,
+    Committed,
+    DeadlinePassed,
+    DropUpdate,
+    Evaluate,
+    Finish,
+    KeepUpdate,
+    Phase,
+    Policy,
+    ServerEvaluated,
+    StartDeadline,
+    State,
+    StopRequested,
+    UpdateReceived,
+    WorkFailed,
+    is_due,
+    quorum_of,
+    resume,
+    transition,
+)
+
+# Three clients, all of them wanted, a quorum of two.
+POLICY = Policy(
+    rounds=3,
+    seed=0,
+    min_clients=3,
+    fraction=1.0,
+    min_cohort=1,
+    over_select=1.0,
+    report_goal=None,
+    quorum=None,
+    report_deadline=60.0,
+    max_attempts=3,
+    evaluate_every=1,
+    client_evaluate_every=1,
+)
+
+
+def play(policy, state, *events):
+    """Return the state after the events, and the effects of the last."""
+    effects = ()
+    for event in events:
+        state, effects = transition(policy, state, event)
+    return state, effects
+
+
+def joined(*clients):
+    return [ClientJoined(client) for client in clients]
+
+
+def updates(*clients, attempt=1):
+    return [UpdateReceived(1, attempt, client) for client in clients]
+
+
+def deadline(phase=Phase.REPORTING, attempt=1):
+    return DeadlinePassed(1, attempt, phase)
+
+
+def reporting(policy=POLICY):
+    return play(policy, State(), *joined("a", "b", "c"))[0]
+
+
+def aggregating(policy=POLICY):
+    return play(policy, reporting(policy), *updates("a", "b", "c"))[0]
+
+
+def evaluating(policy=POLICY):
+    return play(policy, aggregating(policy), Aggregated())[0]
+
+
+def committing(policy=POLICY):
+    state, _ = play(policy, evaluating(policy), deadline(Phase.EVALUATING), ServerEvaluated())
+    return state
+
+
+STATES = {
+    Phase.SELECTING: State(live=frozenset({"a", "b"})),
+    Phase.REPORTING: reporting(),
+    Phase.AGGREGATING: aggregating(),
+    Phase.EVALUATING: evaluating(),
+    Phase.COMMITTING: committing(),
+    Phase.FINISHED: replace(committing(), phase=Phase.FINISHED),
+}
+# For each phase, an event of each type that fits the state as well as it can.
+EVENTS = {
+    phase: [
+        ClientJoined("new"),
+        ClientLeft("a"),
+        UpdateReceived(1, 1, "a"),
+        WorkFailed(1, 1, "a"),
+        DeadlinePassed(1, 1, phase),
+        Aggregated(),
+        ServerEvaluated(),
+        ClientEvaluated(1, 1, "a"),
+        Committed(stop_early=False),
+        StopRequested(),
+    ]
+    for phase in Phase
+}
+PAIRS = [(phase, event) for phase in Phase for event in EVENTS[phase]]
+ALWAYS = {ClientJoined, ClientLeft, StopRequested}
+LISTED = {
+    Phase.SELECTING: ALWAYS,
+    Phase.REPORTING: ALWAYS | {UpdateReceived, WorkFailed, DeadlinePassed},
+    Phase.AGGREGATING: ALWAYS | {Aggregated},
+    Phase.EVALUATING: ALWAYS | {ServerEvaluated, ClientEvaluated, WorkFailed, DeadlinePassed},
+    Phase.COMMITTING: ALWAYS | {Committed},
+    Phase.FINISHED: set(),
+}
+
+
+@pytest.mark.parametrize(("phase", "event"), PAIRS)
+def test_only_the_pairs_of_the_table_change_anything(phase, event):
+    before = STATES[phase]
+    assert before.phase is phase
+    after, effects = transition(POLICY, before, event)
+    if type(event) in LISTED[phase]:
+        assert after != before
+    else:
+        assert after == before
+        assert effects == ((DropUpdate("a"),) if isinstance(event, UpdateReceived) else ())
+
+
+def test_a_round_begins_as_soon_as_enough_clients_are_there():
+    state, effects = play(POLICY, State(), *joined("b", "a"))
+    assert (state.phase, effects) == (Phase.SELECTING, ())
+    state, effects = play(POLICY, state, ClientLeft("a"), *joined("c"))
+    assert (state.phase, effects) == (Phase.SELECTING, ())
+    state, effects = play(POLICY, state, *joined("a"))
+    assert (state.phase, state.cohort, state.goal) == (Phase.REPORTING, ("a", "b", "c"), 3)
+    assert effects == (BeginRound(1, 1), StartDeadline(60.0, deadline()))
+
+
+def test_the_goal_ends_reporting_and_later_updates_are_dropped():
+    policy = replace(POLICY, report_goal=2)
+    state, effects = play(policy, reporting(policy), *updates("c"))
+    assert (state.phase, effects) == (Phase.REPORTING, (KeepUpdate("c"),))
+    state, effects = play(policy, state, *updates("a"))
+    assert (state.phase, effects) == (Phase.AGGREGATING, (KeepUpdate("a"), Aggregate()))
+    state, effects = play(policy, state, *updates("b"))
+    assert (state.accepted, effects) == ({"a", "c"}, (DropUpdate("b"),))
+
+
+def test_an_update_counts_once():
+    state, effects = play(POLICY, reporting(), *updates("a", "a"))
+    assert (state.accepted, effects) == ({"a"}, (DropUpdate("a"),))
+
+
+def test_a_client_outside_the_cohort_does_not_count():
+    state, effects = play(POLICY, reporting(), *joined("d"), *updates("d"))
+    assert (state.accepted, effects) == (frozenset(), (DropUpdate("d"),))
+
+
+def test_a_quorum_suffices_at_the_deadline():
+    state, effects = play(POLICY, reporting(), *updates("a", "b"), deadline())
+    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+    assert state.accepted == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("quorum", "goal", "wanted"), [(None, 1, 1), (None, 3, 2), (None, 4, 2), (2, 3, 2), (5, 3, 3)]
+)
+def test_the_quorum_is_half_the_goal_unless_given_and_never_more_than_the_goal(
+    quorum, goal, wanted
+):
+    assert quorum_of(replace(POLICY, quorum=quorum), goal) == wanted
+
+
+def test_a_deadline_without_quorum_abandons_the_attempt_and_begins_the_next():
+    state, effects = play(POLICY, reporting(), *updates("a"), deadline())
+    abandon, *begin = effects
+    assert abandon == Abandon(1, 1, abandon.reason)
+    assert "1 of the 2 updates" in abandon.reason
+    assert begin == [BeginRound(1, 2), StartDeadline(60.0, deadline(attempt=2))]
+    assert (state.phase, state.round, state.attempt) == (Phase.REPORTING, 1, 2)
+    assert (state.accepted, state.lost, state.failed) == (frozenset(), frozenset(), frozenset())
+
+
+def test_the_next_attempt_waits_for_enough_clients():
+    state, effects = play(POLICY, reporting(), ClientLeft("a"), deadline())
+    assert (state.phase, state.attempt, len(effects)) == (Phase.SELECTING, 2, 1)
+    state, effects = play(POLICY, state, *joined("d"))
+    assert (state.phase, effects[0]) == (Phase.REPORTING, BeginRound(1, 2))
+    assert state.pending == {"b", "c", "d"}
+
+
+def test_the_last_attempt_fails_the_run_and_names_the_flag():
+    state = reporting()
+    for attempt in (1, 2, 3):
+        state, effects = play(POLICY, state, deadline(attempt=attempt))
+    assert state.phase is Phase.FINISHED
+    assert "round 1 was abandoned 3 times (--max-attempts)" in state.failure
+    assert isinstance(effects[0], Abandon)
+    assert effects[1:] == (Finish(),)
+
+
+def test_with_nobody_left_to_report_a_quorum_aggregates_at_once():
+    state, effects = play(POLICY, reporting(), *updates("a", "b"), WorkFailed(1, 1, "c"))
+    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+
+
+def test_with_nobody_left_to_report_and_no_quorum_the_attempt_is_abandoned_at_once():
+    events = [*updates("a"), WorkFailed(1, 1, "b"), ClientLeft("c")]
+    state, effects = play(POLICY, reporting(), *events)
+    assert (state.phase, state.attempt) == (Phase.SELECTING, 2)
+    assert effects[0].reason.startswith("nobody is left to report")
+
+
+def test_a_lost_client_that_comes_back_is_awaited_again():
+    state, _ = play(POLICY, reporting(), *updates("a", "b"), *joined("d"), ClientLeft("d"))
+    back, _ = play(POLICY, reporting(), ClientLeft("c"), *joined("c"), *updates("a", "b"))
+    assert state.pending == back.pending == {"c"}
+    assert back.phase is Phase.REPORTING
+
+
+def test_an_update_of_a_lost_client_counts():
+    state, effects = play(POLICY, reporting(), ClientLeft("a"), *updates("a"))
+    assert (state.accepted, state.lost, effects) == ({"a"}, frozenset(), (KeepUpdate("a"),))
+
+
+def test_a_failed_client_does_not_come_back():
+    failed, _ = play(POLICY, reporting(), WorkFailed(1, 1, "a"))
+    state, effects = play(POLICY, failed, ClientLeft("a"), *joined("a"), *updates("a"))
+    assert (state.failed, state.accepted, effects) == ({"a"}, frozenset(), (DropUpdate("a"),))
+
+
+def test_a_lost_client_whose_work_failed_does_not_come_back():
+    state, _ = play(POLICY, reporting(), ClientLeft("a"), WorkFailed(1, 1, "a"), *joined("a"))
+    assert state.pending == {"b", "c"}
+
+
+@pytest.mark.parametrize("event", [WorkFailed(1, 1, "a"), deadline(), *updates("a")])
+def test_events_of_an_older_attempt_do_nothing(event):
+    second, _ = play(POLICY, reporting(), deadline())
+    state, effects = play(POLICY, second, event)
+    assert state == second
+    assert effects == ((DropUpdate("a"),) if isinstance(event, UpdateReceived) else ())
+
+
+@pytest.mark.parametrize(
+    "event", [ClientEvaluated(1, 0, "a"), WorkFailed(1, 0, "a"), deadline(Phase.REPORTING)]
+)
+def test_events_of_an_older_attempt_do_not_end_an_evaluation(event):
+    before = evaluating()
+    assert play(POLICY, before, event) == (before, ())
+
+
+def test_over_selection_selects_more_clients_than_the_goal():
+    policy = replace(POLICY, min_clients=10, fraction=0.5, over_select=1.4)
+    state, _ = play(policy, State(), *joined(*"abcdefghij"))
+    assert (len(state.cohort), state.goal) == (7, 5)
+
+
+def test_the_goal_is_never_more_than_the_cohort():
+    assert reporting(replace(POLICY, report_goal=50)).goal == 3
+
+
+@pytest.mark.parametrize(
+    ("every", "number", "last", "due"),
+    [(1, 5, False, True), (2, 5, False, False), (2, 4, False, True), (2, 5, True, True)]
+    + [(0, 4, False, False), (0, 4, True, False)],
+)
+def test_evaluation_is_due_every_so_many_rounds_and_in_the_last_but_never_with_0(
+    every, number, last, due
+):
+    assert is_due(every, number, last) is due
+
+
+def test_a_round_without_evaluation_is_committed_at_once():
+    policy = replace(POLICY, evaluate_every=2, client_evaluate_every=0)
+    state, effects = play(policy, aggregating(policy), Aggregated())
+    assert (state.phase, effects) == (Phase.COMMITTING, (Commit(),))
+
+
+def test_the_last_round_is_evaluated():
+    policy = replace(POLICY, rounds=1, evaluate_every=2, client_evaluate_every=0)
+    state, effects = play(policy, aggregating(policy), Aggregated())
+    assert (state.phase, effects[0]) == (Phase.EVALUATING, Evaluate(True, ()))
+
+
+def test_live_clients_whose_update_counts_evaluate_under_a_deadline_of_their_own():
+    policy = replace(POLICY, evaluate_every=0, quorum=1)
+    events = [*updates("c", "b"), WorkFailed(1, 1, "a"), ClientLeft("b"), Aggregated()]
+    state, effects = play(policy, reporting(policy), *events)
+    assert state.phase is Phase.EVALUATING
+    assert effects == (Evaluate(False, ("c",)), StartDeadline(60.0, deadline(Phase.EVALUATING)))
+
+
+def test_an_evaluation_ends_when_all_are_in_or_gone():
+    events = [ClientEvaluated(1, 1, "a"), ServerEvaluated(), WorkFailed(1, 1, "b")]
+    state, effects = play(POLICY, evaluating(), *events)
+    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    state, effects = play(POLICY, state, ClientLeft("c"))
+    assert (state.phase, effects) == (Phase.COMMITTING, (Commit(),))
+
+
+def test_the_evaluation_deadline_waits_for_the_server_but_not_for_clients():
+    state, effects = play(POLICY, evaluating(), deadline(Phase.EVALUATING))
+    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    assert play(POLICY, state, ServerEvaluated())[1] == (Commit(),)
+    assert play(POLICY, evaluating(), ServerEvaluated(), deadline(Phase.EVALUATING))[1] == (
+        Commit(),
+    )
+
+
+def test_the_next_round_begins_anew_with_the_clients_that_are_there():
+    state, effects = play(POLICY, committing(), ClientLeft("a"), *joined("d"), Committed(False))
+    assert effects[0] == BeginRound(2, 1)
+    assert (state.round, state.attempt, state.cohort) == (2, 1, ("b", "c", "d"))
+    assert state.pending == {"b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "event"), [(1, Committed(False)), (3, Committed(stop_early=True))]
+)
+def test_the_run_ends_after_its_last_round_or_early(rounds, event):
+    policy = replace(POLICY, rounds=rounds)
+    state, effects = play(policy, committing(policy), event)
+    assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
+
+
+def test_a_stop_while_waiting_for_clients_ends_the_run():
+    state, effects = play(POLICY, State(), StopRequested())
+    assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
+
+
+def test_a_stop_during_a_round_makes_it_the_last():
+    policy = replace(POLICY, evaluate_every=2, client_evaluate_every=0)
+    state, effects = play(policy, reporting(policy), StopRequested())
+    assert (state.phase, effects) == (Phase.REPORTING, ())
+    state, effects = play(policy, state, *updates("a", "b", "c"), Aggregated())
+    assert effects[0] == Evaluate(True, ())
+    state, effects = play(policy, state, ServerEvaluated(), Committed(stop_early=False))
+    assert (state.phase, effects) == (Phase.FINISHED, (Finish(),))
+
+
+def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
+    state, effects = play(POLICY, reporting(), StopRequested(), deadline())
+    assert (state.phase, state.failure) == (Phase.FINISHED, None)
+    assert isinstance(effects[0], Abandon)
+    assert effects[1:] == (Finish(),)
+
+
+def test_a_resumed_run_selects_if_enough_clients_are_awaited():
+    few = State(round=2, live=frozenset("ab"))
+    assert resume(POLICY, few) == (few, ())
+    state, effects = resume(POLICY, State(round=2, live=frozenset("abc")))
+    assert (state.phase, effects[0]) == (Phase.REPORTING, BeginRound(2, 1))
+
+
+def test_a_resumed_attempt_goes_on_with_the_updates_that_are_in():
+    before, _ = play(POLICY, reporting(), *updates("b"))
+    state, effects = resume(POLICY, before)
+    assert state == before
+    assert effects == (BeginRound(1, 1), StartDeadline(60.0, deadline()))
+
+
+def test_a_resumed_attempt_with_enough_updates_is_aggregated():
+    before = replace(reporting(), accepted=frozenset("abc"))
+    state, effects = resume(POLICY, before)
+    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_an_update_counts_once_and_each_round_commits_once(seed):
+    rng = random.Random(seed)
+    policy = replace(POLICY, rounds=4, max_attempts=50, quorum=1, report_goal=2)
+    state, kept, commits, finishes = State(), [], [], 0
+    for _ in range(400):
+        who = rng.choice("abcd")
+        number, attempt = max(1, state.round - rng.randrange(2)), state.attempt - rng.randrange(2)
+        event = rng.choice(
+            [
+                *[ClientJoined(who)] * 3,
+                ClientLeft(who),
+                *[UpdateReceived(number, attempt, who)] * 3,
+                WorkFailed(number, attempt, who),
+                ClientEvaluated(number, attempt, who),
+                DeadlinePassed(number, attempt, rng.choice(list(Phase))),
+                Aggregated(),
+                ServerEvaluated(),
+                Committed(stop_early=False),
+            ]
+        )
+        before = state
+        state, effects = transition(policy, state, event)
+        kept += [
+            (before.round, before.attempt, effect.client_id)
+            for effect in effects
+            if isinstance(effect, KeepUpdate)
+        ]
+        commits += [before.round] * effects.count(Commit())
+        finishes += effects.count(Finish())
+        assert state.accepted <= set(state.cohort)
+        assert (state.round, state.attempt) >= (before.round, before.attempt)
+    assert len(kept) == len(set(kept))
+    assert commits == list(range(1, len(commits) + 1))
+    assert commits
+    assert finishes == (state.phase is Phase.FINISHED)
