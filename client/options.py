@@ -29,7 +29,7 @@ class ClientOptions:
     data_dir: Path = Path("data")
     "Folder of the training data, for tasks that read files."
     client_id: str | None = None
-    "Name that is the same after each start (with a range, its beginning); else client-<partition>."
+    "Name that is the same after each start (with a range, its beginning); else client-PARTITION."
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     "Where to train; auto takes CUDA, then MPS, then the CPU."
     threads: Positive = 1

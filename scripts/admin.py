@@ -22,7 +22,12 @@ from protos import federated_pb2_grpc as pb_grpc
 
 _CALL_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10
-_METRICS = ("global_accuracy", "global_loss", "client_accuracy", "duration_seconds")
+_METRICS = {
+    "accuracy": "global_accuracy",
+    "loss": "global_loss",
+    "clients' accuracy": "client_accuracy",
+    "seconds": "duration_seconds",
+}
 
 app = App(
     name="./scripts/admin",
@@ -109,12 +114,13 @@ def _show_rounds(found: Iterable[pb.Round], as_json: bool) -> None:
         for item in found:
             print(_as_json(item))
         return
-    table = Table("round", "attempt", "ended", "updates", *_METRICS)
+    table = Table("round", "ended", "updates", *_METRICS)
     for item in found:
         phase = pb.Round.Phase.Name(item.phase).removeprefix("PHASE_").lower()
         updates = f"{item.accepted_count} of {item.cohort_size}"
-        values = (f"{item.metrics[m]:.4f}" if m in item.metrics else "-" for m in _METRICS)
-        table.add_row(str(item.number), str(item.attempt), phase, updates, *values)
+        numbers = item.metrics
+        values = (f"{numbers[m]:.4f}" if m in numbers else "-" for m in _METRICS.values())
+        table.add_row(str(item.number), phase, updates, *values)
     Console().print(table)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from common.errors import CheckpointError, InputError
-from common.tensors import Digest, digest_file
+from common.tensors import Digest, digest_file, open_mapped
 from server.durable import link, sync_file, sync_folder, write_json
 from server.metrics import Row
 from server.progress import Progress
@@ -285,13 +285,11 @@ def export_pth(models: Path) -> Sequence[Path]:
     """
     import torch
 
-    from common.tensors import decode
-
     written = []
     for source in sorted(models.glob("*.safetensors")):
         target = source.with_suffix(".pth")
         temporary = target.with_suffix(".tmp")
-        torch.save(decode(source.read_bytes()), temporary)
+        torch.save(open_mapped(source), temporary)
         temporary.replace(target)
         written.append(target)
     return written

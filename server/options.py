@@ -43,7 +43,7 @@ class RunOptions:
     seed: Count = 0
     "Seed of every random choice of the run."
     run_dir: Path | None = None
-    "Folder of this run; runs/<time>-<task> if not given."
+    "Folder of this run; runs/TIME-TASK if not given."
     resume: bool = False
     "Go on with the run in --run-dir, or with the newest in runs/, from its last commit."
     config: Path | None = None

@@ -24,6 +24,7 @@ class Process:
 
     def __init__(self, output: Path, *arguments, **environment):
         self.output = output
+        self.is_script = str(arguments[0]).startswith("scripts.")
         self._file = output.open("ab")
         self.popen = subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
@@ -43,7 +44,8 @@ class Process:
 
     def end(self):
         if self.popen.poll() is None:
-            self.popen.kill()
+            # A script has processes of its own to end; a server or client has not.
+            (self.popen.terminate if self.is_script else self.popen.kill)()
         self.popen.wait()
         self._file.close()
 
@@ -76,10 +78,10 @@ class Federation:
         self.processes.append(process)
         return process
 
-    def server(self, *flags, task=TASK, wait=True, **environment):
+    def server(self, *flags, task=TASK, wait=True, bind="127.0.0.1:0", **environment):
         """Start a server; return once it listens."""
         process = self.start(
-            *("server", "--bind", "127.0.0.1:0", "--run-dir", self.run_dir, "--task", task),
+            *("server", "--bind", bind, "--run-dir", self.run_dir, "--task", task),
             *flags,
             **environment,
         )

@@ -51,15 +51,13 @@ def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
     another_federation.client("0-2")
     assert undisturbed.wait() == 0, undisturbed.text
 
-    server = federation.server(*flags, "--server-momentum", 0.0, task=GATED)
+    server = federation.server(*flags, task=GATED)
     clients = [_gated(federation, index) for index in range(3)]
     clients[0][1].touch()
     federation.wait_for(lambda run: run.round.accepted_count == 1)
     server.signal(signal.SIGKILL)
     server.wait()
-    again = federation.server(
-        "--resume", "--bind", federation.address, task=GATED
-    )
+    again = federation.server("--resume", bind=federation.address, task=GATED)
     resumed = again.events("run resumed")[0]
     assert resumed["accepted"] == ["client-0"]
     for _, gate, _ in clients[1:]:

@@ -3,7 +3,6 @@
 import threading
 from pathlib import Path
 
-
 TASK = "tests.tasks:Large"
 CLIENTS = 20
 

@@ -206,13 +206,11 @@ def test_the_weighted_mean_of_the_accepted_updates_is_the_new_model(pair):
     other.push(other_assignment, update(5.0), num_examples=3)
     server.wait_for(lambda run: run.model.version == 1)
 
-
     old, new = decode(before), decode(path.read_bytes())
     for name in old:
         assert torch.equal(new[name], (old[name].double() + 4.0).float())
 
 
 def _digest(data):
-
 
     return pb.Digest(sha256=digest_bytes(data).sha256, size_bytes=len(data))

@@ -272,8 +272,14 @@ def test_the_goal_is_never_more_than_the_cohort():
 
 @pytest.mark.parametrize(
     ("every", "number", "last", "due"),
-    [(1, 5, False, True), (2, 5, False, False), (2, 4, False, True), (2, 5, True, True)]
-    + [(0, 4, False, False), (0, 4, True, False)],
+    [
+        (1, 5, False, True),
+        (2, 4, False, True),
+        (2, 5, False, False),
+        (2, 5, True, True),
+        (0, 4, False, False),
+        (0, 4, True, False),
+    ],
 )
 def test_evaluation_is_due_every_so_many_rounds_and_in_the_last_but_never_with_0(
     every, number, last, due

@@ -1,0 +1,139 @@
+"""The commands of the README, as real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import PATIENCE, ROOT, interrupt, until
+
+DATA = Path(os.environ.get("FOLKMOOT_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def _processes_of(run_dir):
+    """Return the pids whose command line or log names the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode()
+                output = os.readlink(entry / "fd" / "2")
+            except OSError:
+                continue
+            if str(run_dir) in command + output:
+                found.append(int(entry.name))
+    return found
+
+
+def test_quickstart_trains_the_digits_to_95_percent_and_leaves_no_process(federation):
+    process = federation.start("scripts.quickstart", "--run-dir", federation.run_dir)
+    assert process.wait(180) == 0, process.text
+    accuracy = re.search(r"Final accuracy on held-out data: (0\.\d+)", process.text)
+    assert float(accuracy.group(1)) >= 0.95
+    assert len(federation.rows) == 10
+    assert (federation.run_dir / "models" / "global.pth").exists()
+    assert f"--run-dir {federation.run_dir} --resume --rounds 20" in process.text
+    assert _processes_of(federation.run_dir) == []
+
+
+def test_quickstart_ends_its_processes_on_ctrl_c(federation):
+    process = federation.start(
+        *("scripts.quickstart", "--run-dir", federation.run_dir, "--rounds", 1000)
+    )
+    until(lambda: (federation.run_dir / "metrics.jsonl").exists(), "the first round")
+    assert len(_processes_of(federation.run_dir)) == 7
+    status, seconds = interrupt(process, signal.SIGINT)
+    assert status == 130
+    assert seconds < 8
+    assert _processes_of(federation.run_dir) == []
+
+
+def test_quickstart_says_what_went_wrong_in_a_process(federation):
+    run = ("--run-dir", federation.run_dir)
+    process = federation.start("scripts.quickstart", *run, "--model", "resnet")
+    assert process.wait() == 2
+    assert process.errors == ["error: --model: digits has no model 'resnet'; use one of cnn"]
+    process = federation.start("scripts.quickstart", *run, "--task", "tests.tasks:Broken")
+    assert process.wait() == 1
+    assert "the task's code raised RuntimeError" in process.errors[0]
+    assert _processes_of(federation.run_dir) == []
+
+
+def _admin(federation, *arguments):
+    command = [sys.executable, "-m", "scripts.admin", *arguments]
+    return subprocess.run(
+        [*command, "--server", federation.admin_address],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_admin_shows_watches_and_stops_a_run(federation):
+    server = federation.server("--rounds", 10_000, "--num-partitions", 2)
+    shown = _admin(federation, "status")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("run: waiting | round 1 of 10000 selecting")
+    federation.client("0-1")
+    federation.wait_for(lambda run: run.model.version >= 2)
+    status = json.loads(_admin(federation, "status", "--json").stdout)
+    assert (status["run_id"], status["state"]) == ("run", "STATE_ACTIVE")
+    listed = _admin(federation, "rounds", "--json", "--last", "2").stdout.splitlines()
+    numbers = [int(json.loads(line)["number"]) for line in listed]
+    assert numbers[0] == numbers[1] + 1
+    assert "committed" in _admin(federation, "rounds", "--last", "3").stdout
+    stopped = _admin(federation, "stop", "--json")
+    assert json.loads(stopped.stdout)["state"] in ("STATE_STOPPING", "STATE_SUCCEEDED")
+    assert server.wait() == 0, server.text
+    gone = _admin(federation, "status")
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("error: --server: ")
+
+
+def test_admin_watch_follows_the_run_to_its_end(federation):
+    federation.server("--rounds", 2, "--num-partitions", 2)
+    command = (sys.executable, "-m", "scripts.admin", "watch", "--json")
+    with subprocess.Popen(
+        [*command, "--server", federation.admin_address], cwd=ROOT, stdout=subprocess.PIPE
+    ) as watch:
+        first = json.loads(watch.stdout.readline())
+        assert first["state"] == "STATE_WAITING"
+        federation.client("0-1")
+        last = [json.loads(line) for line in watch.stdout][-1]
+        assert watch.wait(PATIENCE) == 0
+    assert last["state"] == "STATE_SUCCEEDED"
+    assert int(last["model"]["version"]) == 2
+
+
+def test_the_readmes_own_task_trains(federation):
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(# moons.py.*?)```", readme, re.DOTALL).group(1)
+    (federation.folder / "moons.py").write_text(code)
+    environment = {"PYTHONPATH": str(federation.folder)}
+    flags = ("--num-partitions", 2, "--lr", 0.3, "--rounds", 5)
+    server = federation.server(*flags, task="moons:Moons", **environment)
+    clients = [federation.client(i, task="moons:Moons", **environment) for i in (0, 1)]
+    assert server.wait() == 0, server.text
+    assert [client.wait() for client in clients] == [0, 0]
+    assert federation.rows[-1]["global_accuracy"] > 0.8
+
+
+@pytest.mark.skipif(not (DATA / "MNIST").exists(), reason=f"no MNIST in {DATA}")
+def test_mnist_trains_from_a_data_directory(federation):
+    server = federation.server(
+        *("--model", "mlp", "--rounds", 1, "--num-partitions", 5, "--partitioner", "iid"),
+        *("--data-dir", DATA),
+        task="mnist",
+    )
+    client = federation.client("0-1", "--data-dir", DATA, task="mnist")
+    assert server.wait(180) == 0, server.text
+    assert client.wait() == 0
+    assert federation.rows[0]["num_examples"] == 2 * 10_800
+    assert federation.rows[0]["global_accuracy"] > 0.88

@@ -1,0 +1,142 @@
+"""The ledger of one attempt, and the rows that come of it."""
+
+import pytest
+
+from common.tensors import Digest
+from server.attempt import Attempt
+from server.progress import Progress
+from server.rounds import Phase, State
+from server.uploads import StoredUpdate
+
+MODEL = Digest("f" * 64, 100)
+# Five were selected: two delivered, one was refused, one failed, one left.
+STATE = State(
+    phase=Phase.COMMITTING,
+    round=4,
+    attempt=2,
+    cohort=("a", "b", "c", "d", "e"),
+    goal=3,
+    accepted=frozenset("ab"),
+    failed=frozenset("cd"),
+    lost=frozenset("e"),
+)
+
+
+def update(client, num_examples, **metrics):
+    return StoredUpdate(
+        task_token=client,
+        client_id=client,
+        num_examples=num_examples,
+        metrics=metrics,
+        digest=MODEL,
+        attempt=2,
+    )
+
+
+UPDATES = {"b": update("b", 10, loss=1.0), "a": update("a", 100, loss=0.5)}
+
+
+def ledger(**values):
+    """Return the ledger of an attempt that began at second 100 and was aggregated."""
+    attempt = Attempt(100.0, 6, collected=102.0, aggregated=102.5, model=MODEL, **values)
+    attempt.refused.add("c")
+    return attempt
+
+
+def row_of(attempt, progress=None):
+    return attempt.row(STATE, UPDATES, progress or Progress(), now=104.0)
+
+
+def test_a_row_counts_clients_examples_and_seconds():
+    row, _ = row_of(ledger(evaluating_since=103.0))
+    assert (row.round, row.attempt, row.num_clients, row.cohort_size) == (4, 2, 6, 5)
+    assert (row.report_goal, row.accepted, row.dropped, row.refused) == (3, 2, 2, 1)
+    assert (row.num_examples, row.model_sha256) == (110, "f" * 64)
+    assert (row.collect_seconds, row.aggregate_seconds) == (2.0, 0.5)
+    assert (row.evaluate_seconds, row.duration_seconds) == (1.0, 4.0)
+
+
+def test_selected_clients_that_were_not_waited_for_are_dropped():
+    state = State(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
+    attempt = Attempt(0.0, 3, collected=1.0, aggregated=1.0, model=MODEL)
+    assert attempt.row(state, UPDATES, Progress(), now=1.0)[0].dropped == 1
+
+
+def test_while_the_attempt_runs_only_those_who_will_not_report_are_dropped():
+    assert ledger().dropped(STATE) == 2
+    assert ledger().dropped(State(cohort=("a", "b", "c"))) == 0
+
+
+def test_metrics_are_means_weighted_by_examples():
+    evaluations = {
+        "b": (30, {"loss": 1.0, "accuracy": 1.0, "f1": 0.5}),
+        "a": (10, {"loss": 3.0, "accuracy": 0.0}),
+        "d": (0, {}),
+    }
+    row, _ = row_of(ledger(evaluations=evaluations))
+    assert row.train_loss == (100 * 0.5 + 10 * 1.0) / 110
+    assert (row.client_accuracy, row.client_loss) == (0.75, 1.5)
+    assert row.client_metrics == {"f1": 0.5}
+
+
+def test_what_was_not_evaluated_is_absent_and_no_zero():
+    row, progress = row_of(ledger(), Progress(best_round=1, best_score=0.5))
+    assert row.global_accuracy is row.global_loss is row.client_accuracy is None
+    assert row.client_loss is row.evaluate_seconds is None
+    assert (row.global_metrics, row.client_metrics, row.best_round) == ({}, {}, 1)
+    assert progress == Progress(best_round=1, best_score=0.5)
+
+
+def test_the_best_round_is_chosen_by_the_server_if_it_evaluates_else_by_the_clients():
+    clients = {"a": (1, {"accuracy": 0.9})}
+    metrics = {"accuracy": 0.6, "loss": 2.0, "f1": 0.1}
+    row, progress = row_of(ledger(global_metrics=metrics, evaluations=clients))
+    assert progress == Progress(best_round=4, best_score=0.6)
+    assert (row.best_round, row.global_accuracy, row.global_loss) == (4, 0.6, 2.0)
+    assert row.global_metrics == {"f1": 0.1}
+    _, progress = row_of(ledger(evaluations=clients))
+    assert progress.best_score == 0.9
+
+
+def test_bytes_add_up_by_client():
+    attempt = ledger()
+    for client, size in [("a", 100), ("b", 100), ("a", 50)]:
+        attempt.count_down(client, size)
+        attempt.count_up(client, 2 * size)
+    row, _ = row_of(attempt)
+    assert (row.bytes_down, row.bytes_up) == (250, 500)
+    assert (attempt.bytes_down, attempt.bytes_up) == ({"a": 150, "b": 100}, {"a": 300, "b": 200})
+
+
+def test_there_is_no_row_before_the_updates_are_aggregated():
+    with pytest.raises(ValueError, match="aggregated"):
+        Attempt(0.0, 1).row(STATE, UPDATES, Progress(), now=1.0)
+
+
+def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
+    attempt = ledger(evaluations={"a": (7, {"loss": 0.25, "accuracy": 0.5})})
+    attempt.report_seconds["a"] = 1.5
+    attempt.count_up("a", 10)
+    rows = attempt.client_rows(STATE, UPDATES)
+    assert [(row["client_id"], row["outcome"]) for row in rows] == [
+        ("a", "accepted"),
+        ("b", "accepted"),
+        ("c", "refused"),
+        ("d", "dropped"),
+        ("e", "dropped"),
+    ]
+    assert rows[0] == {
+        "round": 4,
+        "client_id": "a",
+        "outcome": "accepted",
+        "num_examples": 100,
+        "train_loss": 0.5,
+        "validation_examples": 7,
+        "validation_loss": 0.25,
+        "validation_accuracy": 0.5,
+        "seconds": 1.5,
+        "bytes_down": None,
+        "bytes_up": 10,
+    }
+    absent = set(rows[4].items()) - {("round", 4), ("client_id", "e"), ("outcome", "dropped")}
+    assert {value for _, value in absent} == {None}

@@ -1,0 +1,311 @@
+"""The run directory: commit, recovery, damage, and who may use it."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import fields
+
+import pytest
+import torch
+
+from common.errors import CheckpointError, InputError
+from common.tensors import digest_bytes, encode
+from server.checkpoints import Cohort, Record, Recovered, RunDirectory, export_pth, newest_run
+from server.metrics import Row
+from server.progress import Progress
+
+COHORT = Cohort(round=3, attempt=2, cohort=("a", "b"), goal=2, live=("a", "b", "c"))
+
+
+@contextmanager
+def opened(path):
+    """A run directory that is locked meanwhile."""
+    directory = RunDirectory(path)
+    try:
+        directory.lock()
+        yield directory
+    finally:
+        directory.unlock()
+
+
+def begin(directory, number):
+    cohort = Cohort(round=number, attempt=1, cohort=("a",), goal=1, live=("a",))
+    directory.begin_attempt(cohort)
+    (directory.updates_folder(number) / "update").write_bytes(b"update")
+    directory.model_path(number).write_bytes(b"model %d" % number)
+
+
+def commit(directory, number, keep=3, **values):
+    """Commit a round whose model is the bytes "model <number>"; return its record."""
+    begin(directory, number)
+    record = Record(round=number, model=digest_bytes(b"model %d" % number), **values)
+    directory.commit(record, keep)
+    return record
+
+
+def row_of(number):
+    numbers = dict.fromkeys((field.name for field in fields(Row)), 0.5)
+    return Row(**numbers | {"round": number, "global_metrics": {}, "client_metrics": {"f1": 0.1}})
+
+
+def full_commit(directory, number):
+    """Commit a round whose record has every field set."""
+    directory.round_folder(number).mkdir()
+    directory.velocity_path(number).write_bytes(b"velocity")
+    return commit(
+        directory,
+        number,
+        velocity=digest_bytes(b"velocity"),
+        live=("a", "b"),
+        progress=Progress(best_round=number, best_score=0.1 + 0.2, stale=3),
+        row=row_of(number),
+        clients=({"round": number, "client_id": "a", "seconds": None},),
+    )
+
+
+def test_a_new_directory_holds_nothing(tmp_path):
+    with opened(tmp_path / "run") as directory:
+        assert not directory.holds_run()
+        assert directory.recover() is None
+
+
+def test_the_initial_model_is_round_0_once_it_is_committed(tmp_path):
+    with opened(tmp_path) as directory:
+        directory.begin_initial(b"initial")
+        assert directory.recover() is None
+        record = Record(round=0, model=digest_bytes(b"initial"))
+        assert directory.commit(record, 1).path.read_bytes() == b"initial"
+        assert directory.recover() == Recovered(record=record)
+
+
+def test_what_was_committed_comes_back(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 1)
+        record = full_commit(directory, 2)
+    with opened(tmp_path) as directory:
+        assert directory.recover() == Recovered(record=record, cohort=None)
+        assert directory.model_path(2).read_bytes() == b"model 2"
+
+
+def test_an_attempt_in_progress_comes_back(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 2)
+        directory.begin_attempt(COHORT)
+        assert directory.recover() == Recovered(record=record, cohort=COHORT)
+
+
+def test_an_abandoned_attempt_is_gone(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 2)
+        directory.begin_attempt(COHORT)
+        directory.abandon_attempt(3)
+        assert not directory.round_folder(3).exists()
+        assert directory.recover() == Recovered(record=record)
+
+
+def test_a_half_written_round_is_not_committed(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 1)
+        begin(directory, 2)
+        (directory.round_folder(2) / "record.json.tmp").write_text('{"round": 2, "mod')
+        assert directory.recover().record == record
+        assert commit(directory, 2) == directory.recover().record
+
+
+def test_rounds_in_progress_other_than_the_next_one_are_deleted(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 2)
+        for number in (1, 3, 4):
+            begin(directory, number)
+        directory.recover()
+        assert sorted(path.name for path in (tmp_path / "rounds").iterdir()) == ["00002", "00003"]
+
+
+def test_committed_updates_are_deleted(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 1)
+        assert not directory.updates_folder(1).exists()
+
+
+def test_only_the_last_committed_rounds_are_kept(tmp_path):
+    with opened(tmp_path) as directory:
+        for number in range(1, 6):
+            commit(directory, number, keep=2)
+        assert sorted(path.name for path in (tmp_path / "rounds").iterdir()) == ["00004", "00005"]
+        assert directory.recover().record.round == 5
+
+
+def test_the_best_and_the_last_model_are_always_kept(tmp_path):
+    with opened(tmp_path) as directory:
+        for number in range(1, 5):
+            progress = Progress(best_round=min(number, 2), best_score=1.0)
+            commit(directory, number, keep=1, progress=progress)
+    models = tmp_path / "models"
+    assert (models / "best.safetensors").read_bytes() == b"model 2"
+    assert (models / "global.safetensors").read_bytes() == b"model 4"
+    assert json.loads((models / "best.json").read_text())["round"] == 2
+    assert json.loads((models / "global.json").read_text())["round"] == 4
+
+
+def test_a_model_without_evaluation_has_null_metrics_beside_it(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 1)
+    metadata = json.loads((tmp_path / "models" / "global.json").read_text())
+    digest = digest_bytes(b"model 1")
+    assert (metadata["sha256"], metadata["size_bytes"]) == digest
+    assert metadata["accuracy"] is metadata["client_loss"] is None
+
+
+def test_recovery_publishes_what_a_crash_left_unpublished(tmp_path):
+    with opened(tmp_path) as directory:
+        full_commit(directory, 1)
+        published = sorted((tmp_path / "models").iterdir())
+        for path in published:
+            path.unlink()
+        directory.recover()
+        assert sorted((tmp_path / "models").iterdir()) == published
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def write_a_list(path):
+    path.write_text("[]")
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, delete])
+@pytest.mark.parametrize("name", ["model.safetensors", "velocity.safetensors"])
+def test_damaged_tensors_are_an_error_that_names_the_file_and_the_remedy(tmp_path, name, damage):
+    with opened(tmp_path) as directory:
+        full_commit(directory, 1)
+        path = directory.round_folder(1) / name
+        damage(path)
+        with pytest.raises(CheckpointError) as caught:
+            directory.recover()
+    assert str(path) in str(caught.value)
+    assert f"delete {path.parent} to resume from an earlier round" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, write_a_list, lambda path: path.write_bytes(b"\xff")]
+)
+@pytest.mark.parametrize("name", ["record.json", "cohort.json"])
+def test_damaged_json_is_an_error_that_names_the_file_and_the_remedy(tmp_path, name, damage):
+    with opened(tmp_path) as directory:
+        full_commit(directory, 2)
+        directory.begin_attempt(COHORT)
+        path = directory.round_folder(2 if name == "record.json" else 3) / name
+        path.write_text(path.read_text().rstrip())
+        damage(path)
+        with pytest.raises(CheckpointError) as caught:
+            directory.recover()
+    assert f"{path} is damaged" in str(caught.value)
+    assert f"delete {path.parent}" in str(caught.value)
+
+
+def without(path, name):
+    value = json.loads(path.read_text())
+    del value[name]
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Record)])
+def test_a_record_that_lacks_a_field_is_damaged(tmp_path, name):
+    with opened(tmp_path) as directory:
+        full_commit(directory, 1)
+        without(directory.round_folder(1) / "record.json", name)
+        with pytest.raises(CheckpointError, match=r"record\.json is damaged; delete"):
+            directory.recover()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Cohort)])
+def test_a_cohort_that_lacks_a_field_is_damaged(tmp_path, name):
+    with opened(tmp_path) as directory:
+        commit(directory, 2)
+        directory.begin_attempt(COHORT)
+        without(directory.round_folder(3) / "cohort.json", name)
+        with pytest.raises(CheckpointError, match=r"cohort\.json is damaged; delete"):
+            directory.recover()
+
+
+def test_the_remedy_for_a_damaged_round_helps(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 1)
+        commit(directory, 2)
+        shutil.rmtree(directory.round_folder(2))
+        assert directory.recover() == Recovered(record=record)
+        assert (tmp_path / "models" / "global.safetensors").read_bytes() == b"model 1"
+
+
+def test_a_second_server_in_the_same_directory_is_refused(tmp_path):
+    with (
+        opened(tmp_path),
+        pytest.raises(InputError, match="--run-dir: another server is using"),
+        opened(tmp_path),
+    ):
+        pass
+    with opened(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"--run-dir: can't write .*file/run"),
+        opened(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_the_configuration_comes_back(tmp_path):
+    config = {"run_id": "mine", "options": {"lr": 0.1}, "versions": {}}
+    with opened(tmp_path) as directory:
+        directory.save_config(config)
+        assert directory.holds_run()
+        assert directory.load_config() == config
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{}", '{"run_id": "x"}', '{"run_id": 1, "options": {}}']
+)
+def test_a_missing_or_damaged_configuration_is_an_error_that_names_the_file(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is (missing|damaged)"):
+        RunDirectory(tmp_path).load_config()
+
+
+def test_the_newest_run_is_the_one_begun_last(tmp_path):
+    for seconds, name in [(100, "b"), (300, "a"), (200, "c")]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (seconds, seconds))
+    (tmp_path / "no-run").mkdir()
+    assert newest_run(tmp_path) == tmp_path / "a"
+
+
+def test_without_a_run_there_is_no_newest(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match=r"--resume: there is no run in .* --run-dir"):
+            newest_run(folder)
+
+
+def test_exported_models_load_without_folkmoot_or_pickled_code(tmp_path):
+    tensors = {"weight": torch.arange(6.0).reshape(2, 3)}
+    (tmp_path / "global.safetensors").write_bytes(encode(tensors))
+    (path,) = export_pth(tmp_path)
+    assert path == tmp_path / "global.pth"
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], tensors["weight"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["global.pth", "global.safetensors"]

@@ -1,0 +1,259 @@
+"""The server's options: their names, where they come from, and what a resumed run may change."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import CheckpointError, InputError
+from common.tasks import load_task
+from common.training import TrainConfig
+from server.configuration import describe, parse, resolve, train_config
+from server.options import ServerOptions, TrainingOptions
+
+FLAGS = """
+--rounds --task --model --data-dir --seed --run-dir --resume --config
+--num-partitions --partitioner --alpha --shards-per-client --partition-seed --validation-fraction
+--min-clients --fraction --min-cohort --over-select --report-goal --quorum --report-deadline
+--max-attempts --lease
+--local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
+--server-lr --server-momentum
+--evaluate-every --client-evaluate-every --target-accuracy --patience --keep-rounds
+--bind --admin-bind --threads
+--help
+"""
+# Of a run that may be resumed under other values.
+CHANGEABLE = """
+--rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
+--keep-rounds --bind --admin-bind --threads
+"""
+# A value of each other flag that is not the saved run's.
+OTHER = {
+    "--task": "mnist",
+    "--model": "other",
+    "--seed": "1",
+    "--num-partitions": "6",
+    "--partitioner": "iid",
+    "--alpha": "0.25",
+    "--shards-per-client": "3",
+    "--partition-seed": "1",
+    "--validation-fraction": "0.25",
+    "--min-clients": "3",
+    "--fraction": "0.25",
+    "--min-cohort": "2",
+    "--over-select": "2",
+    "--report-goal": "2",
+    "--quorum": "1",
+    "--local-epochs": "7",
+    "--batch-size": "7",
+    "--lr": "0.25",
+    "--momentum": "0.25",
+    "--weight-decay": "0.25",
+    "--proximal-mu": "0.25",
+    "--hyperparameters": '{"dropout": 0.25}',
+    "--server-lr": "0.25",
+    "--server-momentum": "0.25",
+    "--evaluate-every": "7",
+    "--client-evaluate-every": "7",
+}
+
+
+def save(options, folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(describe(options, "mine")))
+
+
+def save_run(folder, *argv):
+    """Write the config.json of a run that was started with these flags."""
+    given = parse([*argv, "--threads", "2", "--run-dir", str(folder)])
+    options = resolve(given, load_task("digits"))
+    save(options, folder)
+    return options
+
+
+def resumed(folder, *argv):
+    return parse(["--resume", "--run-dir", str(folder), *argv])
+
+
+def test_the_list_of_flags_is_frozen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert parse(["--help"]) is None
+    assert re.findall(r"^\W*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE) == FLAGS.split()
+
+
+def test_options_have_their_names_without_their_groups():
+    names = ["--" + name.replace("_", "-") for name in ServerOptions().flat()]
+    assert [*names, "--help"] == FLAGS.split()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--rounds", "0"],
+        ["--seed", "-1"],
+        ["--fraction", "0"],
+        ["--fraction", "1.01"],
+        ["--over-select", "0.9"],
+        ["--validation-fraction", "1"],
+        ["--alpha", "0"],
+        ["--lr", "nan"],
+        ["--lease", "0.5"],
+        ["--momentum", "1"],
+        ["--server-momentum", "-0.1"],
+        ["--target-accuracy", "1.5"],
+        ["--partitioner", "random"],
+        ["--threads", "0"],
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_the_name_of_its_flag(argv):
+    with pytest.raises(InputError, match=argv[0]):
+        parse(argv)
+
+
+def test_flags_go_before_environment_before_file(tmp_path, monkeypatch):
+    file = tmp_path / "options.toml"
+    file.write_text("lr = 0.3\nbatch-size = 3\nlocal-epochs = 3\n")
+    monkeypatch.setenv("FOLKMOOT_LR", "0.2")
+    monkeypatch.setenv("FOLKMOOT_BATCH_SIZE", "2")
+    options = parse(["--config", str(file), "--lr", "0.1"])
+    training = options.training
+    assert (training.lr, training.batch_size, training.local_epochs) == (0.1, 2, 3)
+
+
+def test_a_new_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = parse(["--task", "my.tasks:Mine"]).run.run_dir
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-my-tasks-Mine", str(first))
+    first.mkdir(parents=True)
+    assert parse(["--task", "my.tasks:Mine"]).run.run_dir != first
+    assert parse(["--run-dir", "mine"]).run.run_dir == Path("mine")
+
+
+def test_what_is_not_given_comes_from_the_task():
+    options = resolve(parse(["--seed", "5", "--lr", "0.25"]), load_task("digits"))
+    assert options.run.model == "cnn"
+    assert options.split.partition_seed == 5
+    assert train_config(options.training) == TrainConfig(
+        local_epochs=5, batch_size=16, learning_rate=0.25
+    )
+
+
+def test_a_zero_is_given_too():
+    argv = ["--seed", "5", "--partition-seed", "0", "--momentum", "0"]
+    options = resolve(parse(argv), load_task("digits"))
+    assert (options.split.partition_seed, options.training.momentum) == (0, 0.0)
+
+
+def test_hyperparameters_are_added_to_those_of_the_task():
+    task = load_task("digits")
+    task.defaults = TrainConfig(hyperparameters={"dropout": 0.5, "mode": "adam"})
+    options = resolve(parse(["--hyperparameters.dropout", "0.1"]), task)
+    assert train_config(options.training).hyperparameters == {"dropout": 0.1, "mode": "adam"}
+
+
+def test_training_options_reach_the_clients_configuration_under_their_names():
+    options = TrainingOptions(
+        local_epochs=2, batch_size=3, lr=0.4, momentum=0.5, weight_decay=0.6, proximal_mu=0.7
+    )
+    assert train_config(options) == TrainConfig(
+        local_epochs=2,
+        batch_size=3,
+        learning_rate=0.4,
+        momentum=0.5,
+        weight_decay=0.6,
+        proximal_mu=0.7,
+    )
+
+
+def test_an_unknown_model_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(InputError, match=r"--model: mnist has no model 'vit'; use one of cnn, mlp"):
+        resolve(parse(["--task", "mnist", "--model", "vit"]), load_task("mnist"))
+
+
+def test_a_quorum_above_the_goal_is_refused():
+    with pytest.raises(InputError, match="--quorum: 3 updates are more than --report-goal 2"):
+        resolve(parse(["--quorum", "3", "--report-goal", "2"]), load_task("digits"))
+
+
+def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
+    save_run(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["run_id"] == "mine"
+    assert saved["options"].keys() == ServerOptions().flat().keys()
+    assert saved["versions"].keys() == {"folkmoot", "torch", "python"}
+
+
+def test_a_resumed_run_has_its_own_options(tmp_path):
+    argv = ["--lr", "0.3", "--partitioner", "shards", "--seed", "5", "--min-clients", "4"]
+    before = save_run(tmp_path, *argv, "--hyperparameters.dropout", "0.1").flat()
+    assert resumed(tmp_path).flat() == before | {"resume": True}
+
+
+def test_a_resumed_run_may_be_told_the_same_again(tmp_path):
+    argv = ["--lr", "0.3", "--hyperparameters.dropout", "0.1"]
+    before = save_run(tmp_path, *argv).flat()
+    assert resumed(tmp_path, *argv).flat() == before | {"resume": True}
+
+
+def test_a_resumed_run_may_change_what_changes_no_byte_of_it(tmp_path):
+    before = save_run(tmp_path).flat()
+    argv = [word for flag in CHANGEABLE.split() for word in (flag, "1")]
+    after = resumed(tmp_path, *argv).flat()
+    changed = {name for name in before if before[name] != after[name]} - {"resume"}
+    assert {"--" + name.replace("_", "-") for name in changed} == set(CHANGEABLE.split())
+
+
+@pytest.mark.parametrize("flag", OTHER)
+def test_a_flag_that_contradicts_the_resumed_run_is_refused_by_name(tmp_path, flag):
+    save(resolve(ServerOptions(), load_task("digits")), tmp_path)
+    with pytest.raises(InputError, match=f"^{flag}: the run in .* has "):
+        resumed(tmp_path, flag, OTHER[flag])
+
+
+def test_each_flag_is_changeable_or_not():
+    neither = {"--run-dir", "--resume", "--config", "--help"}
+    assert {*CHANGEABLE.split(), *OTHER, *neither} == set(FLAGS.split())
+
+
+def test_a_hyperparameter_that_contradicts_the_resumed_run_is_refused_by_name(tmp_path):
+    save_run(tmp_path, "--hyperparameters.dropout", "0.1")
+    with pytest.raises(InputError, match=r"^--hyperparameters: the run in .* has "):
+        resumed(tmp_path, "--hyperparameters.dropout", "0.2")
+
+
+def test_a_variable_or_file_contradicts_a_resumed_run_as_a_flag_does(tmp_path, monkeypatch):
+    save_run(tmp_path)
+    file = tmp_path / "options.toml"
+    file.write_text("lr = 0.7\n")
+    with pytest.raises(InputError, match=r"^--lr: the run in"):
+        resumed(tmp_path, "--config", str(file))
+    monkeypatch.setenv("FOLKMOOT_SEED", "9")
+    with pytest.raises(InputError, match=r"^--seed: the run in"):
+        resumed(tmp_path)
+
+
+def test_without_a_folder_the_newest_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    save_run(tmp_path / "runs" / "mine", "--seed", "3")
+    options = parse(["--resume"])
+    assert (options.run.run_dir, options.run.seed) == (Path("runs/mine"), 3)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--resume: there is no run in runs/"):
+        parse(["--resume"])
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        resumed(tmp_path)
+
+
+def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):
+    save_run(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["options"]["of_another_version"] = 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"of.another.version"):
+        resumed(tmp_path)

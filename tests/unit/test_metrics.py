@@ -1,0 +1,174 @@
+"""Rows of metrics, and the files that hold them."""
+
+import csv
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+
+from common.errors import CheckpointError
+from server.metrics import Row, Sinks, finite_only, weighted_means
+
+FILES = ("metrics.jsonl", "metrics.csv", "clients.jsonl")
+ROW = Row(
+    round=1,
+    attempt=2,
+    global_accuracy=None,
+    global_loss=0.5,
+    client_accuracy=0.25,
+    client_loss=0.75,
+    train_loss=1.5,
+    num_clients=3,
+    cohort_size=3,
+    report_goal=3,
+    accepted=2,
+    dropped=1,
+    refused=0,
+    num_examples=11,
+    bytes_down=300,
+    bytes_up=200,
+    duration_seconds=1.25,
+    collect_seconds=1.0,
+    aggregate_seconds=0.125,
+    evaluate_seconds=None,
+    model_sha256="f" * 64,
+    best_round=1,
+    global_metrics={"f1": 0.5},
+    client_metrics={"f1": 0.25},
+)
+ROWS = [replace(ROW, round=number) for number in (1, 2, 3)]
+
+
+def clients_of(row):
+    return [{"round": row.round, "client_id": name, "seconds": None} for name in ("a", "b")]
+
+
+def write_run(folder, rows=ROWS):
+    folder.mkdir()
+    sinks = Sinks(folder)
+    for row in rows:
+        sinks.append(row, clients_of(row))
+    return sinks
+
+
+def contents(folder):
+    return {name: (folder / name).read_text() for name in FILES if (folder / name).exists()}
+
+
+def test_a_row_has_the_columns_that_were_promised():
+    promised = """round attempt global_accuracy global_loss client_accuracy client_loss train_loss
+        num_clients cohort_size dropped refused num_examples bytes_down bytes_up duration_seconds
+        collect_seconds aggregate_seconds evaluate_seconds model_sha256 best_round"""
+    assert set(promised.split()) <= {field.name for field in fields(Row)}
+
+
+def test_numbers_are_what_is_a_number_and_there():
+    numbers = ROW.numbers()
+    assert numbers["global_loss"] == 0.5
+    assert numbers["accepted"] == 2.0
+    assert (numbers["global_f1"], numbers["client_f1"]) == (0.5, 0.25)
+    assert not {"global_accuracy", "evaluate_seconds", "model_sha256"} & numbers.keys()
+    assert all(isinstance(value, float) for value in numbers.values())
+
+
+def test_means_are_weighted_by_the_examples_of_the_reports_that_hold_the_metric():
+    reports = [(1, {"loss": 4.0}), (10, {"loss": 2.0, "accuracy": 0.5}), (100, {"loss": 1.0})]
+    assert weighted_means(reports) == {"accuracy": 0.5, "loss": 124 / 111}
+
+
+def test_reports_without_examples_do_not_count():
+    assert weighted_means([(0, {"loss": 4.0})]) == {}
+    assert weighted_means([]) == {}
+
+
+def test_only_finite_metrics_are_kept():
+    metrics = {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf, "e": 0.0}
+    assert finite_only(metrics) == {"a": 1.0, "e": 0.0}
+
+
+def test_each_commit_adds_one_row_to_each_file(tmp_path):
+    write_run(tmp_path / "run")
+    texts = contents(tmp_path / "run")
+    lines = [json.loads(line) for line in texts["metrics.jsonl"].splitlines()]
+    assert [Row(**line) for line in lines] == ROWS
+    table = list(csv.DictReader(texts["metrics.csv"].splitlines()))
+    assert [row["round"] for row in table] == ["1", "2", "3"]
+    assert len(texts["clients.jsonl"].splitlines()) == 6
+
+
+def test_what_is_absent_is_null_in_json_and_empty_in_csv(tmp_path):
+    write_run(tmp_path / "run")
+    texts = contents(tmp_path / "run")
+    assert json.loads(texts["metrics.jsonl"].splitlines()[0])["global_accuracy"] is None
+    assert next(csv.DictReader(texts["metrics.csv"].splitlines()))["global_accuracy"] == ""
+
+
+def drop_last(text):
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+def double_last(text):
+    return text + text.splitlines(keepends=True)[-1]
+
+
+def half_a_line(text):
+    return text + text.splitlines()[-1][:20]
+
+
+def cut_the_last(text):
+    return text[:-20]
+
+
+def lose_the_file(text):
+    return None
+
+
+@pytest.mark.parametrize(
+    "crash", [str, drop_last, double_last, half_a_line, cut_the_last, lose_the_file]
+)
+@pytest.mark.parametrize("name", FILES)
+def test_after_a_crash_the_files_are_those_of_an_undisturbed_run(tmp_path, name, crash):
+    rows = ROWS[:1] if crash is lose_the_file else ROWS
+    write_run(tmp_path / "run", rows)
+    expected = contents(tmp_path / "run")
+    text = crash(expected[name])
+    if text is None:
+        (tmp_path / "run" / name).unlink()
+    else:
+        (tmp_path / "run" / name).write_text(text)
+    found = Sinks(tmp_path / "run").reconcile(rows[-1], clients_of(rows[-1]))
+    assert found == rows
+    assert contents(tmp_path / "run") == expected
+
+
+def test_rows_that_were_not_committed_go(tmp_path):
+    write_run(tmp_path / "run")
+    write_run(tmp_path / "shorter", ROWS[:2])
+    assert Sinks(tmp_path / "run").reconcile(ROWS[1], clients_of(ROWS[1])) == ROWS[:2]
+    assert contents(tmp_path / "run") == contents(tmp_path / "shorter")
+
+
+def test_before_the_first_commit_there_are_no_files(tmp_path):
+    sinks = write_run(tmp_path / "run")
+    assert sinks.reconcile(None, ()) == []
+    assert contents(tmp_path / "run") == {}
+    assert Sinks(tmp_path).reconcile(None, ()) == []
+
+
+def test_a_reconciled_run_goes_on(tmp_path):
+    write_run(tmp_path / "whole")
+    write_run(tmp_path / "run", ROWS[:2])
+    sinks = Sinks(tmp_path / "run")
+    sinks.reconcile(ROWS[1], clients_of(ROWS[1]))
+    sinks.append(ROWS[2], clients_of(ROWS[2]))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("line", ['{"round": 1}', '{"round": 1, "nonsense": 2}', '{"round": "1"}'])
+def test_a_line_that_is_no_row_is_an_error_that_names_the_file(tmp_path, line):
+    write_run(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl .* delete that line"):
+        Sinks(tmp_path / "run").reconcile(ROWS[-1], clients_of(ROWS[-1]))

@@ -1,0 +1,146 @@
+"""Tensors as safetensors bytes, and the checks of what comes from outside."""
+
+import math
+from hashlib import sha256
+
+import pytest
+import torch
+
+from common.errors import TensorError
+from common.tensors import (
+    WINDOW,
+    TensorSpec,
+    check_finite,
+    check_schema,
+    decode,
+    digest_bytes,
+    digest_file,
+    encode,
+    open_mapped,
+    schema_of,
+    windows,
+)
+
+SCHEMA = {"bias": TensorSpec("F32", (3,)), "weight": TensorSpec("F32", (3, 4))}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
+def test_tensors_come_back_as_they_were(dtype, shape):
+    tensor = torch.ones(shape, dtype=dtype)
+    found = decode(encode({"w": tensor}))["w"]
+    assert (found.dtype, found.shape) == (dtype, torch.Size(shape))
+    assert torch.equal(found, tensor)
+
+
+def test_the_same_tensors_give_the_same_bytes_in_any_order_of_names():
+    tensors = {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int64)}
+    assert encode(tensors) == encode(dict(reversed(tensors.items())))
+
+
+def test_views_and_gradients_are_encoded_by_value():
+    grid = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    found = decode(encode({"transposed": grid.T, "row": grid[1]}))
+    assert found["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["row"].tolist() == [3, 4, 5]
+
+
+def test_tied_weights_are_encoded_under_each_name():
+    tied = torch.ones(2)
+    found = decode(encode({"a": tied, "b": tied}))
+    assert found["a"].tolist() == found["b"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", encode({"w": torch.ones(3)})[:-1]])
+def test_bytes_that_are_no_safetensors_file_are_an_error(tmp_path, data):
+    path = tmp_path / "update.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(TensorError):
+        decode(data)
+    for read in (open_mapped, schema_of):
+        with pytest.raises(TensorError, match=r"^update\.safetensors is not a readable"):
+            read(path)
+
+
+@pytest.mark.parametrize("read", [open_mapped, schema_of])
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, read):
+    with pytest.raises(TensorError, match=r"^missing\.safetensors"):
+        read(tmp_path / "missing.safetensors")
+
+
+def test_a_mapped_file_holds_what_was_encoded(tmp_path):
+    tensors = {"w": torch.arange(5.0), "n": torch.tensor(3, dtype=torch.int64)}
+    (tmp_path / "m").write_bytes(encode(tensors))
+    mapped = open_mapped(tmp_path / "m")
+    assert mapped.keys() == tensors.keys()
+    assert all(torch.equal(mapped[name], tensors[name]) for name in tensors)
+
+
+def test_a_schema_is_names_dtypes_and_shapes(tmp_path):
+    tensors = {"weight": torch.ones(3, 4), "bias": torch.ones(3), "n": torch.tensor(1)}
+    (tmp_path / "m").write_bytes(encode(tensors))
+    assert schema_of(tmp_path / "m") == SCHEMA | {"n": TensorSpec("I64", ())}
+
+
+def test_the_schema_of_the_model_is_accepted():
+    check_schema(dict(reversed(SCHEMA.items())), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"bias": SCHEMA["bias"]}, "tensor 'weight' is missing"),
+        (SCHEMA | {"extra": TensorSpec("F32", ())}, "tensor 'extra' is not in the model"),
+        (
+            SCHEMA | {"weight": TensorSpec("F32", (4, 3))},
+            r"tensor 'weight' is F32 of shape \[4, 3\], the model's is F32 of shape \[3, 4\]",
+        ),
+        (
+            SCHEMA | {"bias": TensorSpec("F64", (3,))},
+            r"tensor 'bias' is F64 of shape \[3\], the model's is F32 of shape \[3\]",
+        ),
+    ],
+)
+def test_another_schema_is_an_error_that_names_the_tensor(schema, message):
+    with pytest.raises(TensorError, match=f"^{message}$"):
+        check_schema(schema, SCHEMA)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_value_that_is_not_finite_is_an_error_that_names_the_tensor(value, dtype):
+    tensors = {"a": torch.ones(2), "b": torch.tensor([0.0, value], dtype=dtype)}
+    with pytest.raises(TensorError, match="'b' holds NaN or infinity"):
+        check_finite(tensors)
+
+
+def test_a_value_that_is_not_finite_is_found_in_the_last_window():
+    large = torch.zeros(WINDOW + 1)
+    check_finite({"w": large, "n": torch.tensor(2**62), "none": torch.zeros(0)})
+    large[-1] = math.nan
+    with pytest.raises(TensorError, match="'w'"):
+        check_finite({"w": large})
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"),
+    [(0, []), (1, [1]), (WINDOW, [WINDOW]), (2 * WINDOW + 3, [WINDOW, WINDOW, 3])],
+)
+def test_windows_cover_a_tensor_in_order_as_views(size, lengths):
+    tensor = torch.arange(size)
+    found = list(windows(tensor))
+    assert [len(window) for window in found] == lengths
+    assert torch.equal(torch.cat([*found, torch.arange(0)]), tensor)
+    assert all(window.untyped_storage().data_ptr() == tensor.data_ptr() for window in found)
+
+
+def test_a_number_is_one_window_of_one_value():
+    assert [window.tolist() for window in windows(torch.tensor(5.0))] == [[5.0]]
+
+
+def test_a_digest_is_hash_and_size(tmp_path):
+    data = bytes(range(256)) * 9
+    (tmp_path / "file").write_bytes(data)
+    assert digest_bytes(data) == (sha256(data).hexdigest(), len(data))
+    assert digest_file(tmp_path / "file") == digest_bytes(memoryview(data))

@@ -1,0 +1,170 @@
+"""One assignment's work: from the global model to an update or an evaluation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from client.data import LocalData
+from client.trainer import Trainer, WorkFailed, choose_device
+from common.errors import InputError
+from common.tasks import Examples, Task
+from common.training import TrainConfig, train
+
+CONFIG = TrainConfig(batch_size=2, learning_rate=0.1)
+
+
+class Small(Task):
+    """Two classes of three numbers."""
+
+    models = {
+        "linear": lambda: nn.Linear(3, 2),
+        "dropout": lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)),
+        "normalised": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+    }
+
+    def data(self, data_dir, train):
+        raise NotImplementedError
+
+
+class Reporting(Small):
+    """One that reports the metrics it was made with."""
+
+    def __init__(self, **metrics):
+        self.metrics = metrics
+
+    def train(self, *_):
+        return self.metrics
+
+    def evaluate(self, *_):
+        return self.metrics
+
+
+class Diverging(Small):
+    """One whose weights grow with each step."""
+
+    def loss(self, outputs, _targets):
+        return outputs.square().sum()
+
+
+def examples(count, seed=0):
+    inputs = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+    return Examples(inputs, torch.arange(count) % 2)
+
+
+DATA = LocalData(examples(8), examples(4, seed=1))
+
+
+def begin(model="linear", task=None):
+    """Return a trainer and a global model for it."""
+    task = task or Small()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        base = task.models[model]().state_dict()
+    return Trainer(task, model, "cpu"), base
+
+
+def trained(trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: None):
+    return trainer.train(base, DATA, config, seed, on_step)
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_update_is_local_minus_base_with_the_number_of_examples():
+    trainer, base = begin()
+    local = nn.Linear(3, 2)
+    local.load_state_dict(base)
+    loss = Small().loss
+    metrics = train(local, *DATA.train, CONFIG, loss, 3, lambda _done, _total: None)
+    found = trained(trainer, base)
+    expected = {name: tensor - base[name] for name, tensor in local.state_dict().items()}
+    assert found.update.keys() == base.keys()
+    assert same(found.update, expected)
+    assert (found.num_examples, found.metrics) == (8, metrics)
+
+
+@pytest.mark.parametrize("model", ["linear", "dropout", "normalised"])
+def test_the_same_seed_gives_the_same_update_whatever_was_trained_before(model):
+    trainer, base = begin(model)
+    first = trained(trainer, base).update
+    trained(trainer, {name: tensor + 1 for name, tensor in base.items()}, seed=9)
+    assert same(trained(trainer, base).update, first)
+
+
+def test_the_global_model_and_the_global_random_state_stay_as_they_are():
+    trainer, base = begin("dropout")
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    state = torch.get_rng_state()
+    trained(trainer, base)
+    trainer.evaluate(base, DATA)
+    assert same(base, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_counters_are_part_of_the_update():
+    trainer, base = begin("normalised")
+    update = trained(trainer, base).update
+    assert update["0.num_batches_tracked"].item() == 4
+    assert update["0.num_batches_tracked"].dtype is torch.int64
+
+
+def test_a_model_that_diverged_is_work_that_failed():
+    trainer, base = begin(task=Diverging())
+    config = TrainConfig(batch_size=2, learning_rate=100.0, local_epochs=20)
+    with pytest.raises(WorkFailed, match="smaller --lr") as caught:
+        trained(trainer, base, config=config)
+    assert caught.value.reason == "UPDATE_NOT_FINITE"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_work_that_failed(loss):
+    trainer, base = begin(task=Reporting(loss=loss))
+    with pytest.raises(WorkFailed, match="smaller --lr") as caught:
+        trained(trainer, base)
+    assert caught.value.reason == "LOSS_NOT_FINITE"
+
+
+def test_what_on_step_raises_ends_the_training_and_the_next_begins_anew():
+    trainer, base = begin()
+    expected = trained(trainer, base).update
+
+    def stop(_done, _total):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        trained(trainer, base, on_step=stop)
+    assert same(trained(trainer, base).update, expected)
+
+
+def test_an_evaluation_is_over_the_validation_part():
+    trainer, base = begin()
+    model = nn.Linear(3, 2)
+    model.load_state_dict(base)
+    assert trainer.evaluate(base, DATA) == (4, Small().evaluate(model, DATA.validation))
+
+
+def test_without_a_validation_part_there_is_nothing_to_evaluate():
+    trainer, base = begin()
+    assert trainer.evaluate(base, LocalData(examples(8), examples(0))) == (0, {})
+
+
+def test_an_evaluation_reports_finite_numbers_only():
+    trainer, base = begin(task=Reporting(loss=math.inf, accuracy=0.5))
+    assert trainer.evaluate(base, DATA) == (4, {"accuracy": 0.5})
+
+
+def test_the_cpu_is_always_there():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") in ("cuda", "mps", "cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_missing_is_refused_by_the_name_of_the_flag(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"--device: there is no {device} here"):
+        choose_device(device)
+    assert choose_device("auto") == "cpu"
