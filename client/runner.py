@@ -40,7 +40,8 @@ log = get_logger()
 class Pushable:
     """A trained update, ready to be sent again until it is answered."""
 
-    task_token: bytes
+    # What it was trained for: the assignment's token, base model and seed.
+    work: tuple[bytes, str, int]
     data: bytes
     digest: Digest
     num_examples: int
@@ -210,7 +211,8 @@ class Runner:
         except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             log.exception("the task's code failed")
             self._report_failure("TASK_RAISED", type(error).__name__)
-            raise RunFailed(f"the task's code raised {type(error).__name__}: {error}") from error
+            line = next(iter(str(error).splitlines()), "")
+            raise RunFailed(f"the task's code raised {type(error).__name__}: {line}") from error
         finally:
             self.task_token = b""
             structlog.contextvars.unbind_contextvars("round")
@@ -218,7 +220,8 @@ class Runner:
     def _train(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
         ready = self.unanswered
-        if ready is None or ready.task_token != assignment.task_token:
+        work = (assignment.task_token, assignment.model.digest.sha256, assignment.seed)
+        if ready is None or ready.work != work:
             self.unanswered = None
             base = site.model(self.session_token, assignment.model)
             with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
@@ -233,7 +236,7 @@ class Runner:
                 )
             encoded = encode(trained.update)
             ready = self.unanswered = Pushable(
-                task_token=assignment.task_token,
+                work=work,
                 data=encoded,
                 digest=digest_bytes(encoded),
                 num_examples=trained.num_examples,

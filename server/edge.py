@@ -70,7 +70,7 @@ def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable
         try:
             result = behavior(request, context)
             return await result if inspect.isawaitable(result) else result
-        except (RequestError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - the one place where every error ends
             await _abort(context, error, method)
 
     return call
@@ -85,7 +85,7 @@ def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
                 return
             async for response in result:
                 yield response
-        except (RequestError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - the one place where every error ends
             await _abort(context, error, method)
 
     return call

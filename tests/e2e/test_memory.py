@@ -45,5 +45,4 @@ def test_a_round_of_20_clients_takes_less_than_three_models_of_memory(federation
     assert [client.wait() for client in clients] == [0] * len(clients)
     assert federation.rows[-1]["accepted"] == CLIENTS
     growth = (max(peak) - rest) / size
-    print(f"server memory above rest: {growth:.2f} models of {size / 2**20:.0f} MiB")
-    assert growth < 3
+    assert growth < 3, f"{growth:.2f} models of {size / 2**20:.0f} MiB above rest"

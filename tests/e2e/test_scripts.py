@@ -22,7 +22,7 @@ def _processes_of(run_dir):
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().decode()
-                output = os.readlink(entry / "fd" / "2")
+                output = str((entry / "fd" / "2").readlink())
             except OSError:
                 continue
             if str(run_dir) in command + output:
@@ -45,7 +45,7 @@ def test_quickstart_ends_its_processes_on_ctrl_c(federation):
     process = federation.start(
         *("scripts.quickstart", "--run-dir", federation.run_dir, "--rounds", 1000)
     )
-    until(lambda: (federation.run_dir / "metrics.jsonl").exists(), "the first round")
+    until((federation.run_dir / "metrics.jsonl").exists, "the first round")
     assert len(_processes_of(federation.run_dir)) == 7
     status, seconds = interrupt(process, signal.SIGINT)
     assert status == 130

@@ -25,6 +25,12 @@ def test_the_sum_runs_in_float64():
     assert mean.item() == (2**24 + 1) / 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_values_that_are_no_float32_are_kept(dtype):
+    updates = [torch.tensor([2**24 + 1], dtype=dtype)] * 2
+    assert weighted_mean(updates, [1, 100]).item() == 2**24 + 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_updates_may_have_any_dtype(dtype):
     updates = [torch.tensor([1, 8], dtype=dtype), torch.tensor([4, -1], dtype=dtype)]

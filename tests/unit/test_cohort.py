@@ -61,7 +61,7 @@ def test_all_are_selected_when_there_are_fewer_than_wanted():
 
 @pytest.mark.parametrize(
     ("wanted", "over_select", "live", "size"),
-    [(10, 1.0, 20, 10), (10, 1.1, 20, 11), (10, 1.11, 20, 12), (10, 3.0, 20, 20)],
+    [(10, 1.0, 20, 10), (50, 1.1, 99, 55), (10, 1.11, 20, 12), (10, 3.0, 20, 20)],
 )
 def test_over_selection_rounds_up_to_who_is_there(wanted, over_select, live, size):
     assert cohort_size(wanted, over_select, live) == size

@@ -82,7 +82,7 @@ def test_tensors_of_several_windows_are_whole(tmp_path):
 
 
 def test_a_model_keeps_its_names_dtypes_shapes_and_header(tmp_path):
-    model = {"z": torch.ones(2, 3), "a": torch.tensor(3, dtype=torch.int64), "m": torch.ones(4)}
+    model = {"a": torch.ones(2, 3), "z": torch.tensor(3, dtype=torch.int64), "m": torch.ones(4)}
     zero = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
     folded(tmp_path, model, [zero], counts=[1])
     new, base = tmp_path / "new.safetensors", tmp_path / "base.safetensors"

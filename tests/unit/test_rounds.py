@@ -194,6 +194,7 @@ def test_a_deadline_without_quorum_abandons_the_attempt_and_begins_the_next():
 def test_the_next_attempt_waits_for_enough_clients():
     state, effects = play(POLICY, reporting(), ClientLeft("a"), deadline())
     assert (state.phase, state.attempt, len(effects)) == (Phase.SELECTING, 2, 1)
+    assert (state.cohort, state.pending) == ((), frozenset())
     state, effects = play(POLICY, state, *joined("d"))
     assert (state.phase, effects[0]) == (Phase.REPORTING, BeginRound(1, 2))
     assert state.pending == {"b", "c", "d"}
@@ -329,6 +330,14 @@ def test_the_next_round_begins_anew_with_the_clients_that_are_there():
     assert effects[0] == BeginRound(2, 1)
     assert (state.round, state.attempt, state.cohort) == (2, 1, ("b", "c", "d"))
     assert state.pending == {"b", "c", "d"}
+
+
+def test_each_round_begins_with_its_first_attempt():
+    events = [deadline(), *updates("a", "b", "c", attempt=2), Aggregated(), ServerEvaluated()]
+    events += [ClientEvaluated(1, 2, client) for client in "abc"]
+    state, effects = play(POLICY, reporting(), *events)
+    assert (state.attempt, effects) == (2, (Commit(),))
+    assert play(POLICY, state, Committed(stop_early=False))[1][0] == BeginRound(2, 1)
 
 
 @pytest.mark.parametrize(

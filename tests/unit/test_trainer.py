@@ -91,7 +91,10 @@ def test_the_same_seed_gives_the_same_update_whatever_was_trained_before(model):
     trainer, base = begin(model)
     first = trained(trainer, base).update
     trained(trainer, {name: tensor + 1 for name, tensor in base.items()}, seed=9)
-    assert same(trained(trainer, base).update, first)
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        assert same(trained(trainer, base).update, first)
+    assert not same(trained(trainer, base, seed=4).update, first)
 
 
 def test_the_global_model_and_the_global_random_state_stay_as_they_are():
