@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import DataError
+from common.errors import DataError, InputError
 from common.splits import Indices, Split, hold_out, partition
 from common.tasks import Examples, Task
 
@@ -24,7 +24,7 @@ def load_partitions(
 
     Raises:
         DataError: the data is missing or can't be read.
-        InputError: it can't be divided so.
+        InputError: it can't be divided so, or there is no such partition.
     """
     import torch
 
@@ -42,6 +42,11 @@ def load_partitions(
 
     held: dict[int, LocalData] = {}
     for index in indices:
+        if index >= len(parts):
+            raise InputError(
+                f"--partition: {index} is not one of the run's 0 to {len(parts) - 1} "
+                "(the server's --num-partitions)"
+            )
         training, validation = hold_out(parts[index], split, index)
         held[index] = LocalData(take(training), take(validation))
     return held

@@ -25,7 +25,7 @@ from common import __version__
 from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
 from common.splits import Partitioner, Split
-from common.tasks import load_task
+from common.tasks import describe, load_task
 from common.tensors import Digest, decode, digest_bytes, encode
 from common.training import Metrics, OnStep, TrainConfig
 from protos import federated_pb2 as pb
@@ -208,11 +208,12 @@ class Runner:
         except WorkFailed as error:
             log.warning("work failed", reason=error.reason, message=str(error))
             self._report_failure(error.reason, str(error))
-        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except FolkmootError:
+            raise
+        except Exception as error:  # the task's own code, which may raise anything
             log.exception("the task's code failed")
             self._report_failure("TASK_RAISED", type(error).__name__)
-            line = next(iter(str(error).splitlines()), "")
-            raise RunFailed(f"the task's code raised {type(error).__name__}: {line}") from error
+            raise RunFailed(f"the task's code raised {describe(error)}") from error
         finally:
             self.task_token = b""
             structlog.contextvars.unbind_contextvars("round")

@@ -6,6 +6,7 @@ command line with cyclopts and its errors into `InputError`. Knows no option by 
 """
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,15 +74,15 @@ def finite(_: object, value: Any) -> None:  # noqa: ANN401
 
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Read the file named by --config or FOLKMOOT_CONFIG, if one is named."""
-    for token in _argument(arguments, "--config").tokens:
+    for token in _argument(arguments, "config").tokens:
+        path = Path(token.value)
         try:
-            Toml(Path(token.value), must_exist=True)(app, commands, arguments)
-        except FileNotFoundError as error:
-            raise InputError(f"--config: no file {token.value}") from error
+            tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"--config: can't read {token.value}: {error.strerror}") from error
+            raise InputError(f"--config: can't read {path}: {error.strerror}") from error
         except ValueError as error:
-            raise InputError(f"--config: {token.value} is not TOML: {error}") from error
+            raise InputError(f"--config: {path} is not TOML: {error}") from error
+        Toml(path, must_exist=True)(app, commands, arguments)
 
 
 class _Saved:
@@ -92,19 +93,17 @@ class _Saved:
 
     def __call__(self, _: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
         for name, value in self._values.items():
-            if value is None:
-                continue
-            argument = _argument(arguments, "--" + name.replace("_", "-"))
-            if isinstance(value, dict):
-                if not any(child.tokens for child in argument.children):
-                    for key, item in value.items():
-                        argument.append(Token(keyword=argument.name, value=str(item), keys=(key,)))
-            elif not argument.tokens:
+            argument = _argument(arguments, name)
+            if value is not None and not argument.tokens:
                 argument.append(Token(keyword=argument.name, value=str(value)))
 
 
-def _argument(arguments: ArgumentCollection, name: str) -> Argument:
-    return next(argument for argument in arguments if name in argument.names)
+def _argument(arguments: ArgumentCollection, option: str) -> Argument:
+    flag = "--" + option.replace("_", "-")
+    for argument in arguments:
+        if flag in argument.names:
+            return argument
+    raise InputError(f"{flag}: the saved configuration holds this unknown option")
 
 
 def _one_line(message: str) -> str:

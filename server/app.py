@@ -222,6 +222,12 @@ def initial_model(task: Task, name: str, seed: int) -> torch.nn.Module:
 
 def _begin_run(options: ServerOptions, task: Task, directory: RunDirectory) -> Recovered:
     model = initial_model(task, options.run.model or "", options.run.seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype is torch.bool or tensor.is_complex():
+            raise InputError(
+                f"--model: {name!r} is of dtype {tensor.dtype}, which has no mean; "
+                "keep it out of the state dict (register_buffer(..., persistent=False))"
+            )
     directory.begin_initial(encode(model.state_dict()))
     record = Record(round=0, model=digest_file(directory.model_path(0)))
     directory.commit(record, options.evaluation.keep_rounds)

@@ -82,6 +82,7 @@ class RunDirectory:
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.unlock()
             raise InputError(
                 f"--run-dir: another server is using {self.path}; stop it or name another folder"
             ) from error
@@ -242,6 +243,8 @@ class RunDirectory:
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / 'record.json'} is damaged; {remedy}") from error
+        if record.round != number:
+            raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
         if record.velocity:
             _check_digest(self.velocity_path(number), record.velocity, remedy)

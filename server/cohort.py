@@ -36,5 +36,5 @@ def select_cohort(
 
 def cohort_size(wanted: int, over_select: float, live: int) -> int:
     """Return how many clients to select so that `wanted` updates come despite dropouts."""
-    # Rounded first: 1.1 * 10 is a little over 11 in binary.
+    # Rounded first: 1.1 * 50 is a little over 55 in binary.
     return min(live, ceil(round(over_select * wanted, 9)))

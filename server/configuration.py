@@ -3,6 +3,8 @@
 Knows nothing about networks or rounds.
 """
 
+import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from common import __version__
 from common.config import parse_options
 from common.errors import InputError
 from common.tasks.base import Task
-from common.training import TrainConfig
+from common.training import Hyperparameter, TrainConfig
 from server.checkpoints import RunDirectory, newest_run
 from server.options import ServerOptions, TrainingOptions
 
@@ -65,8 +67,15 @@ def parse(argv: Sequence[str]) -> ServerOptions | None:
     options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv, kept)
     if options is None:
         return None
+    # What is given may be a part of what the run has, with the task's defaults, already.
+    merged = _merged(_parsed(saved["hyperparameters"]), options.training.hyperparameters)
+    options = replace(
+        options,
+        run=replace(options.run, run_dir=folder),
+        training=replace(options.training, hyperparameters=merged),
+    )
     _check_same(saved, options.flat(), folder)
-    return replace(options, run=replace(options.run, run_dir=folder))
+    return options
 
 
 def resolve(options: ServerOptions, task: Task) -> ServerOptions:
@@ -99,7 +108,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             momentum=_first(given.momentum, default.momentum),
             weight_decay=_first(given.weight_decay, default.weight_decay),
             proximal_mu=_first(given.proximal_mu, default.proximal_mu),
-            hyperparameters={**default.hyperparameters, **given.hyperparameters},
+            hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
     )
 
@@ -114,7 +123,7 @@ def train_config(options: TrainingOptions) -> TrainConfig:
         momentum=_first(options.momentum, default.momentum),
         weight_decay=_first(options.weight_decay, default.weight_decay),
         proximal_mu=_first(options.proximal_mu, default.proximal_mu),
-        hyperparameters=options.hyperparameters,
+        hyperparameters=_parsed(options.hyperparameters),
     )
 
 
@@ -131,6 +140,27 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:
+    return json.dumps({**before, **_parsed(given)}, sort_keys=True)
+
+
+def _parsed(text: str) -> dict[str, Hyperparameter]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--hyperparameters: {text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict) or not all(map(_is_hyperparameter, value.values())):
+        raise InputError(
+            f"--hyperparameters: {text!r} is not a JSON object of finite numbers, strings "
+            "and booleans"
+        )
+    return value
+
+
+def _is_hyperparameter(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _first(value: T | None, default: T) -> T:

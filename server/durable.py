@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`, in place of what it was."""
+    """Make `target` another name of `source`, in place of what it was; durable once synced."""
     temporary = target.with_name(target.name + ".tmp")
     temporary.unlink(missing_ok=True)
     os.link(source, temporary)

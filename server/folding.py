@@ -58,8 +58,10 @@ def fold(
     counts = [update.num_examples for update in updates]
     with safe_open(base, framework="pt") as file:
         names = file.offset_keys()
-    momentum = _Output(new_velocity, base, model) if optimizer.momentum else nullcontext()
-    with _Output(new_model, base, model) as out, momentum as out_velocity:
+    with (
+        _Output(new_model, base, model) as out,
+        _Output(new_velocity, base, model) if optimizer.momentum else nullcontext() as out_velocity,
+    ):
         for name in names:
             parts = [windows(update[name]) for update in tensors]
             old = windows(before[name]) if name in before else None

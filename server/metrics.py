@@ -106,7 +106,7 @@ class Sinks:
     def reconcile(self, last: Row | None, clients: Iterable[Mapping[str, Any]]) -> list[Row]:
         """Make the files end with the last committed round, and return all rows.
 
-        Rows after it, halves of lines and doubles go; the last row is added if it is missing.
+        Rows after it and halves of lines go; the last row is there once.
 
         Raises:
             CheckpointError: a row is not one.
@@ -117,17 +117,18 @@ class Sinks:
             return []
         rows = self._read(self._rows, last.round - 1)
         own = self._read(self._clients, last.round - 1)
-        self._write(self._rows, [*rows, asdict(last)])
-        self._write(self._clients, [*own, *clients])
-        self._table.unlink(missing_ok=True)
-        self._append_table([*rows, asdict(last)])
         try:
-            return [*(Row(**row) for row in rows), last]
+            found = [*(Row(**row) for row in rows), last]
         except TypeError as error:
             raise CheckpointError(
                 f"{self._rows} holds a line that is no row of metrics ({error}); "
                 "delete that line and resume again"
             ) from error
+        self._write(self._rows, [*rows, asdict(last)])
+        self._write(self._clients, [*own, *clients])
+        self._table.unlink(missing_ok=True)
+        self._append_table([*rows, asdict(last)])
+        return found
 
     def _append_table(self, rows: Iterable[Mapping[str, Any]]) -> None:
         begin = not self._table.exists()
@@ -146,7 +147,12 @@ class Sinks:
                 value = json.loads(line)
             except ValueError:  # A crash cut it.
                 continue
-            if isinstance(value, dict) and value.get("round", 0) <= last_round:
+            number = value.get("round") if isinstance(value, dict) else None
+            if not isinstance(number, int):
+                raise CheckpointError(
+                    f"{path} holds a line without a round; delete that line and resume again"
+                )
+            if number <= last_round:
                 found.append(value)
         return found
 

@@ -5,7 +5,7 @@ Only names, types, defaults, bounds and help; what they mean is decided elsewher
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,6 @@ PositiveFloat = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
 NonNegativeFloat = Annotated[float, Parameter(validator=(finite, Number(gte=0)))]
 BelowOne = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
 Share = Annotated[float, Parameter(validator=(finite, Number(gt=0, lte=1)))]
-Hyperparameters = dict[str, float | bool | str]
 
 
 def _group(name: str, order: int) -> Parameter:
@@ -111,8 +110,8 @@ class TrainingOptions:
     "L2 penalty of the clients' SGD."
     proximal_mu: NonNegativeFloat | None = None
     "FedProx: strength of the pull towards the global model."
-    hyperparameters: Hyperparameters = field(default_factory=dict)
-    "For tasks with training of their own, e.g. --hyperparameters.dropout 0.1."
+    hyperparameters: str = "{}"
+    """For tasks with training of their own: a JSON object, e.g. '{"dropout": 0.1}'."""
 
 
 @_group("Server optimizer", 5)

@@ -8,7 +8,8 @@
                  ... nobody left to report  as at the deadline
                  DeadlinePassed, quorum     AGGREGATING   Aggregate
                  DeadlinePassed, no quorum  SELECTING     Abandon, and the next attempt
-                 ... the last attempt       FINISHED      Abandon, Finish
+                 ... the last attempt, or
+                 the run is to stop         FINISHED      Abandon, Finish
     AGGREGATING  Aggregated                 EVALUATING    Evaluate, StartDeadline
                  ... nothing to evaluate    COMMITTING    Commit
     EVALUATING   ServerEvaluated,           EVALUATING
@@ -279,10 +280,8 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
             return _lose(policy, _without(state, client_id), client_id)
         case Phase.REPORTING, UpdateReceived(_, _, client_id) as update:
             return _receive(policy, state, update)
-        case Phase.REPORTING, WorkFailed(_, _, client_id) as failed:
-            if not _is_current(state, failed) or client_id not in state.pending:
-                return state, ()
-            return _after_report(policy, replace(state, failed=state.failed | {client_id}))
+        case Phase.REPORTING, WorkFailed() as failed:
+            return _fail(policy, state, failed)
         case Phase.REPORTING, DeadlinePassed() as deadline:
             if deadline != _deadline_of(state):
                 return state, ()
@@ -368,9 +367,6 @@ def _select_if_enough(policy: Policy, state: State) -> Step:
         phase=Phase.REPORTING,
         cohort=cohort,
         goal=min(policy.report_goal or wanted, len(cohort)),
-        accepted=frozenset(),
-        lost=frozenset(),
-        failed=frozenset(),
     )
     return state, (BeginRound(state.round, state.attempt), _start_deadline(policy, state))
 
@@ -397,10 +393,8 @@ def _close_reporting(policy: Policy, state: State, why: str) -> Step:
         return replace(state, phase=Phase.FINISHED, failure=failure), (abandon, Finish())
     if state.stopping:
         return replace(state, phase=Phase.FINISHED), (abandon, Finish())
-    state = replace(
-        state, phase=Phase.SELECTING, attempt=state.attempt + 1, cohort=(), accepted=frozenset()
-    )
-    state, effects = _select_if_enough(policy, state)
+    next_attempt = State(round=state.round, attempt=state.attempt + 1, live=state.live)
+    state, effects = _select_if_enough(policy, next_attempt)
     return state, (abandon, *effects)
 
 
@@ -408,6 +402,14 @@ def _lose(policy: Policy, state: State, client_id: str) -> Step:
     if client_id not in state.pending:
         return state, ()
     return _after_report(policy, replace(state, lost=state.lost | {client_id}))
+
+
+def _fail(policy: Policy, state: State, event: WorkFailed) -> Step:
+    client_id = event.client_id
+    if not _is_current(state, event) or client_id not in state.pending | state.lost:
+        return state, ()
+    failed, lost = state.failed | {client_id}, state.lost - {client_id}
+    return _after_report(policy, replace(state, failed=failed, lost=lost))
 
 
 def _receive(policy: Policy, state: State, update: UpdateReceived) -> Step:

@@ -81,7 +81,8 @@ def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch
         if not raw.exists():
             _download(dataset, source, data_dir)
         loaded = dataset(data_dir, train=train)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    # What torchvision raises on files that are not what their names say.
+    except (OSError, RuntimeError, ValueError, EOFError, AssertionError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"--data-dir: no readable {source} in {data_dir} ({reason}); "

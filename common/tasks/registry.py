@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 
 from common.errors import InputError
 from common.tasks.base import Task
@@ -23,7 +24,7 @@ def load_task(name: str) -> Task:
         InputError: there is no such task; the message says what was looked for.
     """
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
-    if not attribute:
+    if not (module_name and attribute) or module_name.startswith("."):
         raise InputError(
             f"--task: no task {name!r}; use one of {', '.join(BUILT_IN)}, "
             "or your own as package.module:attribute"
@@ -32,14 +33,21 @@ def load_task(name: str) -> Task:
         sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
+        task = found() if isinstance(found, type) else found
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--task: {name!r}: no module {error.name!r} in {module_name!r}'s import; "
+            f"--task: {name!r}: no module {error.name!r}; "
             "start from the folder that holds it, or set PYTHONPATH"
         ) from error
-    except AttributeError as error:
-        raise InputError(f"--task: {name!r}: {error}") from error
-    task = found() if isinstance(found, type) else found
+    except Exception as error:
+        raise InputError(f"--task: {name!r}: {describe(error)}") from error
     if not isinstance(task, Task):
         raise InputError(f"--task: {name!r} is not a common.tasks.Task")
     return task
+
+
+def describe(error: Exception) -> str:
+    """Return one line about an error that a task's code raised: what, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message} ({frame.filename}, line {frame.lineno})"

@@ -102,7 +102,9 @@ def test_a_task_that_raises_ends_its_client_with_one_line(federation):
     federation.server("--num-partitions", 2, task=task)
     client = federation.client("0-1", task=task)
     assert client.wait() == 1
-    assert client.errors == ["error: the task's code raised RuntimeError: shapes do not fit"]
+    assert len(client.errors) == 1
+    expected = "error: the task's code raised RuntimeError: shapes do not fit (/"
+    assert client.errors[0].startswith(expected)
 
 
 def test_a_client_that_is_unwilling_to_train_the_servers_task_is_refused(federation):
@@ -207,8 +209,9 @@ WRONG_INPUT = {
     "server --task nowhere.module:thing": "--task: 'nowhere.module:thing'",
     "server --model resnet": "--model: digits has no model 'resnet'; use one of cnn",
     "server --bind here": "--bind: 'here' is not HOST:PORT",
-    "server --config missing.toml": "--config: no file missing.toml",
+    "server --config missing.toml": "--config: can't read missing.toml",
     "server --resume --run-dir missing": "no run to resume",
+    "server --hyperparameters {": "--hyperparameters: '{' is not JSON",
     "server --quorum 3 --report-goal 2": "--quorum",
     "client": "--partition",
     "client --partition x": "--partition",

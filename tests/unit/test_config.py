@@ -1,6 +1,6 @@
 """Settings from flags, environment, file and saved values, on options of the test's own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +24,6 @@ class Options:
     "Hurry."
     name: str | None = None
     "What for."
-    extras: dict[str, float | bool | str] = field(default_factory=dict)
-    "More."
     config: Path | None = None
     "TOML file."
 
@@ -61,26 +59,8 @@ def test_the_file_may_be_named_by_the_environment(tmp_path, monkeypatch):
     assert parse().learning_rate == 3.0
 
 
-def test_a_table_of_the_file_fills_an_option_of_several_values(tmp_path):
-    file = tmp_path / "options.toml"
-    file.write_text("[extras]\ndropout = 0.1\nmode = 'adam'\ndeep = true\n")
-    found = parse("--config", str(file))
-    assert found.extras == {"dropout": 0.1, "mode": "adam", "deep": True}
-
-
 def test_saved_nothing_leaves_the_default():
     assert parse(saved={"learning_rate": None, "name": None}) == Options()
-
-
-@pytest.mark.parametrize("value", [0.1, -3.0, True, False, "adam", "1", "no", "none", ""])
-def test_a_saved_value_of_several_comes_back_as_it_was(value):
-    found = parse(saved={"extras": {"key": value}}).extras["key"]
-    assert (found, type(found)) == (value, type(value))
-
-
-def test_a_flag_replaces_the_saved_value_of_that_name():
-    found = parse("--extras.key", "2", saved={"extras": {"key": 1.0, "other": 3.0}})
-    assert found.extras == {"key": 2.0, "other": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -127,11 +107,11 @@ def test_a_wrong_file_is_an_error_that_names_the_file_and_the_line_or_flag(
 
 def test_a_missing_file_is_an_error_that_names_the_flag(tmp_path):
     path = tmp_path / "missing.toml"
-    assert refused("--config", str(path)) == f"--config: no file {path}"
+    assert refused("--config", str(path)).startswith(f"--config: can't read {path}")
 
 
 def test_a_folder_in_place_of_the_file_is_an_error_that_names_the_flag(tmp_path):
-    assert refused("--config", str(tmp_path)).startswith("--config:")
+    assert refused("--config", str(tmp_path)).startswith(f"--config: can't read {tmp_path}")
 
 
 def test_a_saved_value_of_an_unknown_name_is_an_error_that_names_it():

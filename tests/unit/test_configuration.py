@@ -148,7 +148,7 @@ def test_a_zero_is_given_too():
 def test_hyperparameters_are_added_to_those_of_the_task():
     task = load_task("digits")
     task.defaults = TrainConfig(hyperparameters={"dropout": 0.5, "mode": "adam"})
-    options = resolve(parse(["--hyperparameters.dropout", "0.1"]), task)
+    options = resolve(parse(["--hyperparameters", '{"dropout": 0.1}']), task)
     assert train_config(options.training).hyperparameters == {"dropout": 0.1, "mode": "adam"}
 
 
@@ -186,12 +186,14 @@ def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
 
 def test_a_resumed_run_has_its_own_options(tmp_path):
     argv = ["--lr", "0.3", "--partitioner", "shards", "--seed", "5", "--min-clients", "4"]
-    before = save_run(tmp_path, *argv, "--hyperparameters.dropout", "0.1").flat()
-    assert resumed(tmp_path).flat() == before | {"resume": True}
+    before = save_run(tmp_path, *argv, "--hyperparameters", '{"mode": "no", "layers": 2}')
+    after = resumed(tmp_path)
+    assert after.flat() == before.flat() | {"resume": True}
+    assert train_config(after.training).hyperparameters == {"mode": "no", "layers": 2}
 
 
 def test_a_resumed_run_may_be_told_the_same_again(tmp_path):
-    argv = ["--lr", "0.3", "--hyperparameters.dropout", "0.1"]
+    argv = ["--lr", "0.3", "--hyperparameters", '{"mode":"adam", "dropout":1e-1}']
     before = save_run(tmp_path, *argv).flat()
     assert resumed(tmp_path, *argv).flat() == before | {"resume": True}
 
@@ -217,9 +219,18 @@ def test_each_flag_is_changeable_or_not():
 
 
 def test_a_hyperparameter_that_contradicts_the_resumed_run_is_refused_by_name(tmp_path):
-    save_run(tmp_path, "--hyperparameters.dropout", "0.1")
+    save_run(tmp_path, "--hyperparameters", '{"dropout": 0.1}')
     with pytest.raises(InputError, match=r"^--hyperparameters: the run in .* has "):
-        resumed(tmp_path, "--hyperparameters.dropout", "0.2")
+        resumed(tmp_path, "--hyperparameters", '{"dropout": 0.2}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "1", "dropout=0.1", '{"a": null}', '{"a": [1]}', '{"a": NaN}', '{"a": -Infinity}'],
+)
+def test_hyperparameters_are_a_json_object_of_numbers_strings_and_booleans(text):
+    with pytest.raises(InputError, match=r"^--hyperparameters: .* is not (a )?JSON"):
+        resolve(parse(["--hyperparameters", text]), load_task("digits"))
 
 
 def test_a_variable_or_file_contradicts_a_resumed_run_as_a_flag_does(tmp_path, monkeypatch):
