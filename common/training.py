@@ -61,15 +61,13 @@ def train(
     """
     import torch
 
+    # The functional form: torch.optim.SGD's constructor imports torch's compiler, 3 s a process.
+    from torch.optim.sgd import sgd
+
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in parameters] if config.proximal_mu else []
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    velocities: list[torch.Tensor | None] = [None] * len(parameters)
     generator = torch.Generator().manual_seed(seed)
     count, size = len(inputs), config.batch_size
     steps = config.local_epochs * -(-count // size)
@@ -78,12 +76,25 @@ def train(
         order = torch.randperm(count, generator=generator).to(inputs.device)
         for batch in torch.split(order, size):
             batch_loss = loss(model(inputs[batch]), targets[batch])
-            optimizer.zero_grad()
-            torch.autograd.backward(batch_loss)
-            for parameter, anchor in zip(parameters, anchors, strict=bool(anchors)):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - anchor, alpha=config.proximal_mu)
-            optimizer.step()
+            # Zeros for a parameter that the batch did not touch.
+            gradients = list(torch.autograd.grad(batch_loss, parameters, materialize_grads=True))
+            with torch.no_grad():
+                if config.proximal_mu:
+                    for gradient, parameter, anchor in zip(
+                        gradients, parameters, anchors, strict=True
+                    ):
+                        gradient.add_(parameter - anchor, alpha=config.proximal_mu)
+                sgd(
+                    parameters,
+                    gradients,
+                    velocities,
+                    lr=config.learning_rate,
+                    momentum=config.momentum,
+                    weight_decay=config.weight_decay,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
             total += batch_loss.detach() * len(batch)
             step += 1
             on_step(step, steps)
