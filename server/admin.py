@@ -9,8 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from common.errors import RequestError, Status
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from server.coordinator import Coordinator, RoundSummary
-from server.edge import Context, invalid
+from server.attempt import RoundSummary
+from server.coordinator import Coordinator
+from server.edge import Context, invalid, model_ref
 from server.rounds import Phase, StopRequested
 
 _DEFAULT_PAGE = 50
@@ -73,7 +74,7 @@ class AdminService(pb_grpc.AdminServicer):
 
     def _run(self) -> pb.Run:
         coordinator = self._coordinator
-        state, model = coordinator.state, coordinator.newest_model
+        state = coordinator.state
         return pb.Run(
             run_id=coordinator.settings.run_id,
             state=self._state(),
@@ -81,10 +82,7 @@ class AdminService(pb_grpc.AdminServicer):
             task_name=self._task_name,
             target_round_count=coordinator.policy.rounds,
             round=_round(coordinator.current_round()),
-            model=pb.ModelRef(
-                version=model.version,
-                digest=pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes),
-            ),
+            model=model_ref(coordinator.newest_model),
             live_client_count=len(coordinator.sessions),
             failure_message=state.failure or "",
             start_time=self._start_time,

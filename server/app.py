@@ -37,7 +37,7 @@ from server.edge import ErrorInterceptor
 from server.evaluation import Evaluator
 from server.metrics import Sinks
 from server.optimizers import Sgd
-from server.options import ServerOptions, SplitOptions
+from server.options import ProcessOptions, ServerOptions, SplitOptions
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
 from server.service import CoordinatorService
@@ -67,11 +67,13 @@ _CHANNEL_OPTIONS = [
 
 
 @dataclass(frozen=True)
-class Addresses:
-    """Where a server listens, as HOST:PORT."""
+class Ports:
+    """The two gRPC servers, for clients and for operators, and where they listen: HOST:PORT."""
 
-    clients: str
-    admin: str
+    clients: grpc.aio.Server
+    admin: grpc.aio.Server
+    address: str
+    admin_address: str
 
 
 def serve(options: ServerOptions) -> int:
@@ -91,6 +93,8 @@ async def _serve(options: ServerOptions) -> int:
     folder = options.run.run_dir or Path()
     directory = RunDirectory(folder)
     evaluator = _evaluator(options, task)
+    # First, so that a port in use leaves no half-made run behind.
+    ports = listen(options.process)
     directory.lock()
     run_id = open_run(options, directory)
     configure_logs(folder / "server.jsonl")
@@ -98,18 +102,10 @@ async def _serve(options: ServerOptions) -> int:
     if coordinator is None:
         log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
         return 0
-    server, admin, addresses = await start(options, coordinator)
-    write_json(
-        folder / "server.json",
-        {"pid": os.getpid(), "address": addresses.clients, "admin_address": addresses.admin},
-    )
-    log.info(
-        "server started",
-        run_id=run_id,
-        address=addresses.clients,
-        admin_address=addresses.admin,
-        run_dir=str(folder),
-    )
+    await start(ports, options, coordinator)
+    where = {"address": ports.address, "admin_address": ports.admin_address}
+    write_json(folder / "server.json", {"pid": os.getpid(), **where})
+    log.info("server started", run_id=run_id, **where, run_dir=str(folder))
     progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
     try:
         number = await _run_until_signal(coordinator)
@@ -119,7 +115,7 @@ async def _serve(options: ServerOptions) -> int:
         coordinator.shut_down()
         if progress is not None:
             progress.cancel()
-        await asyncio.gather(server.stop(1.0), admin.stop(1.0))
+        await asyncio.gather(ports.clients.stop(1.0), ports.admin.stop(1.0))
         (folder / "server.json").unlink(missing_ok=True)
     if number is not None:
         log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
@@ -284,14 +280,23 @@ def _data_split(options: SplitOptions) -> Split:
     )
 
 
-async def start(
-    options: ServerOptions, coordinator: Coordinator
-) -> tuple[grpc.aio.Server, grpc.aio.Server, Addresses]:
-    """Start the servers for clients and for operators.
+def listen(options: ProcessOptions) -> Ports:
+    """Take both ports; nothing is served before `start`.
 
     Raises:
         InputError: an address can't be listened on.
     """
+    clients, admin = _grpc_server(), _grpc_server()
+    address = _listen(clients, options.bind, "--bind")
+    admin_bind = options.admin_bind
+    if admin_bind is None:
+        wanted = int(options.bind.rpartition(":")[2])
+        admin_bind = f"127.0.0.1:{wanted + 1 if wanted else 0}"
+    return Ports(clients, admin, address, _listen(admin, admin_bind, "--admin-bind"))
+
+
+async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) -> None:
+    """Serve clients and operators from now on."""
     task_name = options.run.task
     service = CoordinatorService(
         coordinator,
@@ -302,23 +307,13 @@ async def start(
     )
     now = Timestamp()
     now.GetCurrentTime()
-    server, admin = _grpc_server(), _grpc_server()
-    pb_grpc.add_CoordinatorServicer_to_server(service, server)
-    pb_grpc.add_AdminServicer_to_server(AdminService(coordinator, task_name, now), admin)
-    bind = options.process.bind
-    address = _listen(server, bind, "--bind")
-    admin_bind = options.process.admin_bind
-    if admin_bind is None:
-        wanted = int(bind.rpartition(":")[2])
-        admin_bind = f"127.0.0.1:{wanted + 1 if wanted else 0}"
-    admin_address = _listen(admin, admin_bind, "--admin-bind")
-    await _add_health_and_reflection(
-        server, pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-    )
-    await _add_health_and_reflection(admin, pb.DESCRIPTOR.services_by_name["Admin"].full_name)
-    await server.start()
-    await admin.start()
-    return server, admin, Addresses(address, admin_address)
+    pb_grpc.add_CoordinatorServicer_to_server(service, ports.clients)
+    pb_grpc.add_AdminServicer_to_server(AdminService(coordinator, task_name, now), ports.admin)
+    services = pb.DESCRIPTOR.services_by_name
+    await _add_health_and_reflection(ports.clients, services["Coordinator"].full_name)
+    await _add_health_and_reflection(ports.admin, services["Admin"].full_name)
+    await ports.clients.start()
+    await ports.admin.start()
 
 
 def _grpc_server() -> grpc.aio.Server:

@@ -15,6 +15,21 @@ from server.rounds import State
 from server.uploads import StoredUpdate
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundSummary:
+    """One attempt as operators see it; `phase` is the engine's, or how the attempt ended."""
+
+    number: int
+    attempt: int
+    phase: str
+    cohort_size: int
+    report_goal: int
+    accepted: int
+    refused: int
+    dropped: int
+    metrics: Metrics = field(default_factory=dict)
+
+
 @dataclass
 class Attempt:
     """One attempt; times are seconds of one monotonic clock, bytes and seconds by client id."""
@@ -45,6 +60,19 @@ class Attempt:
     def dropped(self, state: State) -> int:
         """Return how many of the cohort will bring no update, the refused ones aside."""
         return len((state.lost | state.failed) - self.refused)
+
+    def summary(self, state: State, phase: str) -> RoundSummary:
+        """Return the attempt as operators see it in `phase`."""
+        return RoundSummary(
+            number=state.round,
+            attempt=state.attempt,
+            phase=phase,
+            cohort_size=len(state.cohort),
+            report_goal=state.goal,
+            accepted=len(state.accepted),
+            refused=len(self.refused),
+            dropped=self.dropped(state),
+        )
 
     def row(
         self, state: State, updates: Mapping[str, StoredUpdate], progress: Progress, now: float
@@ -123,3 +151,18 @@ class Attempt:
                 }
             )
         return rows
+
+
+def committed(row: Row) -> RoundSummary:
+    """Return a committed round as operators see it."""
+    return RoundSummary(
+        number=row.round,
+        attempt=row.attempt,
+        phase="committed",
+        cohort_size=row.cohort_size,
+        report_goal=row.report_goal,
+        accepted=row.accepted,
+        refused=row.refused,
+        dropped=row.dropped,
+        metrics=row.numbers(),
+    )

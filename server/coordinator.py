@@ -7,7 +7,7 @@ the other, in a task of their own. Knows nothing about gRPC.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.errors import RequestError, Status
 from common.logs import get_logger
@@ -16,7 +16,7 @@ from common.tensors import digest_file
 from common.training import Metrics
 from server import rounds
 from server.assignments import Assignment, Assignments, Work, task_token
-from server.attempt import Attempt
+from server.attempt import Attempt, RoundSummary, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import WeightedUpdate, fold
@@ -38,21 +38,6 @@ class RunSettings:
     patience: int | None
     keep_rounds: int
     max_update_size_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundSummary:
-    """One attempt as operators see it; `phase` is the engine's, or how the attempt ended."""
-
-    number: int
-    attempt: int
-    phase: str
-    cohort_size: int
-    report_goal: int
-    accepted: int
-    refused: int
-    dropped: int
-    metrics: Metrics = field(default_factory=dict)
 
 
 class Coordinator:
@@ -91,7 +76,7 @@ class Coordinator:
         self.revision = 1
         self.ended = False
         self.shutting_down = False
-        self.history = [_committed(row) for row in rows]
+        self.history = [committed(row) for row in rows]
         self._log = get_logger().bind(run_id=settings.run_id)
         self._record = record
         self._optimizer = optimizer
@@ -230,10 +215,10 @@ class Coordinator:
     def current_round(self) -> RoundSummary:
         """Return the attempt in progress, or the last round when the run has ended."""
         if self.state.phase is not Phase.FINISHED:
-            return self._summary(self.state, self.state.phase.value)
+            return self._attempt.summary(self.state, self.state.phase.value)
         if self.history:
             return self.history[-1]
-        return self._summary(self.state, Phase.SELECTING.value)
+        return self._attempt.summary(self.state, Phase.SELECTING.value)
 
     async def wait_for_change(self, revision: int, seconds: float) -> None:
         """Return once the run is newer than `revision`, or after so many seconds."""
@@ -267,7 +252,7 @@ class Coordinator:
                 case rounds.DropUpdate():
                     pass  # The spool deletes it when its offer is declined.
                 case rounds.Abandon():
-                    self.history.append(self._summary(before, "abandoned"))
+                    self.history.append(self._attempt.summary(before, "abandoned"))
                     self._stop_collecting()
                     self._effects.put_nowait(effect)
                 case rounds.Aggregate():
@@ -276,18 +261,6 @@ class Coordinator:
                 case _:
                     self._effects.put_nowait(effect)
         self._bump()
-
-    def _summary(self, state: State, phase: str) -> RoundSummary:
-        return RoundSummary(
-            number=state.round,
-            attempt=state.attempt,
-            phase=phase,
-            cohort_size=len(state.cohort),
-            report_goal=state.goal,
-            accepted=len(state.accepted),
-            refused=len(self._attempt.refused),
-            dropped=self._attempt.dropped(state),
-        )
 
     def _bump(self) -> None:
         self.revision += 1
@@ -439,7 +412,7 @@ class Coordinator:
         model = await asyncio.to_thread(self.directory.commit, record, keep)
         self._record, self._models = record, {model.version: model}
         await asyncio.to_thread(self._sinks.append, row, clients)
-        self.history.append(_committed(row))
+        self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
         accuracy = row.client_accuracy if row.global_accuracy is None else row.global_accuracy
         settings = self.settings
@@ -449,20 +422,6 @@ class Coordinator:
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)
         await asyncio.to_thread(self.directory.abandon_attempt, number)
-
-
-def _committed(row: Row) -> RoundSummary:
-    return RoundSummary(
-        number=row.round,
-        attempt=row.attempt,
-        phase="committed",
-        cohort_size=row.cohort_size,
-        report_goal=row.report_goal,
-        accepted=row.accepted,
-        refused=row.refused,
-        dropped=row.dropped,
-        metrics=row.numbers(),
-    )
 
 
 def _headline(row: Row) -> dict[str, int | float]:

@@ -1,4 +1,4 @@
-"""What both gRPC services share: errors become canonical statuses, in one interceptor.
+"""What both gRPC services share; above all, errors become canonical statuses in one interceptor.
 
 Knows no method by name.
 """
@@ -15,6 +15,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from common.errors import RequestError, Status
 from common.logs import get_logger
+from protos import federated_pb2 as pb
+from server.checkpoints import ModelFile
 
 DOMAIN = "federated.v1"
 
@@ -29,6 +31,12 @@ log = get_logger()
 def invalid(message: str, reason: str = "FIELD_INVALID") -> RequestError:
     """Return the error for a field outside its bounds."""
     return RequestError(Status.INVALID_ARGUMENT, reason, message)
+
+
+def model_ref(model: ModelFile) -> pb.ModelRef:
+    """Return a model as messages name it."""
+    digest = pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes)
+    return pb.ModelRef(version=model.version, digest=digest)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

@@ -22,9 +22,8 @@ from common.transfer import CHUNK_SIZE_BYTES
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server.assignments import Assignment, Work
-from server.checkpoints import ModelFile
 from server.coordinator import Coordinator
-from server.edge import Context, invalid
+from server.edge import Context, invalid, model_ref
 from server.rounds import Phase
 from server.sessions import Session
 from server.uploads import Announcement, Outcome, PushResult, ReceivedChunk
@@ -154,7 +153,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
             raise RequestError(Status.OUT_OF_RANGE, "READ_OFFSET_TOO_LARGE", message)
-        yield pb.PullModelResponse(header=_model_ref(model))
+        yield pb.PullModelResponse(header=model_ref(model))
         with model.path.open("rb") as file:
             offset = request.read_offset
             while True:
@@ -268,7 +267,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         message = pb.TaskAssignment(
             task_token=assignment.task_token.encode(),
             round=assignment.round,
-            model=_model_ref(coordinator.model(assignment.model_version)),
+            model=model_ref(coordinator.model(assignment.model_version)),
             time_remaining=_duration(coordinator.time_remaining),
             seed=coordinator.seed_of(assignment),
         )
@@ -289,11 +288,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             )
         )
         return message
-
-
-def _model_ref(model: ModelFile) -> pb.ModelRef:
-    digest = pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes)
-    return pb.ModelRef(version=model.version, digest=digest)
 
 
 def _duration(seconds: float) -> Duration:

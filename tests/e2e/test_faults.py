@@ -1,6 +1,7 @@
 """What goes wrong with real processes: killed, restarted, misled and misconfigured."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -175,65 +176,32 @@ def test_an_unreadable_data_directory_ends_either_side_with_one_line(federation)
     assert client.errors[0].startswith(f"error: --data-dir: no readable MNIST in {broken}")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_checkpoint_is_refused_by_name_with_the_remedy(federation, damage):
+def test_a_damaged_checkpoint_is_refused_by_name_with_a_remedy_that_works(federation):
     server = federation.server("--rounds", 2, "--num-partitions", 2)
     federation.client("0-1")
     assert server.wait() == 0, server.text
     path = federation.run_dir / "rounds" / "00002" / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-    else:
-        data[-1] ^= 1
-        path.write_bytes(data if damage == "flipped" else data[:-1])
-    again = federation.server("--resume", "--rounds", 4, wait=False)
-    assert again.wait() == 2
-    assert str(path) in again.errors[0]
-    assert f"delete {path.parent}" in again.errors[0]
-    # The remedy works.
-    for file in path.parent.iterdir():
-        file.unlink()
-    path.parent.rmdir()
+    good = path.read_bytes()
+    for damaged in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
+        path.write_bytes(damaged)
+        again = federation.server("--resume", "--rounds", 4, wait=False)
+        assert again.wait() == 2
+        assert len(again.errors) == 1
+        assert str(path) in again.errors[0]
+        assert f"delete {path.parent}" in again.errors[0]
+    shutil.rmtree(path.parent)
     server = federation.server("--resume", "--rounds", 4)
     federation.client("0-1")
     assert server.wait() == 0, server.text
     assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
 
 
-WRONG_INPUT = {
-    "server --fraction 2": "--fraction",
-    "server --rounds none": "--rounds",
-    "server --frobnicate": "--frobnicate",
-    "server --task nowhere": "--task: no task 'nowhere'",
-    "server --task nowhere.module:thing": "--task: 'nowhere.module:thing'",
-    "server --model resnet": "--model: digits has no model 'resnet'; use one of cnn",
-    "server --bind here": "--bind: 'here' is not HOST:PORT",
-    "server --config missing.toml": "--config: can't read missing.toml",
-    "server --resume --run-dir missing": "no run to resume",
-    "server --hyperparameters {": "--hyperparameters: '{' is not JSON",
-    "server --quorum 3 --report-goal 2": "--quorum",
-    "client": "--partition",
-    "client --partition x": "--partition",
-    "client --partition 5-3": "--partition",
-    "client --partition 0 --server nowhere": "--server",
-    "client --partition 0 --task nowhere": "--task",
-    "client --partition 0 --device mps": "--device",
-}
-
-
-@pytest.mark.parametrize("command", WRONG_INPUT)
-def test_wrong_input_ends_with_status_2_and_one_line_that_names_it(federation, command):
-    process = federation.start(*command.split(), *_where(federation, command))
-    assert process.wait() == 2, process.text
-    assert process.text.count("\n") == 1, process.text
+@pytest.mark.parametrize("command", ["server --fraction 2", "client --partition x"])
+def test_wrong_input_ends_a_process_with_status_2_and_one_line(federation, command):
+    process = federation.start(*command.split())
+    assert process.wait() == 2
     assert process.text.startswith("error: ")
-    assert WRONG_INPUT[command] in process.text
-
-
-def _where(federation, command):
-    starts = command.startswith("server") and "--run-dir" not in command
-    return ("--run-dir", federation.run_dir) if starts else ()
+    assert process.text.count("\n") == 1
 
 
 def test_a_flag_that_contradicts_the_resumed_run_is_refused_by_name(federation):

@@ -36,7 +36,7 @@ def test_a_round_of_20_clients_takes_less_than_three_models_of_memory(federation
     sampler = threading.Thread(target=sample)
     sampler.start()
     clients = [
-        federation.client(f"{first}-{first + 4}", task=TASK) for first in range(0, CLIENTS, 5)
+        federation.client(f"{first}-{first + 9}", task=TASK) for first in range(0, CLIENTS, 10)
     ]
     status = server.wait(180)
     ended.set()

@@ -63,7 +63,7 @@ def _run(federation, spread, *flags):
 
 def test_the_model_is_byte_for_byte_that_of_fedavg_in_one_process(federation):
     torch.set_num_threads(1)
-    assert _run(federation, ["0", "1", "2", "3"]) == _fedavg_in_process(seed=5)
+    assert _run(federation, ["0", "1-3"]) == _fedavg_in_process(seed=5)
 
 
 def test_the_model_does_not_depend_on_how_partitions_are_spread_over_processes(
@@ -71,16 +71,15 @@ def test_the_model_does_not_depend_on_how_partitions_are_spread_over_processes(
 ):
     one = _run(federation, ["0-3"])
     assert one == _run(another_federation, ["2-3", "0", "1"])
-    assert one == _fedavg_in_process(seed=5)
 
 
 def test_the_model_does_not_depend_on_the_order_in_which_clients_report(
     federation, another_federation
 ):
     models = []
-    for process, order in ((federation, "0123"), (another_federation, "3120")):
+    for process, order in ((federation, "012"), (another_federation, "201")):
         server = process.server(
-            *("--rounds", 1, "--min-clients", 4, "--num-partitions", 4),
+            *("--rounds", 1, "--min-clients", 3, "--num-partitions", 3),
             task="tests.tasks:Gated",
         )
         gates = {part: process.folder / f"gate-{part}" for part in order}

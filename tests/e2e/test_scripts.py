@@ -43,10 +43,11 @@ def test_quickstart_trains_the_digits_to_95_percent_and_leaves_no_process(federa
 
 def test_quickstart_ends_its_processes_on_ctrl_c(federation):
     process = federation.start(
-        *("scripts.quickstart", "--run-dir", federation.run_dir, "--rounds", 1000)
+        *("scripts.quickstart", "--run-dir", federation.run_dir, "--rounds", 1000),
+        *("--num-partitions", 2),
     )
     until((federation.run_dir / "metrics.jsonl").exists, "the first round")
-    assert len(_processes_of(federation.run_dir)) == 7
+    assert len(_processes_of(federation.run_dir)) == 4
     status, seconds = interrupt(process, signal.SIGINT)
     assert status == 130
     assert seconds < 8
@@ -54,7 +55,7 @@ def test_quickstart_ends_its_processes_on_ctrl_c(federation):
 
 
 def test_quickstart_says_what_went_wrong_in_a_process(federation):
-    run = ("--run-dir", federation.run_dir)
+    run = ("--run-dir", federation.run_dir, "--num-partitions", 1)
     process = federation.start("scripts.quickstart", *run, "--model", "resnet")
     assert process.wait() == 2
     assert process.errors == ["error: --model: digits has no model 'resnet'; use one of cnn"]

@@ -41,8 +41,8 @@ class LiveServer:
         if self.failure:
             self._thread.join()
             raise self.failure
-        self.channel = grpc.insecure_channel(self.addresses.clients)
-        self.admin_channel = grpc.insecure_channel(self.addresses.admin)
+        self.channel = grpc.insecure_channel(self.address)
+        self.admin_channel = grpc.insecure_channel(self.admin_address)
         self.stub = pb_grpc.CoordinatorStub(self.channel)
         self.admin = pb_grpc.AdminStub(self.admin_channel)
         return self
@@ -60,10 +60,12 @@ class LiveServer:
         try:
             task = load_task(self.options.run.task)
             options = configuration.resolve(self.options, task)
+            ports = app.listen(options.process)
+            self.address, self.admin_address = ports.address, ports.admin_address
             directory.lock()
             run_id = app.open_run(options, directory)
             self.coordinator = app.prepare(options, task, directory, run_id, None)
-            server, admin, self.addresses = await app.start(options, self.coordinator)
+            await app.start(ports, options, self.coordinator)
         except Exception as error:  # noqa: BLE001 - handed to the test
             self.failure = error
             directory.unlock()
@@ -75,7 +77,7 @@ class LiveServer:
         self.coordinator.shut_down()
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
-        await asyncio.gather(server.stop(0.2), admin.stop(0.2))
+        await asyncio.gather(ports.clients.stop(0.2), ports.admin.stop(0.2))
         self.coordinator.spool.close()
         directory.unlock()
 

@@ -116,7 +116,9 @@ def test_clients_find_no_admin_service_on_their_port(tmp_path):
 
 def test_a_port_in_use_is_refused_by_the_name_of_the_flag(tmp_path):
     with LiveServer(tmp_path / "first") as server:
-        taken = server.addresses.clients
+        taken = server.address
         second = LiveServer(tmp_path / "second", bind=taken)
         with pytest.raises(InputError, match="--bind: can't listen on " + taken):
             second.__enter__()
+        # Nothing was begun that would stand in the way of a second try.
+        assert not (tmp_path / "second").exists()

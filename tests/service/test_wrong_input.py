@@ -1,0 +1,38 @@
+"""Wrong input ends either command with status 2 and one line that names what to change."""
+
+import pytest
+
+import client.__main__
+import server.__main__
+
+WRONG_INPUT = {
+    "server --fraction 2": "--fraction",
+    "server --rounds none": "--rounds",
+    "server --frobnicate": "--frobnicate",
+    "server --task nowhere": "--task: no task 'nowhere'",
+    "server --task nowhere.module:thing": "--task: 'nowhere.module:thing'",
+    "server --model resnet": "--model: digits has no model 'resnet'; use one of cnn",
+    "server --bind here": "--bind: 'here' is not HOST:PORT",
+    "server --config missing.toml": "--config: can't read missing.toml",
+    "server --resume --run-dir missing": "no run to resume",
+    "server --hyperparameters {": "--hyperparameters: '{' is not JSON",
+    "server --quorum 3 --report-goal 2": "--quorum",
+    "client": "--partition",
+    "client --partition x": "--partition",
+    "client --partition 5-3": "--partition",
+    "client --partition 0 --server nowhere": "--server",
+    "client --partition 0 --task nowhere": "--task",
+    "client --partition 0 --device mps": "--device",
+}
+
+
+@pytest.mark.parametrize("command", WRONG_INPUT)
+def test_wrong_input_is_one_line_that_names_it(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    side, *flags = command.split()
+    main = server.__main__.main if side == "server" else client.__main__.main
+    assert main(flags) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert WRONG_INPUT[command] in output.err
