@@ -16,7 +16,7 @@ def _anonymous_bytes(pid):
 
 def test_a_round_of_20_clients_takes_less_than_three_models_of_memory(federation):
     server = federation.server(
-        *("--rounds", 2, "--min-clients", CLIENTS, "--num-partitions", CLIENTS),
+        *("--rounds", 1, "--min-clients", CLIENTS, "--num-partitions", CLIENTS),
         *("--partitioner", "iid", "--client-evaluate-every", 0),
         task=TASK,
     )
