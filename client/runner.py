@@ -260,7 +260,8 @@ class Runner:
         )
         self.unanswered = None
         outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
-        log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, message=response.message)
+        why = {"why": response.message} if response.message else {}
+        log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
 
     def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site

@@ -37,7 +37,7 @@ class LiveServer:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(60)
         if self.failure:
             self._thread.join()
             raise self.failure
