@@ -1,5 +1,7 @@
 """`python -m client`: parse, build, run."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,4 +35,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # What gRPC has to say of a port comes as an error with the flag's name.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Until there is something to end in order.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: os._exit(128 + received))
     sys.exit(main(sys.argv[1:]))

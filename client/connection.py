@@ -242,8 +242,8 @@ class Connection:
                 waited = time.monotonic() - max(since, self._contact)
                 if waited + delay > self._max_wait:
                     raise RunFailed(
-                        f"no server at {self._address} for {waited:.0f} s ({error.details()}); "
-                        "check --server, or wait longer with --max-wait"
+                        f"no server at {self._address} for {self._max_wait:g} s "
+                        f"({error.details()}); check --server, or wait longer with --max-wait"
                     ) from error
                 if delay == _FIRST_DELAY_SECONDS:
                     log.info(
@@ -262,7 +262,7 @@ class Connection:
             case "SESSION_UNKNOWN":
                 return SessionLost(details)
             case "SESSION_SUPERSEDED":
-                return RunFailed(f"{details}; give each process its own --partition or --client-id")
+                return RunFailed(f"{details}; give each process its own --partition")
             case "RUN_ENDED":
                 return RunEnded(details)
             case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from common.config import finite
+from common.config import finite, whole
 from common.errors import InputError
 
-Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 
 
 @Parameter(name="*", group=Group("Client", sort_key=1), negative=())

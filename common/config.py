@@ -72,6 +72,14 @@ def finite(_: object, value: Any) -> None:  # noqa: ANN401
         raise ValueError("must be a finite number.")
 
 
+def whole(_: type, tokens: Sequence[Token]) -> int:
+    """Convert to int, for which 1.5 is no number, rather than round."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError("not a whole number") from None
+
+
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Read the file named by --config or FOLKMOOT_CONFIG, if one is named."""
     for token in _argument(arguments, "config").tokens:

@@ -31,8 +31,8 @@ def configure_logs(file: Path | None = None) -> None:
     if file is not None:
         processors.append(_JsonFile(file.open("a", encoding="utf-8")))
     if terminal:
-        processors.append(_short_time)
-        processors.append(structlog.dev.ConsoleRenderer(pad_event_to=30))
+        processors.append(_for_a_person)
+        processors.append(structlog.dev.ConsoleRenderer(pad_event_to=20, sort_keys=False))
     else:
         processors.append(structlog.processors.JSONRenderer(serializer=json.dumps))
     structlog.configure(processors=processors, logger_factory=_StandardError)
@@ -70,6 +70,9 @@ class _JsonFile:
         return event
 
 
-def _short_time(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+def _for_a_person(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event["timestamp"] = event["timestamp"][11:19]
+    event.pop("run_id", None)
+    if event.get("attempt") == 1:
+        del event["attempt"]
     return event

@@ -34,6 +34,7 @@ _COLUMNS = {
     "updates": "accepted",
     "seconds": "duration_seconds",
 }
+_DECIMALS = {"duration_seconds": 1}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,14 +142,14 @@ def _follow(
     server, clients = processes[0], processes[1:]
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("waiting for the clients", total=options.run.rounds)
+        bar = progress.add_task("0 rounds", total=options.run.rounds)
         while True:
             ended = server.poll() is not None
             rows = _rows(folder)
             for row in rows[known:]:
                 console.print(_line(row, options.run.rounds), highlight=False)
             known = max(known, len(rows))
-            progress.update(bar, completed=known, description=f"round {known + 1}")
+            progress.update(bar, completed=known, description=f"{known} rounds")
             if ended:
                 return
             for number, client in enumerate(clients):
@@ -174,7 +175,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
     rows = _rows(folder)
     table = Table(*_COLUMNS, title=f"{options.run.task}, {len(rows)} rounds")
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in _COLUMNS.values()))
+        table.add_row(*(_cell(name, row[name]) for name in _COLUMNS.values()))
     console = Console()
     console.print(table)
     last = rows[-1]
@@ -193,10 +194,10 @@ def _report(folder: Path, options: ServerOptions) -> None:
     )
 
 
-def _cell(value: float | None) -> str:
+def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.{_DECIMALS.get(name, 4)}f}" if isinstance(value, float) else str(value)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

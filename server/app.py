@@ -363,6 +363,17 @@ async def _run_until_signal(coordinator: Coordinator) -> signal.Signals | None:
     return received.result()
 
 
+def _reason(coordinator: Coordinator) -> str:
+    state = coordinator.state
+    if state.failure:
+        return "failed"
+    if state.stopping:
+        return "stopped by an operator"
+    if coordinator.newest_model.version < coordinator.policy.rounds:
+        return "stopped early, by --target-accuracy or --patience"
+    return "all rounds done"
+
+
 async def _run_and_farewell(coordinator: Coordinator) -> None:
     await coordinator.run()
     folder = coordinator.directory.path
@@ -370,6 +381,7 @@ async def _run_and_farewell(coordinator: Coordinator) -> None:
     log.info(
         "run ended",
         run_id=coordinator.settings.run_id,
+        reason=_reason(coordinator),
         rounds=coordinator.newest_model.version,
         models=[str(path) for path in written],
     )

@@ -62,6 +62,8 @@ def parse(argv: Sequence[str]) -> ServerOptions | None:
         folder = options.run.run_dir or _new_run_folder(options.run.task)
         return replace(options, run=replace(options.run, run_dir=folder))
     folder = options.run.run_dir or newest_run(RUNS)
+    if not RunDirectory(folder).holds_run():
+        raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in ("run_dir", "resume")}
     options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv, kept)
@@ -93,6 +95,17 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         raise InputError(
             f"--quorum: {cohort.quorum} updates are more than --report-goal {cohort.report_goal}"
         )
+    if options.split.partitioner != "none":
+        partitions = options.split.num_partitions
+        for flag, wanted in (
+            ("--min-clients", cohort.min_clients),
+            ("--report-goal", cohort.report_goal or 1),
+        ):
+            if wanted > partitions:
+                raise InputError(
+                    f"{flag}: {wanted} clients are more than --num-partitions {partitions}, "
+                    "and each holds one of its own"
+                )
     given, default = options.training, task.defaults
     return replace(
         options,
@@ -178,6 +191,11 @@ def _new_run_folder(task: str) -> Path:
 
 
 def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    if now["rounds"] < saved["rounds"]:
+        raise InputError(
+            f"--rounds: the run in {folder} has {saved['rounds']}; resumed, it can be longer, "
+            "not shorter"
+        )
     for name, before in saved.items():
         if name not in _CHANGEABLE and now.get(name) != before:
             flag = "--" + name.replace("_", "-")

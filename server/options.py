@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from common.config import finite
+from common.config import finite, whole
 
-Positive = Annotated[int, Parameter(validator=Number(gte=1))]
-Count = Annotated[int, Parameter(validator=Number(gte=0))]
+Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
+Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
 PositiveFloat = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
 NonNegativeFloat = Annotated[float, Parameter(validator=(finite, Number(gte=0)))]
 BelowOne = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
@@ -135,7 +135,7 @@ class EvaluationOptions:
     client_evaluate_every: Count = 1
     "The cohort evaluates on its validation parts every this many rounds and in the last; 0 never."
     target_accuracy: Share | None = None
-    "Stop once the accuracy reaches this."
+    "Stop once the accuracy (the server's; if it never evaluates, the clients') reaches this."
     patience: Positive | None = None
     "Stop after this many evaluations without a new best."
     keep_rounds: Positive = 3

@@ -285,7 +285,7 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
         case Phase.REPORTING, DeadlinePassed() as deadline:
             if deadline != _deadline_of(state):
                 return state, ()
-            return _close_reporting(policy, state, "the deadline passed")
+            return _close_reporting(policy, state, "the --report-deadline passed")
         case Phase.AGGREGATING, Aggregated():
             return _evaluate_if_due(policy, state)
         case Phase.EVALUATING, ClientLeft(client_id):

@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from common.errors import RequestError, Status
 from common.logs import get_logger
-from common.splits import Split
+from common.splits import Partitioner, Split
 from common.tensors import Digest
 from common.training import Metrics, TrainConfig
 from common.transfer import CHUNK_SIZE_BYTES
@@ -78,7 +78,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 f"{self._split.num_partitions - 1} (the server's --num-partitions)",
                 "PARTITION_OUT_OF_RANGE",
             )
-        session = self._sessions.join(request.client_id, request.instance_id)
+        session = self._sessions.join(request.client_id, request.instance_id, request.partition)
         log.info(
             "client joined",
             run_id=coordinator.settings.run_id,
@@ -86,6 +86,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             partition=request.partition,
             clients=len(self._sessions),
         )
+        holders = self._sessions.holders(request.partition)
+        if len(holders) > 1 and self._split.partitioner is not Partitioner.NONE:
+            log.warning("clients share a partition", partition=request.partition, clients=holders)
         lease = self._sessions.lease
         return pb.JoinResponse(
             session_token=session.token,

@@ -21,6 +21,7 @@ class Session:
     token: str
     client_id: str
     instance_id: str
+    partition: int
     expires: float
     # The newest poll's number, and what wakes it while it waits.
     polls: int = 0
@@ -79,7 +80,7 @@ class Sessions:
         until = self._clock() + self.lease
         self._awaited = dict.fromkeys(client_ids, until)
 
-    def join(self, client_id: str, instance_id: str) -> Session:
+    def join(self, client_id: str, instance_id: str, partition: int = 0) -> Session:
         """Return the instance's session, a new one if it has none; the newest instance wins."""
         older = self._by_client.get(client_id)
         if older is not None and older.instance_id == instance_id:
@@ -90,7 +91,7 @@ class Sessions:
             if len(self._superseded) > _TOMBSTONES:
                 del self._superseded[next(iter(self._superseded))]
             older.wake()
-        session = Session(secrets.token_urlsafe(24), client_id, instance_id, 0.0)
+        session = Session(secrets.token_urlsafe(24), client_id, instance_id, partition, 0.0)
         self._by_token[session.token] = self._by_client[client_id] = self._renew(session)
         self._awaited.pop(client_id, None)
         if older is None:
@@ -115,6 +116,10 @@ class Sessions:
         raise RequestError(
             Status.NOT_FOUND, "SESSION_UNKNOWN", "the session has expired or never was; join again"
         )
+
+    def holders(self, partition: int) -> list[str]:
+        """Return the clients with a session that hold a partition, in client_id order."""
+        return sorted(s.client_id for s in self._by_token.values() if s.partition == partition)
 
     def leave(self, token: str) -> None:
         """End a session; an unknown one is fine."""

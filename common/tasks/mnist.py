@@ -6,6 +6,7 @@ The models are those of McMahan et al. 2017 (arXiv 1602.05629), section 3.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -83,7 +84,7 @@ def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch
         loaded = dataset(data_dir, train=train)
     # What torchvision raises on files that are not what their names say.
     except (OSError, RuntimeError, ValueError, EOFError, AssertionError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(": ")
         raise DataError(
             f"--data-dir: no readable {source} in {data_dir} ({reason}); "
             f"put its four idx files into {raw}, or name the folder that holds {source}/raw"
@@ -93,9 +94,15 @@ def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch
 
 def _download(dataset: type, source: str, data_dir: Path) -> None:
     """Download beside the place and rename, so that no other process sees half a data set."""
+    made = not data_dir.exists()
     data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=data_dir) as folder:
-        dataset(folder, download=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, ignore_cleanup_errors=True) as folder:
+        try:
+            dataset(folder, download=True)
+        except (OSError, RuntimeError):
+            if made:  # A mistyped path leaves no folder behind.
+                shutil.rmtree(data_dir)
+            raise
         # Lost only to another process that has just put the same files there.
         with contextlib.suppress(OSError):
             (Path(folder) / source).rename(data_dir / source)

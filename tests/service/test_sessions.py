@@ -238,3 +238,11 @@ def test_a_run_without_enough_updates_fails_and_tells_the_clients(tmp_path):
 
 def _ended(server):
     return server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds
+
+
+def test_the_clients_that_share_a_partition_are_known(server):
+    server.join("a", partition=1)
+    server.join("b", partition=2)
+    assert server.coordinator.sessions.holders(1) == ["a"]
+    server.join("twin", partition=1)
+    assert server.coordinator.sessions.holders(1) == ["a", "twin"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import CheckpointError, InputError
+from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
 from server.configuration import describe, parse, resolve, train_config
@@ -201,9 +201,17 @@ def test_a_resumed_run_may_be_told_the_same_again(tmp_path):
 def test_a_resumed_run_may_change_what_changes_no_byte_of_it(tmp_path):
     before = save_run(tmp_path).flat()
     argv = [word for flag in CHANGEABLE.split() for word in (flag, "1")]
+    argv[argv.index("--rounds") + 1] = "11"
     after = resumed(tmp_path, *argv).flat()
     changed = {name for name in before if before[name] != after[name]} - {"resume"}
     assert {"--" + name.replace("_", "-") for name in changed} == set(CHANGEABLE.split())
+
+
+def test_a_resumed_run_can_be_made_longer_not_shorter(tmp_path):
+    save_run(tmp_path, "--rounds", "5")
+    assert resumed(tmp_path, "--rounds", "6").run.rounds == 6
+    with pytest.raises(InputError, match=r"^--rounds: the run in .* has 5"):
+        resumed(tmp_path, "--rounds", "4")
 
 
 @pytest.mark.parametrize("flag", OTHER)
@@ -256,7 +264,7 @@ def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="--resume: there is no run in runs/"):
         parse(["--resume"])
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(InputError, match=r"--resume: there is no run in .*; name its folder"):
         resumed(tmp_path)
 
 
