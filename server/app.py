@@ -168,10 +168,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     sinks = Sinks(directory.path)
     rows = sinks.reconcile(record.row, record.clients)
-    accuracy = None
-    if record.row is not None:
-        accuracy = record.row.global_accuracy
-        accuracy = record.row.client_accuracy if accuracy is None else accuracy
+    accuracy = record.row.accuracy if record.row else None
     if record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
     ):

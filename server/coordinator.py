@@ -414,9 +414,8 @@ class Coordinator:
         await asyncio.to_thread(self._sinks.append, row, clients)
         self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
-        accuracy = row.client_accuracy if row.global_accuracy is None else row.global_accuracy
         settings = self.settings
-        stop = should_stop(progress, accuracy, settings.target_accuracy, settings.patience)
+        stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
 
     async def _abandon(self, number: int, reason: str) -> None:

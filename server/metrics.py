@@ -51,6 +51,11 @@ class Row:
     global_metrics: Metrics = field(default_factory=dict)
     client_metrics: Metrics = field(default_factory=dict)
 
+    @property
+    def accuracy(self) -> float | None:
+        """What a target is compared with: the server's accuracy, else the clients'."""
+        return self.client_accuracy if self.global_accuracy is None else self.global_accuracy
+
     def numbers(self) -> Metrics:
         """Return what is a number and there, by name; of a task's own, as global_<name>."""
         own = {f"global_{name}": value for name, value in self.global_metrics.items()}

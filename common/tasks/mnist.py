@@ -6,7 +6,6 @@ The models are those of McMahan et al. 2017 (arXiv 1602.05629), section 3.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -96,13 +95,14 @@ def _download(dataset: type, source: str, data_dir: Path) -> None:
     """Download beside the place and rename, so that no other process sees half a data set."""
     made = not data_dir.exists()
     data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=data_dir, ignore_cleanup_errors=True) as folder:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=data_dir) as folder:
             dataset(folder, download=True)
-        except (OSError, RuntimeError):
-            if made:  # A mistyped path leaves no folder behind.
-                shutil.rmtree(data_dir)
-            raise
-        # Lost only to another process that has just put the same files there.
-        with contextlib.suppress(OSError):
-            (Path(folder) / source).rename(data_dir / source)
+            # Lost only to another process that has just put the same files there.
+            with contextlib.suppress(OSError):
+                (Path(folder) / source).rename(data_dir / source)
+    finally:
+        # A mistyped path leaves no folder behind; one that holds anything stays.
+        if made:
+            with contextlib.suppress(OSError):
+                data_dir.rmdir()

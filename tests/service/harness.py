@@ -122,8 +122,8 @@ class Client:
         responses = list(self.server.stub.PullModel(request, timeout=10))
         return responses[0].header, b"".join(r.chunk.data for r in responses[1:])
 
-    def push(self, assignment, data, chunk_size=1 << 20, stop_after=None, **header):
-        """Upload `data`; `stop_after` breaks the stream after so many chunks."""
+    def header(self, assignment, data, **changes):
+        """Return an upload's header, with `changes` in place of what is right."""
         digest = digest_bytes(data)
         fields = {
             "session_token": self.token,
@@ -132,9 +132,14 @@ class Client:
             "digest": pb.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes),
             "num_examples": 10,
             "metrics": {"loss": 1.0},
-        } | header
-        messages = [pb.PushUpdateRequest(header=pb.PushUpdateHeader(**fields))]
-        for piece in pieces(memoryview(data), fields.get("write_offset", 0), chunk_size):
+        }
+        return pb.PushUpdateHeader(**fields | changes)
+
+    def push(self, assignment, data, chunk_size=1 << 20, stop_after=None, **header):
+        """Upload `data`; `stop_after` breaks the stream after so many chunks."""
+        fields = self.header(assignment, data, **header)
+        messages = [pb.PushUpdateRequest(header=fields)]
+        for piece in pieces(memoryview(data), fields.write_offset, chunk_size):
             chunk = pb.Chunk(offset=piece.offset, data=bytes(piece.data), finish_write=piece.last)
             messages.append(pb.PushUpdateRequest(chunk=chunk))
         if stop_after is not None:

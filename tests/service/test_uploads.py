@@ -4,7 +4,7 @@ import grpc
 import pytest
 import torch
 
-from common.tensors import decode, digest_bytes
+from common.tensors import decode
 from protos import federated_pb2 as pb
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 
@@ -97,17 +97,10 @@ def test_a_wrong_offset_is_told_the_right_one(pair, offset):
     _, (client, assignment), _ = pair
     data = update()
     client.push(assignment, data, chunk_size=50, stop_after=2)
-    header = pb.PushUpdateRequest(
-        header=pb.PushUpdateHeader(
-            session_token=client.token,
-            task_token=assignment.task_token,
-            base_model=assignment.model,
-            digest=_digest(data),
-            num_examples=1,
-            write_offset=offset,
-        )
+    header = client.header(assignment, data, write_offset=offset)
+    response = client.server.stub.PushUpdate(
+        iter([pb.PushUpdateRequest(header=header)]), timeout=10
     )
-    response = client.server.stub.PushUpdate(iter([header]), timeout=10)
     assert response.outcome == OUTCOME.OUTCOME_OFFSET_MISMATCH
     assert response.upload.committed_size_bytes == 100
 
@@ -161,15 +154,7 @@ def test_a_newer_stream_ends_the_older_one(pair):
     sent = []
 
     def half():
-        yield pb.PushUpdateRequest(
-            header=pb.PushUpdateHeader(
-                session_token=client.token,
-                task_token=assignment.task_token,
-                base_model=assignment.model,
-                digest=_digest(data),
-                num_examples=1,
-            )
-        )
+        yield pb.PushUpdateRequest(header=client.header(assignment, data))
         yield pb.PushUpdateRequest(chunk=pb.Chunk(offset=0, data=data[:50]))
         while client.uploaded(assignment).committed_size_bytes < 50:
             pass
@@ -209,8 +194,3 @@ def test_the_weighted_mean_of_the_accepted_updates_is_the_new_model(pair):
     old, new = decode(before), decode(path.read_bytes())
     for name in old:
         assert torch.equal(new[name], (old[name].double() + 4.0).float())
-
-
-def _digest(data):
-
-    return pb.Digest(sha256=digest_bytes(data).sha256, size_bytes=len(data))
