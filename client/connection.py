@@ -5,7 +5,6 @@ Turns statuses into this file's few exceptions. Knows nothing about training.
 
 from __future__ import annotations
 
-import io
 import random
 import threading
 import time
@@ -21,9 +20,17 @@ from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
 from common.tensors import Digest
 from common.training import Metrics
-from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Receiver, pieces
+from common.transfer import (
+    DigestMismatch,
+    OffsetMismatch,
+    PayloadTooLong,
+    Piece,
+    Receiver,
+    pieces,
+)
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from protos.chunks import decode_message, encode_piece
 
 log = get_logger()
 
@@ -83,6 +90,20 @@ class Connection:
         self._stop = stop
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = pb_grpc.CoordinatorStub(self._channel)
+        service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+        # The two that carry chunks, without the generated stub's copies of them.
+        self._pull_model: grpc.UnaryStreamMultiCallable[
+            pb.PullModelRequest, pb.PullModelResponse | Piece
+        ] = self._channel.unary_stream(
+            f"{service}/PullModel",
+            pb.PullModelRequest.SerializeToString,
+            lambda message: decode_message(message, pb.PullModelResponse),
+        )
+        self._push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = (
+            self._channel.stream_unary(
+                f"{service}/PushUpdate", bytes, pb.PushUpdateResponse.FromString
+            )
+        )
         self._jitter = random.Random()
         # When the server was last heard of, by any thread.
         self._contact = 0.0
@@ -139,16 +160,19 @@ class Connection:
 
     # ---------------------------------------------------------------- transfers
 
-    def pull(self, session_token: str, model: pb.ModelRef) -> bytes:
-        """Return a model's safetensors bytes, resuming after each broken stream.
+    def pull(self, session_token: str, model: pb.ModelRef, payload: memoryview) -> None:
+        """Fill `payload` with a model's safetensors bytes, resuming after each broken stream.
 
         Raises:
             WorkLost: the run has moved on.
             RunFailed: the bytes are not those of the digest, repeatedly.
         """
-        expected = Digest(model.digest.sha256, model.digest.size_bytes)
-        sink = io.BytesIO()
-        receiver = Receiver(sink, expected)
+        expected = Digest(model.digest.blake3, model.digest.size_bytes)
+
+        def store(offset: int, data: memoryview) -> None:
+            payload[offset : offset + len(data)] = data
+
+        receiver = Receiver(store, expected)
 
         def attempt() -> pb.PullModelRequest:
             request = pb.PullModelRequest(
@@ -156,9 +180,9 @@ class Connection:
                 model_version=model.version,
                 read_offset=receiver.offset,
             )
-            for response in self._stub.PullModel(request, timeout=_TRANSFER_SECONDS):
-                if response.WhichOneof("payload") == "chunk":
-                    receiver.write(response.chunk.offset, response.chunk.data)
+            for piece in self._pull_model(request, timeout=_TRANSFER_SECONDS):
+                if isinstance(piece, Piece):
+                    receiver.write(piece.offset, piece.data)
                     self._contact = time.monotonic()
             return request
 
@@ -166,7 +190,7 @@ class Connection:
             try:
                 self._call(attempt)
                 receiver.finish()
-                return sink.getvalue()
+                return
             except (OffsetMismatch, PayloadTooLong, DigestMismatch) as error:
                 log.warning("pulled model is damaged; pulling again", problem=str(error))
                 receiver.reset()
@@ -177,7 +201,7 @@ class Connection:
         session_token: str,
         task_token: bytes,
         base: pb.ModelRef,
-        update: bytes,
+        update: memoryview,
         digest: Digest,
         num_examples: int,
         metrics: Metrics,
@@ -193,7 +217,7 @@ class Connection:
             session_token=session_token,
             task_token=task_token,
             base_model=base,
-            digest=pb.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes),
+            digest=pb.Digest(blake3=digest.blake3, size_bytes=digest.size_bytes),
             num_examples=num_examples,
             metrics=metrics,
         )
@@ -208,7 +232,7 @@ class Connection:
                 header.write_offset = min(upload.committed_size_bytes, len(update))
             first = False
             messages = _push_messages(header, update)
-            return self._stub.PushUpdate(messages, timeout=_TRANSFER_SECONDS)
+            return self._push_update(messages, timeout=_TRANSFER_SECONDS)
 
         # Each mismatch tells where to go on; more than a few mean that something is wrong.
         for _ in range(2 * _DIGEST_ATTEMPTS):
@@ -276,11 +300,10 @@ class Connection:
         return RunFailed(f"the server at {self._address} answered {error.code().name}: {details}")
 
 
-def _push_messages(header: pb.PushUpdateHeader, update: bytes) -> Iterator[pb.PushUpdateRequest]:
-    yield pb.PushUpdateRequest(header=header)
-    for piece in pieces(memoryview(update), header.write_offset):
-        chunk = pb.Chunk(offset=piece.offset, data=bytes(piece.data), finish_write=piece.last)
-        yield pb.PushUpdateRequest(chunk=chunk)
+def _push_messages(header: pb.PushUpdateHeader, update: memoryview) -> Iterator[bytes]:
+    yield pb.PushUpdateRequest(header=header).SerializeToString()
+    for piece in pieces(update, header.write_offset):
+        yield encode_piece(piece)
 
 
 def _reason(error: grpc.RpcError) -> str:

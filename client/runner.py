@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from google.protobuf.json_format import MessageToDict
@@ -26,7 +26,7 @@ from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
 from common.splits import Partitioner, Split
 from common.tasks import describe, load_task
-from common.tensors import Digest, decode, digest_bytes, encode
+from common.tensors import Digest, allocate, copy_header, digest_bytes, views
 from common.training import Metrics, OnStep, TrainConfig
 from protos import federated_pb2 as pb
 
@@ -36,13 +36,20 @@ if TYPE_CHECKING:
 log = get_logger()
 
 
+class PulledModel(NamedTuple):
+    """A model's safetensors bytes, and its tensors as views of them; never written to."""
+
+    payload: memoryview
+    tensors: dict[str, torch.Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pushable:
     """A trained update, ready to be sent again until it is answered."""
 
     # What it was trained for: the assignment's token, base model and seed.
     work: tuple[bytes, str, int]
-    data: bytes
+    payload: memoryview
     digest: Digest
     num_examples: int
     metrics: Metrics
@@ -77,8 +84,11 @@ class Site:
         self._trainer: Trainer | None = None
         self._data: dict[int, LocalData] = {}
         self._pulling = threading.Lock()
+        self._sparing = threading.Lock()
         self._digest: Digest | None = None
-        self._model: dict[str, torch.Tensor] = {}
+        self._model: PulledModel | None = None
+        # The last update's bytes, once it is pushed: new memory costs more than a copy into old.
+        self._spare: memoryview | None = None
 
     def prepare(self, spec: pb.TaskSpec, partition: int) -> tuple[Trainer, LocalData]:
         """Return the trainer and a partition's data, loaded when they are first asked for.
@@ -105,15 +115,35 @@ class Site:
                 log.info("data loaded", task=spec.task_name, seconds=seconds)
             return self._trainer, self._data[partition]
 
-    def model(self, session_token: str, model: pb.ModelRef) -> dict[str, torch.Tensor]:
-        """Return a model's tensors, pulled once for all clients of the process."""
-        wanted = Digest(model.digest.sha256, model.digest.size_bytes)
+    def model(self, session_token: str, model: pb.ModelRef) -> PulledModel:
+        """Return a model, pulled once for all clients of the process."""
+        wanted = Digest(model.digest.blake3, model.digest.size_bytes)
         with self._pulling:
-            if self._digest != wanted:
-                self._digest, self._model = None, {}
-                self._model = decode(self.connection.pull(session_token, model))
-                self._digest = wanted
+            if self._model is None or self._digest != wanted:
+                self._model = None
+                payload = self._take_spare(wanted.size_bytes)
+                self.connection.pull(session_token, model, payload)
+                self._model, self._digest = PulledModel(payload, views(payload)), wanted
             return self._model
+
+    def update_of(self, base: PulledModel) -> memoryview:
+        """Return the bytes for an update of `base`: its own, if no other client may need it."""
+        if len(self._partitions) > 1:
+            payload = self._take_spare(len(base.payload))
+            copy_header(base.payload, payload)
+            return payload
+        with self._pulling:
+            self._model = None
+        return base.payload
+
+    def give_back(self, payload: memoryview) -> None:
+        """Let the bytes of a pushed update be used again."""
+        self._spare = payload
+
+    def _take_spare(self, size: int) -> memoryview:
+        with self._sparing:
+            spare, self._spare = self._spare, None
+        return spare if spare is not None and len(spare) == size else allocate(size)
 
 
 @dataclass(eq=False)
@@ -221,25 +251,26 @@ class Runner:
     def _train(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
         ready = self.unanswered
-        work = (assignment.task_token, assignment.model.digest.sha256, assignment.seed)
+        work = (assignment.task_token, assignment.model.digest.blake3, assignment.seed)
         if ready is None or ready.work != work:
             self.unanswered = None
             base = site.model(self.session_token, assignment.model)
+            payload = site.update_of(base)
             with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
                 self._check_wanted()
                 began = time.monotonic()
                 trained = trainer.train(
-                    base,
+                    base.tensors,
+                    views(payload),
                     data,
                     train_config(assignment.train),
                     assignment.seed,
                     self._on_step(advance),
                 )
-            encoded = encode(trained.update)
             ready = self.unanswered = Pushable(
                 work=work,
-                data=encoded,
-                digest=digest_bytes(encoded),
+                payload=payload,
+                digest=digest_bytes(payload),
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
             )
@@ -253,12 +284,13 @@ class Runner:
             self.session_token,
             assignment.task_token,
             assignment.model,
-            ready.data,
+            ready.payload,
             ready.digest,
             ready.num_examples,
             ready.metrics,
         )
         self.unanswered = None
+        site.give_back(ready.payload)
         outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
         why = {"why": response.message} if response.message else {}
         log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
@@ -268,7 +300,7 @@ class Runner:
         base = site.model(self.session_token, assignment.model)
         with site.turn:
             self._check_wanted()
-            num_examples, metrics = trainer.evaluate(base, data)
+            num_examples, metrics = trainer.evaluate(base.tensors, data)
         report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
         site.connection.report(
             pb.ReportTaskResultRequest(

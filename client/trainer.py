@@ -27,9 +27,8 @@ class WorkFailed(FolkmootError):
 
 
 class Trained(NamedTuple):
-    """The result of local training: local minus base by name, its weight n_k, and metrics."""
+    """What belongs to an update: its weight n_k, and the training's metrics."""
 
-    update: dict[str, torch.Tensor]
     num_examples: int
     metrics: Metrics
 
@@ -44,12 +43,15 @@ class Trainer:
     def train(
         self,
         base: Mapping[str, torch.Tensor],
+        update: Mapping[str, torch.Tensor],
         data: LocalData,
         config: TrainConfig,
         seed: int,
         on_step: OnStep,
     ) -> Trained:
-        """Train from `base` on the partition's training part.
+        """Train from `base` on the partition's training part; write local - base into `update`.
+
+        `update` may be `base` itself, which it then replaces.
 
         Raises:
             WorkFailed: the model diverged to NaN or infinity.
@@ -60,7 +62,8 @@ class Trainer:
             torch.manual_seed(seed)
             metrics = self._task.train(self._model, data.train, config, seed, on_step)
         local = self._model.state_dict()
-        update = {name: local[name].cpu() - tensor for name, tensor in base.items()}
+        for name, tensor in base.items():
+            torch.sub(local[name].cpu(), tensor, out=update[name])
         try:
             check_finite(update)
         except TensorError as error:
@@ -68,7 +71,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in metrics.values()):
             message = "the training loss is not finite; a smaller --lr may help"
             raise WorkFailed("LOSS_NOT_FINITE", message)
-        return Trained(update, len(data.train.inputs), metrics)
+        return Trained(len(data.train.inputs), metrics)
 
     def evaluate(self, base: Mapping[str, torch.Tensor], data: LocalData) -> tuple[int, Metrics]:
         """Return the validation part's size, and the model's finite means over it."""

@@ -42,6 +42,7 @@ def parse_options(
     app = App(
         name=program,
         help=description,
+        usage=f"Usage: {program} [OPTIONS]\n",
         help_format="plaintext",
         version_flags=(),
         group_commands=Group("Help", sort_key=99),
@@ -57,6 +58,10 @@ def parse_options(
     def build(chosen: options = options()) -> T:  # type: ignore[valid-type]  # noqa: B008
         return chosen
 
+    if any(word in ("--help", "-h") for word in argv):
+        # To parse the other flags first would take as long again.
+        app.help_print([])
+        return None
     try:
         result: T | None = app(
             list(argv), exit_on_error=False, print_error=False, help_on_error=False

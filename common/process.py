@@ -1,5 +1,6 @@
-"""How a command begins and ends: its first signals, and its errors as exit statuses."""
+"""How a command begins and ends: memory, its first signals, and its errors as exit statuses."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -7,13 +8,29 @@ from collections.abc import Callable
 
 from common.errors import InputError, RunFailed
 
+# From malloc.h of glibc.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 
 def begin_process() -> None:
     """Set what holds until the process has something to end in order; before gRPC is imported."""
     # What gRPC has to say of a port comes as an error with the flag's name.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    keep_chunks_allocated()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: os._exit(128 + received))
+
+
+def keep_chunks_allocated() -> None:
+    """Let glibc's malloc keep up to 32 MiB of freed memory; elsewhere, do nothing.
+
+    Left to itself, it gives each 1 MiB chunk back to the system and faults it in again: four
+    fifths of the server's CPU time in sending a model.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def exit_status(run: Callable[[], int]) -> int:

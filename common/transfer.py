@@ -4,9 +4,10 @@ The same `Receiver` takes a model on the client and an update on the server. Kno
 nothing about gRPC, files' names or what the bytes mean.
 """
 
-import hashlib
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from blake3 import blake3
 
 from common.errors import FolkmootError
 from common.tensors import Digest
@@ -27,7 +28,7 @@ class DigestMismatch(FolkmootError):
 
 
 class Piece(NamedTuple):
-    """One chunk to send: its offset in the payload, its bytes, and whether it is the last."""
+    """One chunk: its offset in the payload, its bytes, and whether it is the last."""
 
     offset: int
     data: memoryview
@@ -49,29 +50,21 @@ def pieces(payload: memoryview, start: int = 0, size: int = CHUNK_SIZE_BYTES) ->
         start = stop
 
 
-class Sink(Protocol):
-    """Where received bytes go: a file, or io.BytesIO."""
-
-    def write(self, data: bytes, /) -> int:
-        """Append bytes."""
-
-    def seek(self, offset: int, /) -> int:
-        """Go to an offset."""
-
-    def truncate(self) -> int:
-        """Drop what is after the current offset."""
-
-
 class Receiver:
-    """Takes a payload's chunks in order, writes them to a sink and hashes them on the way."""
+    """Takes a payload's chunks in order, stores them and hashes them on the way.
 
-    def __init__(self, sink: Sink, expected: Digest) -> None:
+    Args:
+        store: writes bytes at an offset, over what is there.
+        expected: the payload's announced digest.
+    """
+
+    def __init__(self, store: Callable[[int, memoryview], None], expected: Digest) -> None:
         self.expected = expected
         self.offset = 0
-        self._sink = sink
-        self._hash = hashlib.sha256()
+        self._store = store
+        self._hash = blake3()
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         """Take one chunk.
 
         Raises:
@@ -84,7 +77,7 @@ class Receiver:
             raise OffsetMismatch(f"chunk at offset {offset}, expected {self.offset}")
         if offset + len(data) > self.expected.size_bytes:
             raise PayloadTooLong(f"more bytes than the {self.expected.size_bytes} announced")
-        self._sink.write(data)
+        self._store(offset, data)
         self._hash.update(data)
         self.offset += len(data)
 
@@ -92,19 +85,17 @@ class Receiver:
         """Check the whole payload against the announced digest.
 
         Raises:
-            DigestMismatch: size or hash differ; what was received is dropped.
+            DigestMismatch: size or hash differ; the receiver begins again.
         """
         received = Digest(self._hash.hexdigest(), self.offset)
         if received != self.expected:
             self.reset()
             raise DigestMismatch(
-                f"received {received.size_bytes} bytes with SHA-256 {received.sha256[:12]}…, "
-                f"announced {self.expected.size_bytes} with {self.expected.sha256[:12]}…"
+                f"received {received.size_bytes} bytes with BLAKE3 {received.blake3[:12]}…, "
+                f"announced {self.expected.size_bytes} with {self.expected.blake3[:12]}…"
             )
 
     def reset(self) -> None:
-        """Drop what was received and begin again at 0."""
-        self._sink.seek(0)
-        self._sink.truncate()
-        self._hash = hashlib.sha256()
+        """Forget what was received and begin again at 0."""
+        self._hash = blake3()
         self.offset = 0

@@ -640,20 +640,20 @@ class Digest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    sha256: _builtins.str
-    """64 lower-case hexadecimal digits."""
+    BLAKE3_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
+    blake3: _builtins.str
+    """Of 256 bits: 64 lower-case hexadecimal digits."""
     def __init__(
         self,
         *,
-        sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        blake3: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

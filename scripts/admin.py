@@ -102,7 +102,7 @@ def _show_run(run: pb.Run, as_json: bool) -> None:
         f"round {run.round.number} of {run.target_round_count} {phase}{attempt}",
         f"{run.round.accepted_count} of {run.round.report_goal} updates",
         f"{run.live_client_count} clients",
-        f"model {run.model.version} {run.model.digest.sha256[:12]}",
+        f"model {run.model.version} {run.model.digest.blake3[:12]}",
     ]
     if run.failure_message:
         parts.append(run.failure_message)

@@ -223,7 +223,7 @@ def _begin_run(options: ServerOptions, task: Task, directory: RunDirectory) -> R
             )
     directory.begin_initial(encode(model.state_dict()))
     record = Record(round=0, model=digest_file(directory.model_path(0)))
-    directory.commit(record, options.evaluation.keep_rounds)
+    directory.commit(record)
     return Recovered(record=record)
 
 
@@ -231,7 +231,7 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
     record, cohort = recovered.record, recovered.cohort
     if cohort is None:
         return State(round=record.round + 1, live=frozenset(record.live))
-    damaged = spool.recover(directory.updates_folder(cohort.round), cohort.attempt)
+    damaged = spool.recover(directory.updates_folder(cohort.round), cohort.round, cohort.attempt)
     for client in damaged:
         log.warning("accepted update is damaged; its client trains again", client=client)
     return State(
@@ -304,7 +304,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
     )
     now = Timestamp()
     now.GetCurrentTime()
-    pb_grpc.add_CoordinatorServicer_to_server(service, ports.clients)
+    service.add_to_server(ports.clients)
     pb_grpc.add_AdminServicer_to_server(AdminService(coordinator, task_name, now), ports.admin)
     services = pb.DESCRIPTOR.services_by_name
     await _add_health_and_reflection(ports.clients, services["Coordinator"].full_name)

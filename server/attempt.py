@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.tensors import Digest
 from common.training import Metrics
+from server.folding import Folded
 from server.metrics import Row, weighted_means
 from server.progress import Progress, advance, score_of
 from server.rounds import State
@@ -47,7 +47,7 @@ class Attempt:
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
-    model: Digest | None = None
+    folded: Folded | None = None
 
     def count_down(self, client_id: str, size: int) -> None:
         """Add bytes that were sent to a client."""
@@ -85,7 +85,7 @@ class Attempt:
             progress: before this round.
             now: the clock.
         """
-        if self.model is None or self.collected is None or self.aggregated is None:
+        if self.folded is None or self.collected is None or self.aggregated is None:
             raise ValueError("a round is committed after its updates were aggregated")
         own = dict(self.global_metrics)
         mean = weighted_means(self.evaluations[c] for c in sorted(self.evaluations))
@@ -119,7 +119,7 @@ class Attempt:
             evaluate_seconds=(
                 None if self.evaluating_since is None else round(now - self.evaluating_since, 4)
             ),
-            model_sha256=self.model.sha256,
+            model_blake3=self.folded.model.blake3,
             best_round=progress.best_round,
             global_metrics=own,
             client_metrics=mean,

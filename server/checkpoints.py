@@ -150,23 +150,24 @@ class RunDirectory:
         Raises:
             OSError: it can't be written.
         """
-        self.updates_folder(cohort.round).mkdir(parents=True, exist_ok=True)
+        updates = self.updates_folder(cohort.round)
+        updates.parent.mkdir(exist_ok=True)
+        if self._spare.exists() and not updates.exists():
+            self._spare.rename(updates)
+        updates.mkdir(exist_ok=True)
         write_json(self.round_folder(cohort.round) / "cohort.json", asdict(cohort))
         sync_folder(self.path / "rounds")
 
     def abandon_attempt(self, number: int) -> None:
         """Drop a round in progress."""
         (self.round_folder(number) / "cohort.json").unlink(missing_ok=True)
+        self._set_aside(self.updates_folder(number))
         shutil.rmtree(self.round_folder(number), ignore_errors=True)
 
-    def commit(self, record: Record, keep: int) -> ModelFile:
-        """Make a round the last committed one, then tidy up.
+    def commit(self, record: Record) -> ModelFile:
+        """Make a round the last committed one.
 
         Its model file (and velocity) must be durable already.
-
-        Args:
-            record: of the round.
-            keep: how many committed rounds' files stay, at least 1.
 
         Raises:
             OSError: it can't be written.
@@ -178,20 +179,48 @@ class RunDirectory:
         self._publish("global", record)
         if record.progress.best_round == record.round or record.progress.best_round is None:
             self._publish("best", record)
-        shutil.rmtree(self.updates_folder(record.round), ignore_errors=True)
+        self._set_aside(self.updates_folder(record.round))
+        return ModelFile(record.round, self.model_path(record.round), record.model)
+
+    def remove_old(self, last: int, keep: int) -> None:
+        """Remove committed rounds but the last ones.
+
+        Args:
+            last: the last committed round.
+            keep: how many stay, at least 1.
+        """
         for number, old in self._rounds():
-            if number <= record.round - keep:
+            if number <= last - keep:
                 # First the record: half a round must not look like a committed one.
                 (old / "record.json").unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
-        return ModelFile(record.round, self.model_path(record.round), record.model)
+
+    def remove_spare(self) -> None:
+        """Remove the files that the next round's updates would be written over."""
+        shutil.rmtree(self._spare, ignore_errors=True)
+
+    @property
+    def _spare(self) -> Path:
+        return self.path / "rounds" / "spare"
+
+    def _set_aside(self, updates: Path) -> None:
+        """Keep a round's update files for the next one to write over: cheaper than new ones."""
+        if not updates.exists():
+            return
+        accepted = {path.stem for path in updates.glob("*.json")}
+        for path in list(updates.iterdir()):
+            # One that was cut off may still be written to, for a moment.
+            if path.suffix != ".safetensors" or path.stem not in accepted:
+                path.unlink()
+        self.remove_spare()
+        updates.rename(self._spare)
 
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
         link(self.model_path(record.round), self.path / "models" / f"{name}.safetensors")
         metadata = {
             "round": record.round,
-            "sha256": record.model.sha256,
+            "blake3": record.model.blake3,
             "size_bytes": record.model.size_bytes,
             "accuracy": row and row.global_accuracy,
             "loss": row and row.global_loss,
@@ -214,9 +243,12 @@ class RunDirectory:
         if not committed:
             return None
         record = self._load_record(max(committed))
+        self.remove_spare()
         for number, folder in self._rounds():
             if number not in committed and number != record.round + 1:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif number in committed:
+                shutil.rmtree(self.updates_folder(number), ignore_errors=True)
         # What a crash between the commit and its publication left undone.
         self._publish("global", record)
         if record.progress.best_round in (record.round, None):
@@ -319,5 +351,5 @@ def _check_digest(path: Path, expected: Digest, remedy: str) -> None:
         raise CheckpointError(f"{path} can't be read: {error.strerror}; {remedy}") from error
     if found != expected:
         raise CheckpointError(
-            f"{path} is damaged: its size or SHA-256 is not what record.json says; {remedy}"
+            f"{path} is damaged: its size or BLAKE3 digest is not what record.json says; {remedy}"
         )

@@ -17,7 +17,6 @@ from common.config import parse_options
 from common.errors import InputError
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
-from server.checkpoints import RunDirectory, newest_run
 from server.options import ServerOptions, TrainingOptions
 
 T = TypeVar("T")
@@ -61,6 +60,8 @@ def parse(argv: Sequence[str]) -> ServerOptions | None:
     if not options.run.resume:
         folder = options.run.run_dir or _new_run_folder(options.run.task)
         return replace(options, run=replace(options.run, run_dir=folder))
+    from server.checkpoints import RunDirectory, newest_run
+
     folder = options.run.run_dir or newest_run(RUNS)
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from common.errors import RequestError, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
-from common.tensors import digest_file
 from common.training import Metrics
 from server import rounds
 from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
-from server.folding import WeightedUpdate, fold
+from server.folding import Folded, WeightedUpdate, fold
 from server.metrics import Row, Sinks, finite_only
 from server.optimizers import Sgd
 from server.progress import should_stop
@@ -312,6 +311,8 @@ class Coordinator:
             case rounds.Abandon(number, _, reason):
                 await self._abandon(number, reason)
             case rounds.Finish():
+                await asyncio.to_thread(self.directory.remove_spare)
+                await self._remove_old_rounds()
                 self.ended = True
                 self._bump()
                 self.sessions.wake_all()
@@ -347,6 +348,12 @@ class Coordinator:
             live=len(state.live),
         )
         self._assign(workers, Work.TRAIN, self._record.round)
+        # Deleting large files takes a while; the cohort is busy meanwhile.
+        await self._remove_old_rounds()
+
+    async def _remove_old_rounds(self) -> None:
+        keep = self.settings.keep_rounds
+        await asyncio.to_thread(self.directory.remove_old, self._record.round, keep)
 
     def _assign(self, clients: Iterable[str], work: Work, version: int) -> None:
         number, attempt = self.state.round, self.state.attempt
@@ -367,7 +374,7 @@ class Coordinator:
     async def _aggregate(self) -> None:
         number = self.state.round
         updates = sorted(self.spool.accepted.values(), key=lambda update: update.client_id)
-        self._attempt.model = await asyncio.to_thread(
+        self._attempt.folded = await asyncio.to_thread(
             fold,
             self.directory.model_path(self._record.round),
             self.directory.velocity_path(self._record.round) if self._record.velocity else None,
@@ -383,8 +390,8 @@ class Coordinator:
         number, attempt = self.state.round, self._attempt
         path = self.directory.model_path(number)
         attempt.evaluating_since = self.clock()
-        if attempt.model is not None:
-            self._models[number] = ModelFile(number, path, attempt.model)
+        if attempt.folded is not None:
+            self._models[number] = ModelFile(number, path, attempt.folded.model)
             self._assign(clients, Work.EVALUATE, number)
         if on_server and self._evaluator is not None:
             found = await asyncio.to_thread(self._evaluator.evaluate, path)
@@ -398,18 +405,17 @@ class Coordinator:
         self.assignments.replace(())
         row, progress = self._attempt.row(state, updates, self._record.progress, self.clock())
         clients = self._attempt.client_rows(state, updates)
-        velocity = self.directory.velocity_path(state.round) if self._optimizer.momentum else None
+        folded = self._attempt.folded or Folded(self._record.model, self._record.velocity)
         record = Record(
             round=state.round,
-            model=self._attempt.model or self._record.model,
-            velocity=await asyncio.to_thread(digest_file, velocity) if velocity else None,
+            model=folded.model,
+            velocity=folded.velocity,
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,
             clients=tuple(clients),
         )
-        keep = self.settings.keep_rounds
-        model = await asyncio.to_thread(self.directory.commit, record, keep)
+        model = await asyncio.to_thread(self.directory.commit, record)
         self._record, self._models = record, {model.version: model}
         await asyncio.to_thread(self._sinks.append, row, clients)
         self.history.append(committed(row))

@@ -35,7 +35,7 @@ def invalid(message: str, reason: str = "FIELD_INVALID") -> RequestError:
 
 def model_ref(model: ModelFile) -> pb.ModelRef:
     """Return a model as messages name it."""
-    digest = pb.Digest(sha256=model.digest.sha256, size_bytes=model.digest.size_bytes)
+    digest = pb.Digest(blake3=model.digest.blake3, size_bytes=model.digest.size_bytes)
     return pb.ModelRef(version=model.version, digest=digest)
 
 

@@ -1,22 +1,32 @@
 """Folds spooled updates into a new model, window by window, from mapped files to a file.
 
-Memory is a few windows, whatever the size of the model and the number of clients. The
-arithmetic is `aggregation`'s and `optimizers'`; this file only reads and writes.
+Several windows are folded at once, and written and hashed in order: memory is a few windows,
+whatever the size of the model and the number of clients. The arithmetic is `aggregation`'s and
+`optimizers'`; this file only reads and writes.
 """
 
-import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 
-from common.tensors import Digest, open_mapped, windows
+from common.tensors import WINDOW, Digest, open_mapped
 from server.aggregation import weighted_mean
+from server.durable import SpoolFile
 from server.optimizers import Sgd
+
+# Folding at once; more would wait for memory, not for processors.
+THREADS = min(4, os.cpu_count() or 1)
+# Windows that wait for their turn to be written.
+_AHEAD = 4 * THREADS
 
 
 class WeightedUpdate(NamedTuple):
@@ -26,6 +36,13 @@ class WeightedUpdate(NamedTuple):
     num_examples: int
 
 
+class Folded(NamedTuple):
+    """The digests of the new model and, if there is momentum, of its velocity."""
+
+    model: Digest
+    velocity: Digest | None
+
+
 def fold(
     base: Path,
     velocity: Path | None,
@@ -33,8 +50,8 @@ def fold(
     optimizer: Sgd,
     new_model: Path,
     new_velocity: Path,
-) -> Digest:
-    """Write the new model, and its velocity if there is momentum; return the model's digest.
+) -> Folded:
+    """Write the new model, and its velocity if there is momentum; return their digests.
 
     Floating-point tensors take the optimizer's step. Others (counters, such as BatchNorm's)
     take the plain mean, rounded. Both files are durable on return. The result depends on
@@ -52,50 +69,85 @@ def fold(
         TensorError: a file is damaged.
         OSError: a file can't be written.
     """
-    model = open_mapped(base)
-    before = open_mapped(velocity) if velocity else {}
-    tensors = [open_mapped(update.path) for update in updates]
-    counts = [update.num_examples for update in updates]
+    inputs = _Inputs(
+        model=open_mapped(base),
+        velocity=open_mapped(velocity) if velocity else {},
+        updates=[open_mapped(update.path) for update in updates],
+        counts=[update.num_examples for update in updates],
+        optimizer=optimizer,
+    )
     with safe_open(base, framework="pt") as file:
         names = file.offset_keys()
-    with (
-        _Output(new_model, base, model) as out,
-        _Output(new_velocity, base, model) if optimizer.momentum else nullcontext() as out_velocity,
-    ):
+    with ExitStack() as stack:
+        model = stack.enter_context(_Output(new_model, base, inputs.model))
+        moved = None
+        if optimizer.momentum:
+            moved = stack.enter_context(_Output(new_velocity, base, inputs.model))
+        for values, step in _in_order(inputs, names):
+            model.write(values)
+            if moved is not None:
+                moved.write(step)
+    return Folded(model.digest, moved.digest if moved is not None else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is folded: mapped tensors by name, and the updates' num_examples."""
+
+    model: Mapping[str, torch.Tensor]
+    velocity: Mapping[str, torch.Tensor]
+    updates: Sequence[Mapping[str, torch.Tensor]]
+    counts: Sequence[int]
+    optimizer: Sgd
+
+    def fold_window(self, name: str, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the new values of a window, and the optimizer's step."""
+
+        def window_of(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return tensors[name].view(-1)[start : start + WINDOW]
+
+        window = window_of(self.model)
+        mean = weighted_mean([window_of(update) for update in self.updates], self.counts)
+        if window.is_floating_point():
+            old = window_of(self.velocity).double() if name in self.velocity else None
+            value, step = self.optimizer.apply(window, mean, old)
+        else:
+            value, step = (window.double() + mean).round(), mean
+        return value.to(window.dtype), step.to(window.dtype)
+
+
+def _in_order(inputs: _Inputs, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield all windows' results in the file's order, while the next ones are being folded."""
+    waiting: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(THREADS, "fold") as pool:
         for name in names:
-            parts = [windows(update[name]) for update in tensors]
-            old = windows(before[name]) if name in before else None
-            for window, *shares in zip(windows(model[name]), *parts, strict=True):
-                mean = weighted_mean(shares, counts)
-                if window.is_floating_point():
-                    start = None if old is None else next(old).double()
-                    value, moved = optimizer.apply(window, mean, start)
-                else:
-                    value, moved = (window.double() + mean).round(), mean
-                out.write(value.to(window.dtype))
-                if out_velocity is not None:
-                    out_velocity.write(moved.to(window.dtype))
-    return out.digest
+            for start in range(0, inputs.model[name].numel(), WINDOW):
+                waiting.append(pool.submit(inputs.fold_window, name, start))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class _Output:
     """A safetensors file with the header of another one, filled in the order of its offsets."""
 
-    def __init__(self, path: Path, like: Path, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, path: Path, like: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         values = sum(tensor.nbytes for tensor in tensors.values())
         self._size = like.stat().st_size
-        self._hash = hashlib.sha256()
-        self._file: IO[bytes] = path.open("wb")
+        self._hash = blake3()
+        self._offset = 0
+        self._file = SpoolFile(path, self._size)
         with like.open("rb") as file:
-            self._write(file.read(self._size - values))
+            self._write(memoryview(file.read(self._size - values)))
 
     def __enter__(self) -> "_Output":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._file.sync()
+        self._file.close()
 
     @property
     def digest(self) -> Digest:
@@ -104,6 +156,7 @@ class _Output:
     def write(self, values: torch.Tensor) -> None:
         self._write(values.view(torch.uint8).numpy().data)
 
-    def _write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+    def _write(self, data: memoryview) -> None:
+        self._file.write_at(self._offset, data)
         self._hash.update(data)
+        self._offset += len(data)

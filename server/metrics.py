@@ -45,7 +45,7 @@ class Row:
     collect_seconds: float
     aggregate_seconds: float
     evaluate_seconds: float | None
-    model_sha256: str
+    model_blake3: str
     best_round: int | None
     # What a task's own evaluation returns beside loss and accuracy.
     global_metrics: Metrics = field(default_factory=dict)

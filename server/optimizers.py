@@ -30,4 +30,4 @@ class Sgd:
         """
         if velocity is not None and self.momentum:
             step = velocity * self.momentum + step
-        return torch.add(model.double(), step, alpha=self.learning_rate), step
+        return model.to(torch.float64, copy=True).add_(step, alpha=self.learning_rate), step

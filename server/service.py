@@ -6,10 +6,11 @@ Thin: whatever is decided is decided elsewhere.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
@@ -18,15 +19,17 @@ from common.logs import get_logger
 from common.splits import Partitioner, Split
 from common.tensors import Digest
 from common.training import Metrics, TrainConfig
-from common.transfer import CHUNK_SIZE_BYTES
+from common.transfer import CHUNK_SIZE_BYTES, Piece
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from protos.chunks import decode_message
 from server.assignments import Assignment, Work
 from server.coordinator import Coordinator
 from server.edge import Context, invalid, model_ref
+from server.outgoing import OutgoingChunks
 from server.rounds import Phase
 from server.sessions import Session
-from server.uploads import Announcement, Outcome, PushResult, ReceivedChunk
+from server.uploads import Announcement, Outcome, PushResult
 
 log = get_logger()
 
@@ -55,6 +58,24 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._model_name = model_name
         self._split = split
         self._training = training
+        self._outgoing = OutgoingChunks()
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Let a server serve this, with the codec of `protos.chunks` where chunks travel."""
+        chunked: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "PullModel": grpc.unary_stream_rpc_method_handler(
+                self.PullModel, pb.PullModelRequest.FromString, bytes
+            ),
+            "PushUpdate": grpc.stream_unary_rpc_method_handler(
+                self.PushUpdate,
+                lambda message: decode_message(message, pb.PushUpdateRequest),
+                pb.PushUpdateResponse.SerializeToString,
+            ),
+        }
+        name = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+        pb_grpc.add_CoordinatorServicer_to_server(self, server)
+        # In place of the generated ones.
+        server.add_registered_method_handlers(name, chunked)
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         coordinator = self._coordinator
@@ -147,46 +168,44 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 return pb.PollTaskAssignmentResponse()
             await session.wait(seconds)
 
-    async def PullModel(
+    async def PullModel(  # type: ignore[override]  # bytes, see add_to_server
         self, request: pb.PullModelRequest, context: Context
-    ) -> AsyncIterator[pb.PullModelResponse]:
+    ) -> AsyncIterator[bytes]:
         session = self._sessions.get(request.session_token)
         model = self._coordinator.model(request.model_version)
         size = model.digest.size_bytes
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
             raise RequestError(Status.OUT_OF_RANGE, "READ_OFFSET_TOO_LARGE", message)
-        yield pb.PullModelResponse(header=model_ref(model))
+        yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
         with model.path.open("rb") as file:
-            offset = request.read_offset
+            start = request.read_offset
             while True:
-                data = os.pread(file.fileno(), CHUNK_SIZE_BYTES, offset)
-                last = offset + len(data) >= size
-                chunk = pb.Chunk(offset=offset, data=data, finish_write=last)
-                yield pb.PullModelResponse(chunk=chunk)
-                self._coordinator.ledger.count_down(session.client_id, len(data))
-                if last:
+                chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
+                yield chunk
+                self._coordinator.ledger.count_down(session.client_id, end - start)
+                if end == size:
                     return
-                offset += len(data)
+                start = end
 
     async def PushUpdate(
         self,
-        request_iterator: AsyncIterator[pb.PushUpdateRequest],
+        request_iterator: AsyncIterator[pb.PushUpdateRequest | Piece],
         context: Context,
     ) -> pb.PushUpdateResponse:
         first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("payload") != "header":
+        if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             return _push_response(_invalid_push("the first message must be the header"))
         header = first.header
         session = self._sessions.get(header.session_token)
         if len(header.metrics) > _MAX_METRICS:
             return _push_response(_invalid_push(f"metrics holds more than {_MAX_METRICS}"))
         announcement = Announcement(
-            digest=Digest(header.digest.sha256, header.digest.size_bytes),
+            digest=Digest(header.digest.blake3, header.digest.size_bytes),
             write_offset=header.write_offset,
             base_version=header.base_model.version,
             base_digest=Digest(
-                header.base_model.digest.sha256, header.base_model.digest.size_bytes
+                header.base_model.digest.blake3, header.base_model.digest.size_bytes
             ),
             num_examples=header.num_examples,
             metrics=dict(header.metrics),
@@ -242,12 +261,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return pb.ReportTaskResultResponse()
 
     async def _chunks(
-        self, session: Session, requests: AsyncIterator[pb.PushUpdateRequest]
-    ) -> AsyncIterator[ReceivedChunk]:
-        async for request in requests:
-            chunk = request.chunk
-            self._coordinator.ledger.count_up(session.client_id, len(chunk.data))
-            yield ReceivedChunk(chunk.offset, chunk.data, chunk.finish_write)
+        self, session: Session, requests: AsyncIterator[pb.PushUpdateRequest | Piece]
+    ) -> AsyncIterator[Piece]:
+        async for piece in requests:
+            if not isinstance(piece, Piece):  # A second header, or nothing: as an empty chunk.
+                piece = Piece(0, memoryview(b""), last=False)  # noqa: PLW2901
+            self._coordinator.ledger.count_up(session.client_id, len(piece.data))
+            yield piece
 
     def _refuse_when_shutting_down(self) -> None:
         if self._coordinator.shutting_down:

@@ -5,6 +5,7 @@ Time comes from a clock that is passed in. Knows nothing about rounds or gRPC.
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -68,6 +69,7 @@ class Sessions:
         self._on_left = on_left
         self._by_token: dict[str, Session] = {}
         self._by_client: dict[str, Session] = {}
+        self._by_partition: defaultdict[int, set[str]] = defaultdict(set)
         self._superseded: dict[str, None] = {}
         # Clients of before a restart, and until when they count as live.
         self._awaited: dict[str, float] = {}
@@ -87,12 +89,14 @@ class Sessions:
             return self._renew(older)
         if older is not None:
             del self._by_token[older.token]
+            self._by_partition[older.partition].discard(client_id)
             self._superseded[older.token] = None
             if len(self._superseded) > _TOMBSTONES:
                 del self._superseded[next(iter(self._superseded))]
             older.wake()
         session = Session(secrets.token_urlsafe(24), client_id, instance_id, partition, 0.0)
         self._by_token[session.token] = self._by_client[client_id] = self._renew(session)
+        self._by_partition[partition].add(client_id)
         self._awaited.pop(client_id, None)
         if older is None:
             self._on_joined(client_id)
@@ -119,7 +123,7 @@ class Sessions:
 
     def holders(self, partition: int) -> list[str]:
         """Return the clients with a session that hold a partition, in client_id order."""
-        return sorted(s.client_id for s in self._by_token.values() if s.partition == partition)
+        return sorted(self._by_partition[partition])
 
     def leave(self, token: str) -> None:
         """End a session; an unknown one is fine."""
@@ -157,5 +161,6 @@ class Sessions:
     def _end(self, session: Session) -> None:
         del self._by_token[session.token]
         del self._by_client[session.client_id]
+        self._by_partition[session.partition].discard(session.client_id)
         session.wake()
         self._on_left(session.client_id)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from common.errors import TensorError
 from common.tensors import (
@@ -24,9 +24,9 @@ from common.tensors import (
     schema_of,
 )
 from common.training import Metrics
-from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Receiver
+from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Piece, Receiver
 from server.assignments import Assignment
-from server.durable import sync_file, sync_folder
+from server.durable import SpoolFile, sync_file, sync_folder
 
 
 class Outcome(Enum):
@@ -59,14 +59,6 @@ class Announcement(NamedTuple):
     metrics: Metrics
 
 
-class ReceivedChunk(NamedTuple):
-    """A chunk as it came: its offset, its bytes, and whether the client says it is the last."""
-
-    offset: int
-    data: bytes
-    last: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class StoredUpdate:
     """An accepted update."""
@@ -76,6 +68,7 @@ class StoredUpdate:
     num_examples: int
     metrics: Mapping[str, float]
     digest: Digest
+    round: int
     attempt: int
 
 
@@ -100,7 +93,7 @@ class _Upload:
     assignment: Assignment
     announcement: Announcement
     path: Path
-    file: IO[bytes]
+    file: SpoolFile
     receiver: Receiver
     # The newest stream's number: an older one that still writes must stop.
     stream: int = 0
@@ -114,6 +107,7 @@ class Spool:
         self.accepted: dict[str, StoredUpdate] = {}
         self._schema = schema
         self._folder = Path()
+        self._spares: list[Path] = []
         self._uploads: dict[str, _Upload] = {}
         self._outcomes: dict[str, PushResult] = {}
         self._older_outcomes: dict[str, PushResult] = {}
@@ -121,13 +115,14 @@ class Spool:
     # ------------------------------------------------------------------ rounds
 
     def begin(self, folder: Path) -> None:
-        """Take uploads into an empty folder from now on."""
+        """Take uploads into a folder from now on; they are written over the files in it."""
         self.close()
         self._folder = folder
+        self._spares = list(folder.iterdir())
         self.accepted = {}
         self._older_outcomes, self._outcomes = self._outcomes, {}
 
-    def recover(self, folder: Path, attempt: int) -> list[str]:
+    def recover(self, folder: Path, number: int, attempt: int) -> list[str]:
         """Go on in a folder that a crash left; return the clients whose update was damaged.
 
         What is not accepted, or does not match its digest, is deleted: its client sends again.
@@ -137,7 +132,7 @@ class Spool:
         damaged = []
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
-            if update is None or update.attempt != attempt:
+            if update is None or (update.round, update.attempt) != (number, attempt):
                 damaged.append(update.client_id if update else path.stem)
                 path.unlink()
                 continue
@@ -168,7 +163,7 @@ class Spool:
         task_token: str,
         client_id: str,
         announcement: Announcement,
-        chunks: AsyncIterator[ReceivedChunk],
+        chunks: AsyncIterator[Piece],
         judge: Judge,
     ) -> PushResult:
         """Take one stream of an upload, from its header to its one outcome.
@@ -231,13 +226,15 @@ class Spool:
         if upload is not None:  # Trained again, to other bytes: nothing of the old ones helps.
             self._forget(upload)
         path = self._folder / f"{token}.safetensors"
-        file = path.open("w+b")
-        receiver = Receiver(file, announcement.digest)
+        if self._spares:
+            self._spares.pop().rename(path)
+        file = SpoolFile(path, announcement.digest.size_bytes)
+        receiver = Receiver(file.write_at, announcement.digest)
         upload = _Upload(assignment, announcement, path, file, receiver)
         self._uploads[token] = upload
         return upload
 
-    async def _take(self, upload: _Upload, chunk: ReceivedChunk, judge: Judge) -> PushResult | None:
+    async def _take(self, upload: _Upload, chunk: Piece, judge: Judge) -> PushResult | None:
         try:
             await asyncio.to_thread(upload.receiver.write, chunk.offset, chunk.data)
             if chunk.last:
@@ -312,16 +309,16 @@ def _stored(upload: _Upload) -> StoredUpdate:
         num_examples=upload.announcement.num_examples,
         metrics=upload.announcement.metrics,
         digest=upload.announcement.digest,
+        round=upload.assignment.round,
         attempt=upload.assignment.attempt,
     )
 
 
 def _validate_and_sync(upload: _Upload, schema: Schema) -> None:
     """Check the tensors, then make them and their record durable under a provisional name."""
-    upload.file.flush()
     check_schema(schema_of(upload.path), schema)
     check_finite(open_mapped(upload.path))
-    sync_file(upload.path)
+    upload.file.sync()
     provisional = upload.path.with_suffix(".json.tmp")
     provisional.write_text(json.dumps(asdict(_stored(upload))), encoding="utf-8")
     sync_file(provisional)

@@ -129,7 +129,7 @@ class Client:
             "session_token": self.token,
             "task_token": assignment.task_token,
             "base_model": assignment.model,
-            "digest": pb.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes),
+            "digest": pb.Digest(blake3=digest.blake3, size_bytes=digest.size_bytes),
             "num_examples": 10,
             "metrics": {"loss": 1.0},
         }

@@ -4,7 +4,7 @@ import grpc
 import pytest
 import torch
 
-from common.tensors import decode
+from common.tensors import views
 from protos import federated_pb2 as pb
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 
@@ -63,7 +63,7 @@ def test_an_invalid_update_is_refused_once_and_for_all_and_changes_nothing(pair,
 def test_a_wrong_digest_resets_the_upload_and_the_right_one_is_accepted(pair):
     server, (client, assignment), _ = pair
     data = update()
-    wrong = pb.Digest(sha256="0" * 64, size_bytes=len(data))
+    wrong = pb.Digest(blake3="0" * 64, size_bytes=len(data))
     response = client.push(assignment, data, digest=wrong)
     assert response.outcome == OUTCOME.OUTCOME_DIGEST_MISMATCH
     assert response.upload.committed_size_bytes == 0
@@ -76,7 +76,7 @@ def test_an_update_cut_short_is_not_accepted(pair):
     announced = client.push(assignment, data, chunk_size=64, stop_after=1)
     assert announced.outcome == OUTCOME.OUTCOME_OFFSET_MISMATCH
     assert announced.upload.committed_size_bytes == 64
-    short = pb.Digest(sha256="0" * 64, size_bytes=len(data) + 1)
+    short = pb.Digest(blake3="0" * 64, size_bytes=len(data) + 1)
     finished_early = client.push(assignment, data, digest=short)
     assert finished_early.outcome == OUTCOME.OUTCOME_DIGEST_MISMATCH
 
@@ -191,6 +191,6 @@ def test_the_weighted_mean_of_the_accepted_updates_is_the_new_model(pair):
     other.push(other_assignment, update(5.0), num_examples=3)
     server.wait_for(lambda run: run.model.version == 1)
 
-    old, new = decode(before), decode(path.read_bytes())
+    old, new = (views(memoryview(bytearray(data))) for data in (before, path.read_bytes()))
     for name in old:
         assert torch.equal(new[name], (old[name].double() + 4.0).float())

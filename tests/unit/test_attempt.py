@@ -4,11 +4,13 @@ import pytest
 
 from common.tensors import Digest
 from server.attempt import Attempt
+from server.folding import Folded
 from server.progress import Progress
 from server.rounds import Phase, State
 from server.uploads import StoredUpdate
 
 MODEL = Digest("f" * 64, 100)
+FOLDED = Folded(MODEL, None)
 # Five were selected: two delivered, one was refused, one failed, one left.
 STATE = State(
     phase=Phase.COMMITTING,
@@ -29,6 +31,7 @@ def update(client, num_examples, **metrics):
         num_examples=num_examples,
         metrics=metrics,
         digest=MODEL,
+        round=1,
         attempt=2,
     )
 
@@ -38,7 +41,7 @@ UPDATES = {"b": update("b", 10, loss=1.0), "a": update("a", 100, loss=0.5)}
 
 def ledger(**values):
     """Return the ledger of an attempt that began at second 100 and was aggregated."""
-    attempt = Attempt(100.0, 6, collected=102.0, aggregated=102.5, model=MODEL, **values)
+    attempt = Attempt(100.0, 6, collected=102.0, aggregated=102.5, folded=FOLDED, **values)
     attempt.refused.add("c")
     return attempt
 
@@ -51,14 +54,14 @@ def test_a_row_counts_clients_examples_and_seconds():
     row, _ = row_of(ledger(evaluating_since=103.0))
     assert (row.round, row.attempt, row.num_clients, row.cohort_size) == (4, 2, 6, 5)
     assert (row.report_goal, row.accepted, row.dropped, row.refused) == (3, 2, 2, 1)
-    assert (row.num_examples, row.model_sha256) == (110, "f" * 64)
+    assert (row.num_examples, row.model_blake3) == (110, "f" * 64)
     assert (row.collect_seconds, row.aggregate_seconds) == (2.0, 0.5)
     assert (row.evaluate_seconds, row.duration_seconds) == (1.0, 4.0)
 
 
 def test_selected_clients_that_were_not_waited_for_are_dropped():
     state = State(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
-    attempt = Attempt(0.0, 3, collected=1.0, aggregated=1.0, model=MODEL)
+    attempt = Attempt(0.0, 3, collected=1.0, aggregated=1.0, folded=FOLDED)
     assert attempt.row(state, UPDATES, Progress(), now=1.0)[0].dropped == 1
 
 

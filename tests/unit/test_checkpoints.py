@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -32,7 +32,9 @@ def opened(path):
 def begin(directory, number):
     cohort = Cohort(round=number, attempt=1, cohort=("a",), goal=1, live=("a",))
     directory.begin_attempt(cohort)
-    (directory.updates_folder(number) / "update").write_bytes(b"update")
+    updates = directory.updates_folder(number)
+    for name in ("mine.safetensors", "mine.json", "cut.safetensors", "other.json.tmp"):
+        (updates / name).write_bytes(b"update")
     directory.model_path(number).write_bytes(b"model %d" % number)
 
 
@@ -40,7 +42,8 @@ def commit(directory, number, keep=3, **values):
     """Commit a round whose model is the bytes "model <number>"; return its record."""
     begin(directory, number)
     record = Record(round=number, model=digest_bytes(b"model %d" % number), **values)
-    directory.commit(record, keep)
+    directory.commit(record)
+    directory.remove_old(number, keep)
     return record
 
 
@@ -75,7 +78,7 @@ def test_the_initial_model_is_round_0_once_it_is_committed(tmp_path):
         directory.begin_initial(b"initial")
         assert directory.recover() is None
         record = Record(round=0, model=digest_bytes(b"initial"))
-        assert directory.commit(record, 1).path.read_bytes() == b"initial"
+        assert directory.commit(record).path.read_bytes() == b"initial"
         assert directory.recover() == Recovered(record=record)
 
 
@@ -119,12 +122,39 @@ def test_rounds_in_progress_other_than_the_next_one_are_deleted(tmp_path):
         for number in (1, 3, 4):
             begin(directory, number)
         directory.recover()
-        assert sorted(path.name for path in (tmp_path / "rounds").iterdir()) == ["00002", "00003"]
+        assert names(tmp_path / "rounds") == ["00002", "00003"]
 
 
-def test_committed_updates_are_deleted(tmp_path):
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_accepted_updates_are_set_aside_for_the_next_round_to_write_over(tmp_path):
     with opened(tmp_path) as directory:
         commit(directory, 1)
+        assert not directory.updates_folder(1).exists()
+        directory.begin_attempt(replace(COHORT, round=2))
+        assert names(directory.updates_folder(2)) == ["mine.safetensors"]
+        directory.abandon_attempt(2)
+        directory.begin_attempt(replace(COHORT, round=2, attempt=2))
+        assert names(directory.updates_folder(2)) == []
+        assert names(tmp_path / "rounds") == ["00001", "00002"]
+
+
+def test_update_files_that_were_set_aside_are_removed_when_asked_and_by_recovery(tmp_path):
+    for remove in ("remove_spare", "recover"):
+        with opened(tmp_path / remove) as directory:
+            commit(directory, 1)
+            assert names(tmp_path / remove / "rounds") == ["00001", "spare"]
+            getattr(directory, remove)()
+            assert names(tmp_path / remove / "rounds") == ["00001"]
+
+
+def test_recovery_removes_updates_that_a_crash_after_the_commit_left(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 1)
+        directory.updates_folder(1).mkdir()
+        assert directory.recover().record == record
         assert not directory.updates_folder(1).exists()
 
 
@@ -132,7 +162,8 @@ def test_only_the_last_committed_rounds_are_kept(tmp_path):
     with opened(tmp_path) as directory:
         for number in range(1, 6):
             commit(directory, number, keep=2)
-        assert sorted(path.name for path in (tmp_path / "rounds").iterdir()) == ["00004", "00005"]
+        directory.remove_spare()
+        assert names(tmp_path / "rounds") == ["00004", "00005"]
         assert directory.recover().record.round == 5
 
 
@@ -153,7 +184,7 @@ def test_a_model_without_evaluation_has_null_metrics_beside_it(tmp_path):
         commit(directory, 1)
     metadata = json.loads((tmp_path / "models" / "global.json").read_text())
     digest = digest_bytes(b"model 1")
-    assert (metadata["sha256"], metadata["size_bytes"]) == digest
+    assert (metadata["blake3"], metadata["size_bytes"]) == digest
     assert metadata["accuracy"] is metadata["client_loss"] is None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import TensorError
-from common.tensors import WINDOW, decode, digest_file, encode, schema_of
+from common.tensors import WINDOW, digest_file, encode, schema_of, views
 from server.folding import WeightedUpdate, fold
 from server.optimizers import Sgd
 
@@ -26,7 +26,7 @@ def folded(folder, model, updates, optimizer=None, velocity=None, counts=COUNTS)
         spooled.append(WeightedUpdate(path, count))
     new = folder / "new.safetensors"
     fold(base, velocity, spooled, optimizer or Sgd(), new, folder / "velocity.safetensors")
-    return decode(new.read_bytes())
+    return views(memoryview(bytearray(new.read_bytes())))
 
 
 def three(*values, dtype=torch.float32):
@@ -90,11 +90,14 @@ def test_a_model_keeps_its_names_dtypes_shapes_and_header(tmp_path):
     assert new.read_bytes() == base.read_bytes()
 
 
-def test_the_digest_returned_is_the_files(tmp_path):
+def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
     update = WeightedUpdate(tmp_path / "0.safetensors", 1)
-    assert fold(base, None, [update], Sgd(), new, tmp_path / "unused") == digest_file(new)
+    assert fold(base, None, [update], Sgd(), new, tmp_path / "unused") == (digest_file(new), None)
+    velocity = tmp_path / "velocity"
+    digests = fold(base, None, [update], Sgd(momentum=0.9), new, velocity)
+    assert digests == (digest_file(new), digest_file(velocity))
 
 
 def test_the_result_depends_on_the_order_given_and_on_nothing_else(tmp_path):

@@ -32,7 +32,7 @@ ROW = Row(
     collect_seconds=1.0,
     aggregate_seconds=0.125,
     evaluate_seconds=None,
-    model_sha256="f" * 64,
+    model_blake3="f" * 64,
     best_round=1,
     global_metrics={"f1": 0.5},
     client_metrics={"f1": 0.25},
@@ -59,7 +59,7 @@ def contents(folder):
 def test_a_row_has_the_columns_that_were_promised():
     promised = """round attempt global_accuracy global_loss client_accuracy client_loss train_loss
         num_clients cohort_size dropped refused num_examples bytes_down bytes_up duration_seconds
-        collect_seconds aggregate_seconds evaluate_seconds model_sha256 best_round"""
+        collect_seconds aggregate_seconds evaluate_seconds model_blake3 best_round"""
     assert set(promised.split()) <= {field.name for field in fields(Row)}
 
 
@@ -68,7 +68,7 @@ def test_numbers_are_what_is_a_number_and_there():
     assert numbers["global_loss"] == 0.5
     assert numbers["accepted"] == 2.0
     assert (numbers["global_f1"], numbers["client_f1"]) == (0.5, 0.25)
-    assert not {"global_accuracy", "evaluate_seconds", "model_sha256"} & numbers.keys()
+    assert not {"global_accuracy", "evaluate_seconds", "model_blake3"} & numbers.keys()
     assert all(isinstance(value, float) for value in numbers.values())
 
 

@@ -1,28 +1,35 @@
 """Tensors as safetensors bytes, and the checks of what comes from outside."""
 
+import json
 import math
-from hashlib import sha256
 
 import pytest
 import torch
+from blake3 import blake3
 
 from common.errors import TensorError
 from common.tensors import (
     WINDOW,
     TensorSpec,
+    allocate,
     check_finite,
     check_schema,
-    decode,
+    copy_header,
     digest_bytes,
     digest_file,
     encode,
     open_mapped,
     schema_of,
+    views,
     windows,
 )
 
 SCHEMA = {"bias": TensorSpec("F32", (3,)), "weight": TensorSpec("F32", (3, 4))}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+
+
+def decode(data):
+    return views(memoryview(bytearray(data)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -142,5 +149,62 @@ def test_a_number_is_one_window_of_one_value():
 def test_a_digest_is_hash_and_size(tmp_path):
     data = bytes(range(256)) * 9
     (tmp_path / "file").write_bytes(data)
-    assert digest_bytes(data) == (sha256(data).hexdigest(), len(data))
+    assert digest_bytes(data) == (blake3(data).hexdigest(), len(data))
     assert digest_file(tmp_path / "file") == digest_bytes(memoryview(data))
+
+
+def header_of(entries, values=b"", **extra):
+    text = json.dumps(entries | extra).encode()
+    return memoryview(bytearray(len(text).to_bytes(8, "little") + text + values))
+
+
+def entry(dtype="U8", shape=(2,), offsets=(0, 2)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_views_are_of_the_payload_and_no_copy():
+    payload = memoryview(bytearray(encode({"w": torch.zeros(3)})))
+    views(payload)["w"].fill_(7)
+    assert views(payload)["w"].tolist() == [7, 7, 7]
+
+
+def test_a_payload_with_metadata_and_tensors_in_any_order_is_read():
+    entries = {"b": entry(offsets=(2, 4)), "a": entry()}
+    found = views(header_of(entries, b"\1\2\3\4", __metadata__={"by": "someone"}))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"a": [1, 2], "b": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [
+        (header_of({"w": entry()}, b"\1"), "not where"),
+        (header_of({"w": entry()}, b"\1\2\3"), "1 bytes belong to no tensor"),
+        (header_of({"w": entry(offsets=(1, 3))}, b"\1\2\3"), "not where"),
+        (header_of({"a": entry(), "b": entry()}, b"\1\2"), "not where"),
+        (header_of({"w": entry(shape=(3,))}, b"\1\2"), "not where"),
+        (header_of({"w": entry(shape=(-1, -2))}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(shape=(2.0,))}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(shape=(True, 2))}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(shape=2)}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(offsets=(0, 1, 2))}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(offsets=(0,))}, b"\1\2"), "header is damaged"),
+        (header_of({"w": entry(dtype="F12")}, b"\1\2"), "unknown dtype"),
+        (header_of({"w": entry(dtype=[])}, b"\1\2"), "header is damaged"),
+        (header_of({"w": 3}), "header is damaged"),
+        (memoryview(b"\2\0\0\0\0\0\0\0[]"), "header is damaged"),
+        (memoryview(b"\1\0\0\0\0\0\0\0["), "header is damaged"),
+        (memoryview(b"\xff\xff\xff\xff\xff\xff\xff\xff{}"), "shorter than its header"),
+    ],
+)
+def test_a_payload_whose_header_lies_is_an_error(payload, problem):
+    with pytest.raises(TensorError, match=problem):
+        views(payload)
+
+
+def test_a_copied_header_gives_the_tensors_of_the_source():
+    source = memoryview(bytearray(encode({"w": torch.ones(3), "n": torch.tensor(2)})))
+    target = allocate(len(source))
+    copy_header(source, target)
+    assert {name: (t.dtype, t.shape) for name, t in views(target).items()} == {
+        name: (t.dtype, t.shape) for name, t in views(source).items()
+    }

@@ -20,7 +20,12 @@ PAYLOAD = bytes(range(256)) * 4
 
 def receiving(payload=PAYLOAD):
     sink = io.BytesIO()
-    return Receiver(sink, digest_bytes(payload)), sink
+
+    def store(offset, data):
+        sink.seek(offset)
+        sink.write(data)
+
+    return Receiver(store, digest_bytes(payload)), sink
 
 
 @pytest.mark.parametrize("size", [1, 7, 256, len(PAYLOAD) - 1, len(PAYLOAD), len(PAYLOAD) + 1])
@@ -88,7 +93,7 @@ def test_a_wrong_digest_or_size_resets_and_the_payload_may_come_again(received):
     receiver.write(0, received)
     with pytest.raises(DigestMismatch, match=f"received {len(received)} bytes"):
         receiver.finish()
-    assert (receiver.offset, sink.getvalue()) == (0, b"")
+    assert receiver.offset == 0
     receiver.write(0, PAYLOAD)
     receiver.finish()
     assert sink.getvalue() == PAYLOAD

@@ -1,0 +1,81 @@
+"""`./scripts/bench`: one command a subject; --small ends within half a minute."""
+
+import os
+import sys
+from itertools import chain
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from common.process import keep_chunks_allocated
+from scripts.benchmarks import aggregate, client, rounds, scale, start
+from scripts.benchmarks.figures import show
+
+Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
+Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
+
+app = App(
+    name="./scripts/bench",
+    help="Measures Folkmoot, each figure beside its floor: what the bare work costs in the same "
+    "run. Without a command, all of them, which takes a quarter of an hour.",
+    version_flags=(),
+    help_format="plaintext",
+)
+
+
+@app.command(name="round")
+def _round(*, small: Small = False, json: Json = False) -> None:
+    """Rounds without training, by real processes: seconds, CPU, the server's memory."""
+    show(rounds.measure(small), json)
+
+
+@app.command(name="aggregate")
+def _aggregate(*, small: Small = False, json: Json = False) -> None:
+    """Update files folded into a model."""
+    show(aggregate.measure(small), json)
+
+
+@app.command(name="scale")
+def _scale(*, small: Small = False, json: Json = False) -> None:
+    """Thousands of waiting clients, and cohorts of a hundred."""
+    show(scale.measure(small), json)
+
+
+@app.command(name="client")
+def _client(*, small: Small = False, json: Json = False) -> None:
+    """A client's training steps, transfers, memory, and bytes on the wire."""
+    show(client.measure(small), json)
+
+
+@app.command(name="start")
+def _start(*, small: Small = False, json: Json = False) -> None:
+    """--help, a server until it listens, a client until it has joined."""
+    show(start.measure(small), json)
+
+
+@app.default
+def _everything(*, small: Small = False, json: Json = False) -> None:
+    subjects = (rounds, aggregate, scale, client, start)
+    show(chain.from_iterable(subject.measure(small) for subject in subjects), json)
+
+
+def main() -> int:
+    """Return the exit status: 0 done, 1 a measured process failed, 2 wrong input."""
+    # Processes that share a machine need one torch thread each.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    keep_chunks_allocated()
+    try:
+        app(exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ChildProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

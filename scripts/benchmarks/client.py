@@ -1,0 +1,137 @@
+"""What a client costs: its training steps, its transfers, its memory, and bytes on the wire."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from client.data import LocalData
+from client.trainer import Trainer
+from common.tasks import Examples, Task, load_task
+from common.training import TrainConfig
+from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.processes import Process
+from scripts.benchmarks.relay import relaying
+from scripts.benchmarks.rounds import floor_of
+from scripts.benchmarks.servers import TASK, serving
+from scripts.benchmarks.tasks import SIZES
+
+_BATCH = 10
+
+
+class Case(NamedTuple):
+    """A model that travels, by name; the rounds; and the examples of a training, ten a step."""
+
+    model: str
+    rounds: int
+    examples: int
+    times: int
+
+
+_FULL = [Case("100M", 4, 1000, 7)]
+_SMALL = [Case("1.66M", 3, 300, 5)]
+
+
+def measure(small: bool) -> Iterator[Figure]:
+    """Yield the figures of each case; of a single one, measured within 30 seconds, if `small`."""
+    for case in _SMALL if small else _FULL:
+        for model in ("cnn", "mlp"):
+            yield _steps(model, case)
+        yield from _transfers(case)
+
+
+def _steps(name: str, case: Case) -> Figure:
+    """Measure steps a second of the trainer, and of the shortest loop that trains the same."""
+    torch.set_num_threads(1)
+    task = load_task("mnist")
+    generator = torch.Generator().manual_seed(0)
+    examples = Examples(
+        torch.rand(case.examples, 1, 28, 28, generator=generator),
+        torch.randint(10, (case.examples,), generator=generator),
+    )
+    config = TrainConfig(local_epochs=1, batch_size=_BATCH, learning_rate=0.01)
+    trainer = Trainer(task, name, "cpu")
+    base = task.models[name]().state_dict()
+    update = {key: torch.empty_like(value) for key, value in base.items()}
+    data = LocalData(examples, examples)
+    steps = case.examples // _BATCH
+    bare, ours = [], []
+    for _ in range(case.times):
+        bare.append(_seconds(lambda: _shortest_loop(task, name, examples)))
+        ours.append(
+            _seconds(lambda: trainer.train(base, update, data, config, 0, lambda _done, _all: None))
+        )
+    return Figure(
+        name=f"training steps, {name}",
+        value=steps / min(ours),
+        unit="1/s",
+        floor=steps / min(bare),
+        sizes={"steps": steps, "batch": _BATCH},
+    )
+
+
+def _shortest_loop(task: Task, name: str, examples: Examples) -> None:
+    model = task.models[name]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in torch.randperm(len(examples.inputs)).split(_BATCH):  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+        cross_entropy(model(examples.inputs[batch]), examples.targets[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _transfers(case: Case) -> Iterator[Figure]:
+    """Measure one client's rounds: pull, load, diff, push; through a relay that counts bytes."""
+    sizes = {"parameters": SIZES[case.model]}
+    flags = ("--model", case.model, "--rounds", case.rounds + 1)
+    one = ("--min-clients", 1, "--num-partitions", 1)
+    with serving(*flags, *one) as server:
+        size = (server.run / "models" / "global.safetensors").stat().st_size
+        with Process("client", "--server", server.address, "--partition", 0, "--task", TASK) as it:
+            peak = 0
+            while not server.process.ended:
+                peak = max(peak, it.memory("RssAnon"))
+                time.sleep(0.002)
+            it.wait()
+        rows = [json.loads(x) for x in (server.run / "metrics.jsonl").read_text().splitlines()]
+    floor, _ = floor_of(size, 1, case.rounds)
+    with Process("scripts.benchmarks.bare", case.model) as bare:
+        bare.hear()
+        need = bare.memory("RssAnon")
+    seconds = statistics.median(row["collect_seconds"] for row in rows[1:])
+    yield Figure(name="pull, load, diff, push", value=seconds, unit="s", floor=floor, sizes=sizes)
+    yield Figure(
+        name="client memory above the model in training",
+        value=peak - need,
+        unit="B",
+        floor=float(size),
+        sizes=sizes,
+    )
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(*flags, *one))
+        relay = stack.enter_context(relaying(server.address))
+        flow = ("client", "--server", relay.address, "--partition", 0, "--task", TASK)
+        it = stack.enter_context(Process(*flow))
+        server.process.wait()
+        it.wait()
+        payload = float(size * (case.rounds + 1))
+        for way, passed in (("down", relay.down), ("up", relay.up)):
+            yield Figure(
+                name=f"bytes on the wire, {way}",
+                value=float(passed),
+                unit="B",
+                floor=payload,
+                sizes=sizes,
+            )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

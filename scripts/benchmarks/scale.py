@@ -1,0 +1,70 @@
+"""Thousands of clients that wait, and a hundred of them at work: memory, time, CPU, losses."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import NamedTuple
+
+from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.processes import Process
+from scripts.benchmarks.servers import TASK, serving
+
+_PROCESSES = 4
+_MODEL = "10k"
+
+
+class Case(NamedTuple):
+    """Waiting clients, how many a round selects, and how many rounds are measured."""
+
+    clients: int
+    cohort: int
+    rounds: int
+
+
+_FULL = [Case(1000, 100, 10), Case(5000, 100, 10)]
+_SMALL = [Case(200, 50, 5)]
+
+
+def measure(small: bool) -> Iterator[Figure]:
+    """Yield the figures of each case; of a single one, measured within 30 seconds, if `small`."""
+    for case in _SMALL if small else _FULL:
+        yield from _measure(case)
+
+
+def _measure(case: Case) -> Iterator[Figure]:
+    sizes = {"clients": case.clients, "cohort": case.cohort}
+    # The last client lets the rounds begin, once the others' waiting has been measured.
+    total = case.clients + 1
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            serving(
+                *("--model", _MODEL, "--rounds", case.rounds + 1, "--num-partitions", total),
+                *("--min-clients", total, "--fraction", case.cohort / total),
+            )
+        )
+        rest = server.process.memory("RssAnon")
+        each = case.clients // _PROCESSES
+        crowds = [
+            stack.enter_context(_crowd(server.address, index * each, each))
+            for index in range(_PROCESSES)
+        ]
+        for crowd in crowds:
+            crowd.hear()
+        waiting = (server.process.memory("RssAnon") - rest) / (each * _PROCESSES)
+        crowds.append(stack.enter_context(_crowd(server.address, case.clients, 1)))
+        commits, _, _ = server.watch(crowds)
+        lost = len(server.events("client lost"))
+        again = len(server.events("client joined")) - (each * _PROCESSES + 1)
+    seconds = [b.time - a.time for a, b in pairwise(commits)]
+    cpu = (commits[-1].cpu_seconds - commits[0].cpu_seconds) / len(seconds)
+    yield Figure(name="memory of a waiting client", value=waiting, unit="B", sizes=sizes)
+    yield Figure(name="round of a crowd", value=statistics.median(seconds), unit="s", sizes=sizes)
+    yield Figure(name="round of a crowd, CPU", value=cpu, unit="s", sizes=sizes)
+    yield Figure(name="sessions lost", value=float(lost + again), unit="", sizes=sizes)
+
+
+def _crowd(address: str, first: int, count: int) -> Process:
+    return Process("scripts.benchmarks.crowd", address, first, count, TASK)

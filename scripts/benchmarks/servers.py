@@ -1,0 +1,113 @@
+"""A real server under measurement, in a folder of its own under runs/: started, and followed.
+
+The folder lies where runs lie, so that its files are on the disk that a run would use.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.benchmarks.processes import Process
+
+TASK = "scripts.benchmarks.tasks:Perturbation"
+_SAMPLE_SECONDS = 0.005
+_READY_SECONDS = 120.0
+
+
+class Commit(NamedTuple):
+    """A round's end by the server's log, and the CPU seconds of all processes by then."""
+
+    time: float
+    cpu_seconds: float
+
+
+class Watched(NamedTuple):
+    """What was seen of a run: its commits, and the server's peak memory in bytes."""
+
+    commits: list[Commit]
+    anonymous: int
+    high_water: int
+
+
+class Server:
+    """A server process and its run directory."""
+
+    def __init__(self, process: Process, run: Path, address: str) -> None:
+        self.process = process
+        self.run = run
+        self.address = address
+
+    def watch(self, others: Sequence[Process]) -> Watched:
+        """Follow the server to its end.
+
+        Args:
+            others: processes whose CPU seconds count, too.
+
+        Raises:
+            ChildProcessError: a process did not end well.
+        """
+        processes = [self.process, *others]
+        commits: list[Commit] = []
+        anonymous = high_water = 0
+        rest = ""
+        with (self.run / "server.jsonl").open() as log:
+            while not self.process.ended:
+                for process in others:
+                    if process.ended:
+                        process.wait()
+                anonymous = max(anonymous, self.process.memory("RssAnon"))
+                high_water = max(high_water, self.process.memory("VmHWM"))
+                *lines, rest = (rest + log.read()).split("\n")
+                for event in map(json.loads, lines):
+                    if event["event"] == "round committed":
+                        when = datetime.fromisoformat(event["timestamp"]).timestamp()
+                        commits.append(Commit(when, sum(p.cpu_seconds() for p in processes)))
+                time.sleep(_SAMPLE_SECONDS)
+        for process in processes:
+            process.wait()
+        return Watched(commits, anonymous, high_water)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log's lines with this event."""
+        events = map(json.loads, (self.run / "server.jsonl").read_text().splitlines())
+        return [event for event in events if event["event"] == name]
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Make a folder under runs/ for a while."""
+    Path("runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="runs") as name:
+        yield Path(name)
+
+
+@contextmanager
+def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
+    """Run a server that evaluates nothing; it listens by then.
+
+    Raises:
+        ChildProcessError: it ended at once.
+    """
+    with folder() as place:
+        run = place / "run"
+        log = place / "server.log"
+        with Process(
+            *("server", "--task", task, "--run-dir", run, "--bind", "127.0.0.1:0"),
+            *("--evaluate-every", 0, "--client-evaluate-every", 0, "--partitioner", "iid"),
+            *flags,
+            output=log,
+        ) as process:
+            ready = run / "server.json"
+            until = time.monotonic() + _READY_SECONDS
+            while not ready.exists():
+                if process.ended or time.monotonic() > until:
+                    raise ChildProcessError(f"no server: {log.read_text()}")
+                time.sleep(0.005)
+            yield Server(process, run, json.loads(ready.read_text())["address"])
