@@ -6,15 +6,20 @@ command line with cyclopts and its errors into `InputError`. Knows no option by 
 """
 
 import math
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Token
 from cyclopts.config import Env, Toml
+from cyclopts.help import HelpPanel
 
 from common.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -42,8 +47,9 @@ def parse_options(
     app = App(
         name=program,
         help=description,
-        usage=f"Usage: {program} [OPTIONS]\n",
+        usage=f"Usage: {program} [OPTIONS]",
         help_format="plaintext",
+        help_formatter=_print_group,
         version_flags=(),
         group_commands=Group("Help", sort_key=99),
         result_action="return_value",
@@ -69,6 +75,27 @@ def parse_options(
     except CycloptsError as error:
         raise InputError(_one_line(str(error))) from error
     return result
+
+
+def _print_group(console: "Console", options: object, panel: HelpPanel) -> None:  # noqa: ARG001
+    """Print a group of options in two columns; cyclopts' frames take as long as all the rest."""
+    if not panel.entries:
+        return
+    labels = [", ".join(entry.display_labels_with_metavar) for entry in panel.entries]
+    width = max(len(label) for label in labels)
+    lines = [str(panel.title)]
+    for label, entry in zip(labels, panel.entries, strict=True):
+        text = [str(entry.description.primary_renderable)]
+        if entry.choices:
+            text.append(f"[{' | '.join(entry.choices)}]")
+        if entry.default is not None:
+            text.append(f"[default: {entry.default}]")
+        first, *more = textwrap.wrap(
+            " ".join(text), max(30, console.width - width - 4), break_on_hyphens=False
+        )
+        lines.append(f"  {label:{width}}  {first}")
+        lines.extend(" " * (width + 4) + line for line in more)
+    console.print("\n".join(lines), end="\n\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def finite(_: object, value: Any) -> None:  # noqa: ANN401

@@ -19,8 +19,8 @@ from common.errors import TensorError
 if TYPE_CHECKING:
     import torch
 
-# A window of float64 values (2 MiB) stays within a core's cache.
-WINDOW = 1 << 18
+# A window of float64 values (1 MiB) stays within a core's cache.
+WINDOW = 1 << 17
 # As the library has it.
 _LARGEST_HEADER = 100_000_000
 # Names of the specification, and torch's.

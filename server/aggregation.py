@@ -23,7 +23,9 @@ def weighted_mean(updates: Sequence[torch.Tensor], num_examples: Sequence[int]) 
     >>> weighted_mean([torch.tensor([1.0]), torch.tensor([4.0])], [1, 2]).item()
     3.0
     """
-    total = torch.zeros(updates[0].shape, dtype=torch.float64)
-    for update, count in zip(updates, num_examples, strict=True):
-        total.add_(update.double(), alpha=float(count))
+    first, *others = zip(updates, num_examples, strict=True)
+    total = first[0].to(torch.float64, copy=True).mul_(float(first[1]))
+    scratch = torch.empty_like(total)
+    for update, count in others:
+        total.add_(scratch.copy_(update), alpha=float(count))
     return total.div_(float(sum(num_examples)))

@@ -56,7 +56,7 @@ _CHANNEL_OPTIONS = [
     # What a stream may send ahead of its reader. Left to itself, gRPC lets each of many uploads
     # fill megabytes more than the disk has taken.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 1 << 19),
     # Find half-open connections, and let clients look for them as often.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

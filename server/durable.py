@@ -27,7 +27,7 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
-class SpoolFile:
+class DurableFile:
     """A file that is written from its start to its end, and reaches the disk while it grows.
 
     Args:

@@ -20,13 +20,16 @@ from safetensors import safe_open
 
 from common.tensors import WINDOW, Digest, open_mapped
 from server.aggregation import weighted_mean
-from server.durable import SpoolFile
+from server.durable import DurableFile
 from server.optimizers import Sgd
 
 # Folding at once; more would wait for memory, not for processors.
 THREADS = min(4, os.cpu_count() or 1)
 # Windows that wait for their turn to be written.
-_AHEAD = 4 * THREADS
+_AHEAD = 2 * THREADS
+
+
+Window = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class WeightedUpdate(NamedTuple):
@@ -85,7 +88,7 @@ def fold(
             moved = stack.enter_context(_Output(new_velocity, base, inputs.model))
         for values, step in _in_order(inputs, names):
             model.write(values)
-            if moved is not None:
+            if moved is not None and step is not None:
                 moved.write(step)
     return Folded(model.digest, moved.digest if moved is not None else None)
 
@@ -100,8 +103,8 @@ class _Inputs:
     counts: Sequence[int]
     optimizer: Sgd
 
-    def fold_window(self, name: str, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the new values of a window, and the optimizer's step."""
+    def fold_window(self, name: str, start: int) -> Window:
+        """Return the new values of a window, and its velocity if there is momentum."""
 
         def window_of(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return tensors[name].view(-1)[start : start + WINDOW]
@@ -113,12 +116,13 @@ class _Inputs:
             value, step = self.optimizer.apply(window, mean, old)
         else:
             value, step = (window.double() + mean).round(), mean
-        return value.to(window.dtype), step.to(window.dtype)
+        velocity = step.to(window.dtype) if self.optimizer.momentum else None
+        return value.to(window.dtype), velocity
 
 
-def _in_order(inputs: _Inputs, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _in_order(inputs: _Inputs, names: Sequence[str]) -> Iterator[Window]:
     """Yield all windows' results in the file's order, while the next ones are being folded."""
-    waiting: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
+    waiting: deque[Future[Window]] = deque()
     with ThreadPoolExecutor(THREADS, "fold") as pool:
         for name in names:
             for start in range(0, inputs.model[name].numel(), WINDOW):
@@ -137,7 +141,7 @@ class _Output:
         self._size = like.stat().st_size
         self._hash = blake3()
         self._offset = 0
-        self._file = SpoolFile(path, self._size)
+        self._file = DurableFile(path, self._size)
         with like.open("rb") as file:
             self._write(memoryview(file.read(self._size - values)))
 

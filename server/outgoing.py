@@ -14,7 +14,7 @@ from protos.chunks import encode_piece
 class OutgoingChunks:
     """The messages of the chunks that were asked for last, at most `most` of them."""
 
-    def __init__(self, most: int = 16) -> None:
+    def __init__(self, most: int = 8) -> None:
         self._most = most
         self._messages: OrderedDict[tuple[Digest, int], tuple[bytes, int]] = OrderedDict()
 

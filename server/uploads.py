@@ -26,7 +26,7 @@ from common.tensors import (
 from common.training import Metrics
 from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Piece, Receiver
 from server.assignments import Assignment
-from server.durable import SpoolFile, sync_file, sync_folder
+from server.durable import DurableFile, sync_file, sync_folder
 
 
 class Outcome(Enum):
@@ -93,7 +93,7 @@ class _Upload:
     assignment: Assignment
     announcement: Announcement
     path: Path
-    file: SpoolFile
+    file: DurableFile
     receiver: Receiver
     # The newest stream's number: an older one that still writes must stop.
     stream: int = 0
@@ -228,7 +228,7 @@ class Spool:
         path = self._folder / f"{token}.safetensors"
         if self._spares:
             self._spares.pop().rename(path)
-        file = SpoolFile(path, announcement.digest.size_bytes)
+        file = DurableFile(path, announcement.digest.size_bytes)
         receiver = Receiver(file.write_at, announcement.digest)
         upload = _Upload(assignment, announcement, path, file, receiver)
         self._uploads[token] = upload

@@ -1,13 +1,15 @@
 """`./scripts/bench`: one command a subject; --small ends within half a minute."""
 
 import os
+import signal
 import sys
 from itertools import chain
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from common.process import keep_chunks_allocated
+from common.errors import InputError
+from common.process import exit_status, keep_chunks_allocated
 from scripts.benchmarks import aggregate, client, rounds, scale, start
 from scripts.benchmarks.figures import show
 
@@ -64,16 +66,17 @@ def main() -> int:
     # Processes that share a machine need one torch thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
     keep_chunks_allocated()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # By way of the context managers, so that the measured processes end, too.
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    return exit_status(_run)
+
+
+def _run() -> int:
     try:
         app(exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ChildProcessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        raise InputError(" ".join(str(error).split())) from error
     return 0
 
 

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,11 @@ from scripts.benchmarks.figures import Figure
 from scripts.benchmarks.processes import Process
 from scripts.benchmarks.relay import relaying
 from scripts.benchmarks.rounds import floor_of
-from scripts.benchmarks.servers import TASK, serving
+from scripts.benchmarks.servers import TASK, Server, serving
 from scripts.benchmarks.tasks import SIZES
 
 _BATCH = 10
+_SAMPLE_SECONDS = 0.002
 
 
 class Case(NamedTuple):
@@ -35,15 +36,17 @@ class Case(NamedTuple):
     times: int
 
 
-_FULL = [Case("100M", 4, 1000, 7)]
-_SMALL = [Case("1.66M", 3, 300, 5)]
+_FULL = Case("100M", 4, 1000, 7)
+_SMALL = Case("1.66M", 2, 200, 3)
 
 
 def measure(small: bool) -> Iterator[Figure]:
-    """Yield the figures of each case; of a single one, measured within 30 seconds, if `small`."""
-    for case in _SMALL if small else _FULL:
-        for model in ("cnn", "mlp"):
-            yield _steps(model, case)
+    """Yield all figures; within 30 seconds, and without the transfers', if `small`."""
+    case = _SMALL if small else _FULL
+    for model in ("cnn", "mlp"):
+        yield _steps(model, case)
+    yield from _wire_bytes(case)
+    if not small:
         yield from _transfers(case)
 
 
@@ -86,19 +89,36 @@ def _shortest_loop(task: Task, name: str, examples: Examples) -> None:
         optimizer.step()
 
 
-def _transfers(case: Case) -> Iterator[Figure]:
-    """Measure one client's rounds: pull, load, diff, push; through a relay that counts bytes."""
-    sizes = {"parameters": SIZES[case.model]}
-    flags = ("--model", case.model, "--rounds", case.rounds + 1)
-    one = ("--min-clients", 1, "--num-partitions", 1)
-    with serving(*flags, *one) as server:
+def _wire_bytes(case: Case) -> Iterator[Figure]:
+    """Count what goes over the wire, framing and all, beside the models and updates in it."""
+    with ExitStack() as stack:
+        server = stack.enter_context(_server(case))
         size = (server.run / "models" / "global.safetensors").stat().st_size
-        with Process("client", "--server", server.address, "--partition", 0, "--task", TASK) as it:
+        relay = stack.enter_context(relaying(server.address))
+        client = stack.enter_context(_client(relay.address))
+        server.process.wait()
+        client.wait()
+        for way, passed in (("down", relay.down), ("up", relay.up)):
+            yield Figure(
+                name=f"bytes on the wire, {way}",
+                value=passed,
+                unit="B",
+                floor=size * case.rounds,
+                sizes={"parameters": SIZES[case.model]},
+            )
+
+
+def _transfers(case: Case) -> Iterator[Figure]:
+    """Measure one client's rounds: pull, load, diff, push."""
+    sizes = {"parameters": SIZES[case.model]}
+    with _server(case) as server:
+        size = (server.run / "models" / "global.safetensors").stat().st_size
+        with _client(server.address) as client:
             peak = 0
             while not server.process.ended:
-                peak = max(peak, it.memory("RssAnon"))
-                time.sleep(0.002)
-            it.wait()
+                peak = max(peak, client.memory("RssAnon"))
+                time.sleep(_SAMPLE_SECONDS)
+            client.wait()
         rows = [json.loads(x) for x in (server.run / "metrics.jsonl").read_text().splitlines()]
     floor, _ = floor_of(size, 1, case.rounds)
     with Process("scripts.benchmarks.bare", case.model) as bare:
@@ -110,25 +130,18 @@ def _transfers(case: Case) -> Iterator[Figure]:
         name="client memory above the model in training",
         value=peak - need,
         unit="B",
-        floor=float(size),
+        floor=size,
         sizes=sizes,
     )
-    with ExitStack() as stack:
-        server = stack.enter_context(serving(*flags, *one))
-        relay = stack.enter_context(relaying(server.address))
-        flow = ("client", "--server", relay.address, "--partition", 0, "--task", TASK)
-        it = stack.enter_context(Process(*flow))
-        server.process.wait()
-        it.wait()
-        payload = float(size * (case.rounds + 1))
-        for way, passed in (("down", relay.down), ("up", relay.up)):
-            yield Figure(
-                name=f"bytes on the wire, {way}",
-                value=float(passed),
-                unit="B",
-                floor=payload,
-                sizes=sizes,
-            )
+
+
+def _server(case: Case) -> AbstractContextManager[Server]:
+    one = ("--min-clients", 1, "--num-partitions", 1)
+    return serving("--model", case.model, "--rounds", case.rounds, *one)
+
+
+def _client(address: str) -> Process:
+    return Process("client", "--server", address, "--partition", 0, "--task", TASK)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from common.errors import RunFailed
+
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -44,12 +46,12 @@ class Process(AbstractContextManager["Process"]):
         """Return the next line of its standard output.
 
         Raises:
-            ChildProcessError: it ended before.
+            RunFailed: it ended before.
         """
         assert self._popen.stdout is not None  # noqa: S101 - a pipe, by construction
         line = self._popen.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self._popen.args!r} ended with {self._popen.wait()}")
+            raise RunFailed(f"{self._popen.args!r} ended with {self._popen.wait()}")
         return line.strip()
 
     @property
@@ -61,11 +63,11 @@ class Process(AbstractContextManager["Process"]):
         """Wait for its end.
 
         Raises:
-            ChildProcessError: its status is not 0.
+            RunFailed: its status is not 0.
         """
         status = self._popen.wait()
         if status:
-            raise ChildProcessError(f"{self._popen.args!r} ended with {status}")
+            raise RunFailed(f"{self._popen.args!r} ended with {status}")
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds used so far; 0 once it has ended."""

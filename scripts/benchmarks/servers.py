@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.errors import RunFailed
 from scripts.benchmarks.processes import Process
 
 TASK = "scripts.benchmarks.tasks:Perturbation"
@@ -51,7 +52,7 @@ class Server:
             others: processes whose CPU seconds count, too.
 
         Raises:
-            ChildProcessError: a process did not end well.
+            RunFailed: a process did not end well.
         """
         processes = [self.process, *others]
         commits: list[Commit] = []
@@ -93,7 +94,7 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
     """Run a server that evaluates nothing; it listens by then.
 
     Raises:
-        ChildProcessError: it ended at once.
+        RunFailed: it ended at once.
     """
     with folder() as place:
         run = place / "run"
@@ -108,6 +109,6 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
             until = time.monotonic() + _READY_SECONDS
             while not ready.exists():
                 if process.ended or time.monotonic() > until:
-                    raise ChildProcessError(f"no server: {log.read_text()}")
+                    raise RunFailed(f"no server: {log.read_text()}")
                 time.sleep(0.005)
             yield Server(process, run, json.loads(ready.read_text())["address"])

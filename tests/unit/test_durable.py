@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from server import durable
-from server.durable import SpoolFile, link, sync_file, sync_folder, write_json
+from server.durable import DurableFile, link, sync_file, sync_folder, write_json
 
 
 def test_a_json_file_is_replaced_by_the_new_value(tmp_path):
@@ -72,7 +72,7 @@ def test_syncing_what_is_missing_is_an_error(tmp_path, sync):
 
 def spooled(path, data, size):
     """Write pieces of 10 bytes at their offsets."""
-    file = SpoolFile(path, size)
+    file = DurableFile(path, size)
     for offset in range(0, len(data), 10):
         file.write_at(offset, memoryview(data)[offset : offset + 10])
     file.sync()
@@ -81,7 +81,7 @@ def spooled(path, data, size):
 
 
 @pytest.mark.parametrize("old", [None, b"", b"short", b"x" * 200])
-def test_a_spool_file_holds_what_was_written_whatever_it_is_written_over(tmp_path, old):
+def test_a_durable_file_holds_what_was_written_whatever_it_is_written_over(tmp_path, old):
     path, data = tmp_path / "update", bytes(range(99))
     if old is not None:
         path.write_bytes(old)
@@ -96,11 +96,11 @@ def test_a_write_that_is_done_in_part_is_gone_on_with(tmp_path, monkeypatch):
     assert (tmp_path / "update").read_bytes() == bytes(range(50))
 
 
-def test_a_large_spool_file_reaches_the_disk_while_it_grows(tmp_path, monkeypatch):
+def test_a_large_durable_file_reaches_the_disk_while_it_grows(tmp_path, monkeypatch):
     synced = threading.Event()
     monkeypatch.setattr(durable, "_SYNC_EVERY_BYTES", 20)
     monkeypatch.setattr(os, "fdatasync", lambda _: synced.set())
-    file = SpoolFile(tmp_path / "update", 40)
+    file = DurableFile(tmp_path / "update", 40)
     file.write_at(0, memoryview(bytes(10)))
     assert not synced.is_set()
     file.write_at(10, memoryview(bytes(10)))
@@ -114,7 +114,7 @@ def test_an_error_of_an_early_sync_is_the_last_ones(tmp_path, monkeypatch):
 
     monkeypatch.setattr(durable, "_SYNC_EVERY_BYTES", 1)
     monkeypatch.setattr(os, "fdatasync", fail)
-    file = SpoolFile(tmp_path / "update", 10)
+    file = DurableFile(tmp_path / "update", 10)
     file.write_at(0, memoryview(bytes(10)))
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
