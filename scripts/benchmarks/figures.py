@@ -86,6 +86,6 @@ def _human(value: float, unit: str) -> str:
 
 def _short(size: int) -> str:
     for scale, suffix in ((10**6, " M"), (10**3, " k")):
-        if size >= 10 * scale or (size >= scale and size % scale == 0):
-            return f"{size / scale:g}{suffix}"
+        if size >= scale:
+            return f"{size / scale:.3g}{suffix}"
     return str(size)

@@ -6,8 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from scripts.benchmarks.figures import Figure
 from scripts.benchmarks.processes import Process
@@ -21,20 +20,19 @@ _LOOK_SECONDS = 0.005
 def measure(small: bool) -> Iterator[Figure]:
     """Yield the seconds of each command; the median of several times, unless `small`."""
     count = 1 if small else 5
+    python = [_run("-c", _PYTHON) for _ in range(count)]
     for program in ("server", "client"):
-        help_of = partial(_run, "-m", program, "--help")
-        yield _figure(f"{program} --help", count, help_of, _PYTHON)
-    yield _figure("server, start to listening", count, _listen, _IMPORTS)
-    yield _figure("client, start to joined", count, _join, _IMPORTS)
+        values = [_run("-m", program, "--help") for _ in range(count)]
+        yield _figure(f"{program} --help", values, python)
+    imports = [_run("-c", _IMPORTS) for _ in range(count)]
+    listening, joined = zip(*(_start() for _ in range(count)), strict=True)
+    yield _figure("server, start to listening", listening, imports)
+    yield _figure("client, start to joined", joined, imports)
 
 
-def _figure(name: str, count: int, run: Callable[[], float], floor: str) -> Figure:
-    values, floors = [], []
-    for _ in range(count):
-        floors.append(_run("-c", floor))
-        values.append(run())
-    floor_seconds = statistics.median(floors)
-    return Figure(name=name, value=statistics.median(values), unit="s", floor=floor_seconds)
+def _figure(name: str, values: Sequence[float], floors: Sequence[float]) -> Figure:
+    value, floor = statistics.median(values), statistics.median(floors)
+    return Figure(name=name, value=value, unit="s", floor=floor)
 
 
 def _run(*arguments: str) -> float:
@@ -43,18 +41,15 @@ def _run(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def _listen() -> float:
+def _start() -> tuple[float, float]:
+    """Return the seconds until a server listens, and until a client has then joined it."""
     began = time.perf_counter()
-    with serving(*_TINY):
-        return time.perf_counter() - began
-
-
-def _join() -> float:
     with serving(*_TINY) as server:
+        listening = time.perf_counter() - began
         began = time.perf_counter()
         with Process("client", "--server", server.address, "--partition", 0, "--task", TASK) as it:
             while not server.events("client joined"):
                 if it.ended:
                     it.wait()
                 time.sleep(_LOOK_SECONDS)
-            return time.perf_counter() - began
+            return listening, time.perf_counter() - began

@@ -24,11 +24,12 @@ def bench(federation):
 
 def test_a_round_costs_little_more_than_moving_its_bytes(bench):
     figures = bench("round")
-    assert figures["round"]["ratio"] < 2 * 2.5
+    # A round of a tenth of a second: what runs beside it weighs more on the clock than on the CPU.
+    assert figures["round, CPU"]["ratio"] < 2 * 2.2
+    assert figures["round"]["ratio"] < 4 * 2.5
     assert figures["round"].keys() == {
         *("name", "value", "unit", "floor", "ratio", "parameters", "clients")
     }
-    assert figures["round, CPU"]["ratio"] < 2 * 2.5
 
 
 def test_aggregation_is_not_much_slower_than_reading(bench):
