@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from itertools import chain
+from types import ModuleType
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -16,6 +18,14 @@ from scripts.benchmarks.figures import show
 Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 
+_SUBJECTS = {
+    "round": rounds,
+    "aggregate": aggregate,
+    "scale": scale,
+    "client": client,
+    "start": start,
+}
+
 app = App(
     name="./scripts/bench",
     help="Measures Folkmoot, each figure beside its floor: what the bare work costs in the same "
@@ -25,40 +35,16 @@ app = App(
 )
 
 
-@app.command(name="round")
-def _round(*, small: Small = False, json: Json = False) -> None:
-    """Rounds without training, by real processes: seconds, CPU, the server's memory."""
-    show(rounds.measure(small), json)
+def _command(subjects: Iterable[ModuleType]) -> Callable[..., None]:
+    def run(*, small: Small = False, json: Json = False) -> None:
+        show(chain.from_iterable(subject.measure(small) for subject in subjects), json)
+
+    return run
 
 
-@app.command(name="aggregate")
-def _aggregate(*, small: Small = False, json: Json = False) -> None:
-    """Update files folded into a model."""
-    show(aggregate.measure(small), json)
-
-
-@app.command(name="scale")
-def _scale(*, small: Small = False, json: Json = False) -> None:
-    """Thousands of waiting clients, and cohorts of a hundred."""
-    show(scale.measure(small), json)
-
-
-@app.command(name="client")
-def _client(*, small: Small = False, json: Json = False) -> None:
-    """A client's training steps, transfers, memory, and bytes on the wire."""
-    show(client.measure(small), json)
-
-
-@app.command(name="start")
-def _start(*, small: Small = False, json: Json = False) -> None:
-    """--help, a server until it listens, a client until it has joined."""
-    show(start.measure(small), json)
-
-
-@app.default
-def _everything(*, small: Small = False, json: Json = False) -> None:
-    subjects = (rounds, aggregate, scale, client, start)
-    show(chain.from_iterable(subject.measure(small) for subject in subjects), json)
+for name, subject in _SUBJECTS.items():
+    app.command(_command([subject]), name=name, help=(subject.__doc__ or "").partition("\n")[0])
+app.default(_command(_SUBJECTS.values()))
 
 
 def main() -> int:

@@ -6,8 +6,7 @@ The floor sums every file's values in float64, with as many threads as the fold 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.tensors import digest_file, encode, open_mapped
-from scripts.benchmarks.figures import Figure
+from common.tensors import encode, open_mapped
+from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.servers import folder
 from scripts.benchmarks.tasks import SIZES, Flat
 from server.folding import THREADS, WeightedUpdate, fold
@@ -56,10 +55,9 @@ def _measure(case: Case, place: Path) -> Figure:
         fold(files[0], None, updates, Sgd(), new, place / "velocity.safetensors")
 
     floors, values = [], []
-    digest_file(files[0])
     for _ in range(case.times):
-        floors.append(_seconds(lambda: _read(files)))
-        values.append(_seconds(aggregate))
+        floors.append(seconds_of(lambda: _read(files)))
+        values.append(seconds_of(aggregate))
     size = sum(path.stat().st_size for path in files)
     return Figure(
         name="aggregate FedAvg",
@@ -80,9 +78,3 @@ def _read(files: list[Path]) -> None:
                 values = tensor.numpy()
                 for start in range(0, values.size, _WINDOW):
                     pool.submit(add, values[start : start + _WINDOW])
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began

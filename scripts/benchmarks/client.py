@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
@@ -16,11 +14,11 @@ from client.data import LocalData
 from client.trainer import Trainer
 from common.tasks import Examples, Task, load_task
 from common.training import TrainConfig
-from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.processes import Process
 from scripts.benchmarks.relay import relaying
 from scripts.benchmarks.rounds import floor_of
-from scripts.benchmarks.servers import TASK, Server, serving
+from scripts.benchmarks.servers import Server, client_of, serving
 from scripts.benchmarks.tasks import SIZES
 
 _BATCH = 10
@@ -67,9 +65,11 @@ def _steps(name: str, case: Case) -> Figure:
     steps = case.examples // _BATCH
     bare, ours = [], []
     for _ in range(case.times):
-        bare.append(_seconds(lambda: _shortest_loop(task, name, examples)))
+        bare.append(seconds_of(lambda: _shortest_loop(task, name, examples)))
         ours.append(
-            _seconds(lambda: trainer.train(base, update, data, config, 0, lambda _done, _all: None))
+            seconds_of(
+                lambda: trainer.train(base, update, data, config, 0, lambda _done, _all: None)
+            )
         )
     return Figure(
         name=f"training steps, {name}",
@@ -93,9 +93,9 @@ def _wire_bytes(case: Case) -> Iterator[Figure]:
     """Count what goes over the wire, framing and all, beside the models and updates in it."""
     with ExitStack() as stack:
         server = stack.enter_context(_server(case))
-        size = (server.run / "models" / "global.safetensors").stat().st_size
+        size = server.model_size
         relay = stack.enter_context(relaying(server.address))
-        client = stack.enter_context(_client(relay.address))
+        client = stack.enter_context(client_of(relay.address, 0))
         server.process.wait()
         client.wait()
         for way, passed in (("down", relay.down), ("up", relay.up)):
@@ -112,19 +112,18 @@ def _transfers(case: Case) -> Iterator[Figure]:
     """Measure one client's rounds: pull, load, diff, push."""
     sizes = {"parameters": SIZES[case.model]}
     with _server(case) as server:
-        size = (server.run / "models" / "global.safetensors").stat().st_size
-        with _client(server.address) as client:
+        size = server.model_size
+        with client_of(server.address, 0) as client:
             peak = 0
             while not server.process.ended:
                 peak = max(peak, client.memory("RssAnon"))
                 time.sleep(_SAMPLE_SECONDS)
             client.wait()
-        rows = [json.loads(x) for x in (server.run / "metrics.jsonl").read_text().splitlines()]
+        seconds = server.median("collect_seconds")
     floor, _ = floor_of(size, 1, case.rounds)
     with Process("scripts.benchmarks.bare", case.model) as bare:
         bare.hear()
         need = bare.memory("RssAnon")
-    seconds = statistics.median(row["collect_seconds"] for row in rows[1:])
     yield Figure(name="pull, load, diff, push", value=seconds, unit="s", floor=floor, sizes=sizes)
     yield Figure(
         name="client memory above the model in training",
@@ -138,13 +137,3 @@ def _transfers(case: Case) -> Iterator[Figure]:
 def _server(case: Case) -> AbstractContextManager[Server]:
     one = ("--min-clients", 1, "--num-partitions", 1)
     return serving("--model", case.model, "--rounds", case.rounds, *one)
-
-
-def _client(address: str) -> Process:
-    return Process("client", "--server", address, "--partition", 0, "--task", TASK)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began

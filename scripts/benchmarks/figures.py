@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,13 @@ class Figure:
         ratio = None if self.ratio is None else round(self.ratio, 4)
         head = {"name": self.name, "value": self.value, "unit": self.unit}
         return json.dumps({**head, "floor": self.floor, "ratio": ratio, **self.sizes})
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def show(figures: Iterable[Figure], as_json: bool) -> None:

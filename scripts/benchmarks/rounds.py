@@ -6,17 +6,15 @@ log, so nothing hides between two rounds.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 from typing import NamedTuple
 
 from scripts.benchmarks.figures import Figure
 from scripts.benchmarks.processes import Process
-from scripts.benchmarks.servers import TASK, serving
+from scripts.benchmarks.servers import client_of, serving
 from scripts.benchmarks.tasks import SIZES
 
 
@@ -56,37 +54,30 @@ def _measure(case: Case) -> Iterator[Figure]:
                 *("--min-clients", case.clients, "--num-partitions", case.clients),
             )
         )
-        size = (server.run / "models" / "global.safetensors").stat().st_size
+        size = server.model_size
         # Once before and once after: on a machine with neighbours, the quicker one is the floor.
         floors.append(floor_of(size, case.clients, case.rounds))
         anonymous, high_water = (server.process.memory(name) for name in ("RssAnon", "VmHWM"))
         server.process.forget_peak()
         clients = [
-            stack.enter_context(_client(server.address, first, first + case.together - 1))
+            stack.enter_context(client_of(server.address, f"{first}-{first + case.together - 1}"))
             for first in range(0, case.clients, case.together)
         ]
         seen = server.watch(clients)
-        rows = [json.loads(x) for x in (server.run / "metrics.jsonl").read_text().splitlines()]
+        parts = {part: server.median(f"{part}_seconds") for part in ("collect", "aggregate")}
     floors.append(floor_of(size, case.clients, case.rounds))
     floor, floor_cpu = min(floors)
-    seconds = [b.time - a.time for a, b in pairwise(seen.commits)]
-    cpu = (seen.commits[-1].cpu_seconds - seen.commits[0].cpu_seconds) / len(seconds)
-    yield Figure(name="round", value=statistics.median(seconds), unit="s", floor=floor, sizes=sizes)
+    cpu = seen.round_cpu_seconds
+    yield Figure(name="round", value=seen.round_seconds, unit="s", floor=floor, sizes=sizes)
     yield Figure(name="round, CPU", value=cpu, unit="s", floor=floor_cpu, sizes=sizes)
-    for kind, value in (
+    for kind, grown in (
         ("RssAnon", seen.anonymous - anonymous),
         ("VmHWM", seen.high_water - high_water),
     ):
         name = f"round, server memory ({kind})"
-        yield Figure(name=name, value=value, unit="B", floor=float(size), sizes=sizes)
-    for part in ("collect", "aggregate"):
-        value = statistics.median(row[f"{part}_seconds"] for row in rows[1:])
+        yield Figure(name=name, value=grown, unit="B", floor=size, sizes=sizes)
+    for part, value in parts.items():
         yield Figure(name=f"round, {part}", value=value, unit="s", sizes=sizes)
-
-
-def _client(address: str, first: int, last: int) -> Process:
-    partitions = f"{first}-{last}" if last > first else first
-    return Process("client", "--server", address, "--partition", partitions, "--task", TASK)
 
 
 def floor_of(size: int, clients: int, rounds: int) -> tuple[float, float]:

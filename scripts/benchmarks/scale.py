@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 from typing import NamedTuple
 
 from scripts.benchmarks.figures import Figure
@@ -55,14 +53,12 @@ def _measure(case: Case) -> Iterator[Figure]:
             crowd.hear()
         waiting = (server.process.memory("RssAnon") - rest) / (each * _PROCESSES)
         crowds.append(stack.enter_context(_crowd(server.address, case.clients, 1)))
-        commits, _, _ = server.watch(crowds)
+        seen = server.watch(crowds)
         lost = len(server.events("client lost"))
         again = len(server.events("client joined")) - (each * _PROCESSES + 1)
-    seconds = [b.time - a.time for a, b in pairwise(commits)]
-    cpu = (commits[-1].cpu_seconds - commits[0].cpu_seconds) / len(seconds)
     yield Figure(name="memory of a waiting client", value=waiting, unit="B", sizes=sizes)
-    yield Figure(name="round of a crowd", value=statistics.median(seconds), unit="s", sizes=sizes)
-    yield Figure(name="round of a crowd, CPU", value=cpu, unit="s", sizes=sizes)
+    yield Figure(name="round of a crowd", value=seen.round_seconds, unit="s", sizes=sizes)
+    yield Figure(name="round of a crowd, CPU", value=seen.round_cpu_seconds, unit="s", sizes=sizes)
     yield Figure(name="sessions lost", value=float(lost + again), unit="", sizes=sizes)
 
 

@@ -6,11 +6,13 @@ The folder lies where runs lie, so that its files are on the disk that a run wou
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,17 @@ class Watched(NamedTuple):
     commits: list[Commit]
     anonymous: int
     high_water: int
+
+    @property
+    def round_seconds(self) -> float:
+        """Return the median time from one commit to the next."""
+        return statistics.median(b.time - a.time for a, b in pairwise(self.commits))
+
+    @property
+    def round_cpu_seconds(self) -> float:
+        """Return the mean CPU seconds from one commit to the next."""
+        first, last = self.commits[0], self.commits[-1]
+        return (last.cpu_seconds - first.cpu_seconds) / (len(self.commits) - 1)
 
 
 class Server:
@@ -76,9 +89,19 @@ class Server:
         return Watched(commits, anonymous, high_water)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the log's lines with this event."""
-        events = map(json.loads, (self.run / "server.jsonl").read_text().splitlines())
-        return [event for event in events if event["event"] == name]
+        """Return the log's whole lines with this event; the last may still be written."""
+        *lines, _ = (self.run / "server.jsonl").read_text().split("\n")
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    @property
+    def model_size(self) -> int:
+        """Return the model's safetensors bytes."""
+        return (self.run / "models" / "global.safetensors").stat().st_size
+
+    def median(self, column: str) -> float:
+        """Return the median of a column of the metrics, the first round aside."""
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        return statistics.median(float(json.loads(line)[column]) for line in lines[1:])
 
 
 @contextmanager
@@ -90,7 +113,7 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
+def serving(*flags: object) -> Iterator[Server]:
     """Run a server that evaluates nothing; it listens by then.
 
     Raises:
@@ -100,7 +123,7 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
         run = place / "run"
         log = place / "server.log"
         with Process(
-            *("server", "--task", task, "--run-dir", run, "--bind", "127.0.0.1:0"),
+            *("server", "--task", TASK, "--run-dir", run, "--bind", "127.0.0.1:0"),
             *("--evaluate-every", 0, "--client-evaluate-every", 0, "--partitioner", "iid"),
             *flags,
             output=log,
@@ -112,3 +135,8 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
                     raise RunFailed(f"no server: {log.read_text()}")
                 time.sleep(0.005)
             yield Server(process, run, json.loads(ready.read_text())["address"])
+
+
+def client_of(address: str, partitions: object) -> Process:
+    """Start a client, e.g. of partition 3 or of 0-9."""
+    return Process("client", "--server", address, "--partition", partitions, "--task", TASK)

@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from scripts.benchmarks.figures import Figure
-from scripts.benchmarks.processes import Process
-from scripts.benchmarks.servers import TASK, serving
+from scripts.benchmarks.servers import client_of, serving
 
 _PYTHON, _IMPORTS = "pass", "import torch, grpc"
 _TINY = ("--model", "10k", "--min-clients", 2, "--num-partitions", 2)
@@ -18,12 +17,13 @@ _LOOK_SECONDS = 0.005
 
 
 def measure(small: bool) -> Iterator[Figure]:
-    """Yield the seconds of each command; the median of several times, unless `small`."""
-    count = 1 if small else 5
-    python = [_run("-c", _PYTHON) for _ in range(count)]
+    """Yield the median seconds of each command; a server starts only once if `small`."""
     for program in ("server", "client"):
-        values = [_run("-m", program, "--help") for _ in range(count)]
+        # In turn, so that neighbours weigh on both alike.
+        pairs = ((_run("-m", program, "--help"), _run("-c", _PYTHON)) for _ in range(5))
+        values, python = zip(*pairs, strict=True)
         yield _figure(f"{program} --help", values, python)
+    count = 1 if small else 5
     imports = [_run("-c", _IMPORTS) for _ in range(count)]
     listening, joined = zip(*(_start() for _ in range(count)), strict=True)
     yield _figure("server, start to listening", listening, imports)
@@ -47,9 +47,9 @@ def _start() -> tuple[float, float]:
     with serving(*_TINY) as server:
         listening = time.perf_counter() - began
         began = time.perf_counter()
-        with Process("client", "--server", server.address, "--partition", 0, "--task", TASK) as it:
+        with client_of(server.address, 0) as client:
             while not server.events("client joined"):
-                if it.ended:
-                    it.wait()
+                if client.ended:
+                    client.wait()
                 time.sleep(_LOOK_SECONDS)
             return listening, time.perf_counter() - began
