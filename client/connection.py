@@ -72,6 +72,10 @@ class RunEnded(FolkmootError):
     """The run has ended; there is nothing more to do."""
 
 
+class NotStored(FolkmootError):
+    """The server can't store an update now: send it again later."""
+
+
 class Connection:
     """One channel to one server, shared by the clients of a process.
 
@@ -232,7 +236,10 @@ class Connection:
                 header.write_offset = min(upload.committed_size_bytes, len(update))
             first = False
             messages = _push_messages(header, update)
-            return self._push_update(messages, timeout=_TRANSFER_SECONDS)
+            response = self._push_update(messages, timeout=_TRANSFER_SECONDS)
+            if response.outcome == pb.PushUpdateResponse.OUTCOME_NOT_STORED:
+                raise NotStored(response.message)
+            return response
 
         # Each mismatch tells where to go on; more than a few mean that something is wrong.
         for _ in range(2 * _DIGEST_ATTEMPTS):
@@ -263,21 +270,28 @@ class Connection:
                     raise Stopped("asked to end") from error
                 if error.code() not in _RETRIED:
                     raise self._translate(error) from error
-                waited = time.monotonic() - max(since, self._contact)
-                if waited + delay > self._max_wait:
-                    raise RunFailed(
-                        f"no server at {self._address} for {self._max_wait:g} s "
-                        f"({error.details()}); check --server, or wait longer with --max-wait"
-                    ) from error
-                if delay == _FIRST_DELAY_SECONDS:
-                    log.info(
-                        "waiting for the server",
-                        server=self._address,
-                        for_up_to_seconds=self._max_wait,
-                    )
+                problem, wanted = str(error.details()), _retry_delay(error)
+            except NotStored as error:
+                problem, wanted = str(error), None
             except ValueError as error:  # The channel was closed under the call.
                 raise Stopped("asked to end") from error
-            self._stop.wait(delay * self._jitter.uniform(0.5, 1.0))
+            waited = time.monotonic() - max(since, self._contact)
+            if waited + delay > self._max_wait:
+                raise RunFailed(
+                    f"no server at {self._address} for {self._max_wait:g} s "
+                    f"({problem}); check --server, or wait longer with --max-wait"
+                )
+            if delay == _FIRST_DELAY_SECONDS:
+                log.info(
+                    "waiting for the server",
+                    server=self._address,
+                    problem=problem,
+                    for_up_to_seconds=self._max_wait,
+                )
+            if wanted is None:
+                self._stop.wait(delay * self._jitter.uniform(0.5, 1.0))
+            else:
+                self._stop.wait(wanted * self._jitter.uniform(1.0, 1.2))
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
 
     def _translate(self, error: grpc.RpcError) -> FolkmootError:
@@ -307,9 +321,17 @@ def _push_messages(header: pb.PushUpdateHeader, update: memoryview) -> Iterator[
 
 
 def _reason(error: grpc.RpcError) -> str:
+    info = error_details_pb2.ErrorInfo()
+    return str(info.reason) if _unpack(error, info) else ""
+
+
+def _retry_delay(error: grpc.RpcError) -> float | None:
+    """Return after how many seconds the server wants to be asked again, if it says so."""
+    info = error_details_pb2.RetryInfo()
+    return info.retry_delay.ToMilliseconds() / 1000 if _unpack(error, info) else None
+
+
+def _unpack(error: grpc.RpcError, detail: Message) -> bool:
+    """Fill `detail` from the error's detail of that kind; return whether there is one."""
     status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""
+    return any(found.Unpack(detail) for found in (status.details if status else ()))

@@ -59,14 +59,24 @@ class _StandardError:
 
 
 class _JsonFile:
-    """A processor that appends each event to a file and passes it on."""
+    """A processor that appends each event to a file and passes it on.
+
+    A full disk must not end what is logged: lines that don't fit are left out of the file.
+    """
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
+        self._failing = False
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        self._file.write(json.dumps(event, default=str) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(event, default=str) + "\n")
+            self._file.flush()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                sys.stderr.write(f"warning: {self._file.name} can't be written: {error.strerror}\n")
+            self._failing = True
         return event
 
 

@@ -862,6 +862,8 @@ class PushUpdateResponse(_message.Message):
         """`upload` is reset: send again from 0."""
         OUTCOME_INVALID: PushUpdateResponse._Outcome.ValueType  # 5
         """Schema, size or values: do not send again."""
+        OUTCOME_NOT_STORED: PushUpdateResponse._Outcome.ValueType  # 6
+        """The disk is full or fails: go on from `upload` later."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: PushUpdateResponse.Outcome.ValueType  # 0
@@ -875,6 +877,8 @@ class PushUpdateResponse(_message.Message):
     """`upload` is reset: send again from 0."""
     OUTCOME_INVALID: PushUpdateResponse.Outcome.ValueType  # 5
     """Schema, size or values: do not send again."""
+    OUTCOME_NOT_STORED: PushUpdateResponse.Outcome.ValueType  # 6
+    """The disk is full or fails: go on from `upload` later."""
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     UPLOAD_FIELD_NUMBER: _builtins.int

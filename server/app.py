@@ -96,27 +96,16 @@ async def _serve(options: ServerOptions) -> int:
     # First, so that a port in use leaves no half-made run behind.
     ports = listen(options.process)
     directory.lock()
-    run_id = open_run(options, directory)
-    configure_logs(folder / "server.jsonl")
-    coordinator = prepare(options, task, directory, run_id, evaluator)
-    if coordinator is None:
-        log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
-        return 0
-    await start(ports, options, coordinator)
-    where = {"address": ports.address, "admin_address": ports.admin_address}
-    write_json(folder / "server.json", {"pid": os.getpid(), **where})
-    log.info("server started", run_id=run_id, **where, run_dir=str(folder))
-    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
     try:
-        number = await _run_until_signal(coordinator)
+        run_id = open_run(options, directory)
+        configure_logs(folder / "server.jsonl")
+        coordinator = prepare(options, task, directory, run_id, evaluator)
+        if coordinator is None:
+            log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
+            return 0
+        number = await _run(options, ports, coordinator)
     except (OSError, TensorError) as error:
         raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
-    finally:
-        coordinator.shut_down()
-        if progress is not None:
-            progress.cancel()
-        await asyncio.gather(ports.clients.stop(1.0), ports.admin.stop(1.0))
-        (folder / "server.json").unlink(missing_ok=True)
     if number is not None:
         log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
         sys.stderr.flush()
@@ -125,6 +114,27 @@ async def _serve(options: ServerOptions) -> int:
     if coordinator.state.failure:
         raise RunFailed(coordinator.state.failure)
     return 0
+
+
+async def _run(
+    options: ServerOptions, ports: Ports, coordinator: Coordinator
+) -> signal.Signals | None:
+    """Serve until the run's end, or the signal that came before, which is returned."""
+    folder = coordinator.directory.path
+    ready = folder / "server.json"
+    await start(ports, options, coordinator)
+    where = {"address": ports.address, "admin_address": ports.admin_address}
+    write_json(ready, {"pid": os.getpid(), **where})
+    log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
+    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    try:
+        return await _run_until_signal(coordinator)
+    finally:
+        coordinator.shut_down()
+        if progress is not None:
+            progress.cancel()
+        await asyncio.gather(ports.clients.stop(1.0), ports.admin.stop(1.0))
+        ready.unlink(missing_ok=True)
 
 
 def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
@@ -166,6 +176,7 @@ def prepare(
     """
     recovered = directory.recover() or _begin_run(options, task, directory)
     record, evaluation = recovered.record, options.evaluation
+    directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
     rows = sinks.reconcile(record.row, record.clients)
     accuracy = record.row.accuracy if record.row else None

@@ -5,7 +5,6 @@ in progress has a cohort.json and accepted updates. Knows nothing about sessions
 """
 
 import fcntl
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from common.errors import CheckpointError, InputError
 from common.tensors import Digest, digest_file, open_mapped
-from server.durable import link, sync_file, sync_folder, write_json
+from server.durable import link, read_sealed, seal, sync_file, sync_folder, write_json
 from server.metrics import Row
 from server.progress import Progress
 
@@ -102,7 +101,7 @@ class RunDirectory:
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""
-        write_json(self.path / "config.json", config)
+        write_json(self.path / "config.json", seal(config))
 
     def load_config(self) -> dict[str, Any]:
         """Return the run's configuration.
@@ -111,9 +110,10 @@ class RunDirectory:
             CheckpointError: there is none, or it is damaged.
         """
         path = self.path / "config.json"
-        config = _read_json(path, "there is no run to resume in this folder")
-        if not isinstance(config.get("options"), dict) or not isinstance(config.get("run_id"), str):
-            raise CheckpointError(f"{path} is damaged: it lacks options or run_id")
+        remedy = "put back a copy of it, or begin a new run"
+        config = _read_sealed(path, remedy)
+        if not {"run_id", "options"} <= config.keys():
+            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}")
         return config
 
     # --------------------------------------------------------------- one round
@@ -155,7 +155,7 @@ class RunDirectory:
         if self._spare.exists() and not updates.exists():
             self._spare.rename(updates)
         updates.mkdir(exist_ok=True)
-        write_json(self.round_folder(cohort.round) / "cohort.json", asdict(cohort))
+        write_json(self.round_folder(cohort.round) / "cohort.json", seal(asdict(cohort)))
         sync_folder(self.path / "rounds")
 
     def abandon_attempt(self, number: int) -> None:
@@ -174,7 +174,7 @@ class RunDirectory:
         """
         folder = self.round_folder(record.round)
         sync_folder(folder)
-        write_json(folder / "record.json", asdict(record))
+        write_json(folder / "record.json", seal(asdict(record)))
         sync_folder(folder.parent)
         self._publish("global", record)
         if record.progress.best_round == record.round or record.progress.best_round is None:
@@ -262,7 +262,7 @@ class RunDirectory:
     def _load_record(self, number: int) -> Record:
         folder = self.round_folder(number)
         remedy = f"delete {folder} to resume from an earlier round"
-        value = _read_json(folder / "record.json", remedy)
+        value = _read_sealed(folder / "record.json", remedy)
         try:
             record = Record(
                 round=value["round"],
@@ -274,7 +274,8 @@ class RunDirectory:
                 clients=tuple(value["clients"]),
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / 'record.json'} is damaged; {remedy}") from error
+            name = folder / "record.json"
+            raise CheckpointError(f"{name} is of another version of Folkmoot; {remedy}") from error
         if record.round != number:
             raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
@@ -287,7 +288,7 @@ class RunDirectory:
         if not path.exists():
             return None
         remedy = f"delete {path.parent} to begin round {number} again"
-        value = _read_json(path, remedy)
+        value = _read_sealed(path, remedy)
         try:
             return Cohort(
                 round=value["round"],
@@ -297,7 +298,7 @@ class RunDirectory:
                 live=tuple(value["live"]),
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged; {remedy}") from error
+            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}") from error
 
 
 def newest_run(folder: Path) -> Path:
@@ -330,18 +331,15 @@ def export_pth(models: Path) -> Sequence[Path]:
     return written
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def _read_sealed(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {remedy}") from error
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: no JSON; {remedy}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: no JSON object; {remedy}")
-    return value
+        raise CheckpointError(f"{path} is damaged: {error}; {remedy}") from error
 
 
 def _check_digest(path: Path, expected: Digest, remedy: str) -> None:

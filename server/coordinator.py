@@ -85,7 +85,7 @@ class Coordinator:
         self.clock = clock
         self._attempt = Attempt(clock(), len(state.live))
         self._recovered = (state.round, state.attempt) if state.cohort else None
-        self._effects: asyncio.Queue[rounds.Effect] = asyncio.Queue()
+        self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._changed = asyncio.Event()
@@ -108,7 +108,10 @@ class Coordinator:
         expiry = asyncio.create_task(self._expire_sessions())
         try:
             while not self.ended:
-                await self._run_effect(await self._effects.get())
+                effect = await self._effects.get()
+                if isinstance(effect, OSError):
+                    raise effect
+                await self._run_effect(effect)
         finally:
             expiry.cancel()
             if self._deadline is not None:
@@ -155,6 +158,13 @@ class Coordinator:
         """Let the engine decide whether a valid, durable update counts."""
         event = rounds.UpdateReceived(assignment.round, assignment.attempt, assignment.client_id)
         return rounds.KeepUpdate(assignment.client_id) in self.apply(event)
+
+    def fail(self, error: OSError) -> None:
+        """End the run: the engine counts an update that the disk may not hold.
+
+        Only a restart, which counts what it finds there, puts that right.
+        """
+        self._effects.put_nowait(error)
 
     def refuse(self, assignment: Assignment, message: str) -> None:
         """Count an invalid update; its client is out of this attempt."""

@@ -6,8 +6,11 @@ Knows nothing about what the files hold.
 import json
 import os
 import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 # The disk is told to begin each time that so much more waits for it.
 _SYNC_EVERY_BYTES = 32 << 20
@@ -40,7 +43,11 @@ class DurableFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._descriptor, size)
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         self._unsynced = 0
         self._sync: threading.Thread | None = None
         self._error: OSError | None = None
@@ -93,13 +100,51 @@ class DurableFile:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     """Replace a file by `value` as JSON: after a crash the old file is there or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    write_new_json(temporary, value)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_new_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as JSON and make the bytes durable, but not yet the name."""
+    with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its own digest in the field "blake3", for `read_sealed`."""
+    return {**value, "blake3": _digest_of(value)}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return a sealed object from a JSON file, without its seal.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is not as it was written.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError("no JSON") from error
+    if not isinstance(value, dict) or value.pop("blake3", None) != _digest_of(value):
+        raise ValueError("its content is not what was written")
+    return value
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    return blake3(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to the end of a file, durably."""
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def link(source: Path, target: Path) -> None:
@@ -108,3 +153,5 @@ def link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     os.link(source, temporary)
     temporary.replace(target)
+    # If `target` was a name of `source` already, the renaming did nothing.
+    temporary.unlink(missing_ok=True)

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.logs import get_logger
 from common.training import Metrics
+from server.durable import append_lines
+
+log = get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +106,8 @@ class Sinks:
         Raises:
             OSError: a file can't be written.
         """
-        with self._rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
-        with self._clients.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(client) + "\n" for client in clients)
+        append_lines(self._rows, [json.dumps(asdict(row)) + "\n"])
+        append_lines(self._clients, [json.dumps(client) + "\n" for client in clients])
         self._append_table([asdict(row)])
 
     def reconcile(self, last: Row | None, clients: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -145,12 +147,16 @@ class Sinks:
 
     @staticmethod
     def _read(path: Path, last_round: int) -> list[dict[str, Any]]:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = []
+        if path.exists():
+            # What isn't text is no row either, and goes.
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         found = []
         for line in lines:
             try:
                 value = json.loads(line)
             except ValueError:  # A crash cut it.
+                log.warning("a damaged line of metrics is left out", file=str(path))
                 continue
             number = value.get("round") if isinstance(value, dict) else None
             if not isinstance(number, int):

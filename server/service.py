@@ -224,7 +224,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     ) -> pb.GetUploadResponse:
         session = self._sessions.get(request.session_token)
         token = request.task_token.decode(errors="replace")
-        result = self._coordinator.spool.committed(token)
+        result = self._coordinator.spool.committed(token, session.client_id)
         if result is not None:
             return pb.GetUploadResponse(upload=_upload(result))
         if self._coordinator.find(token, session.client_id) is None:

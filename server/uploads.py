@@ -6,7 +6,6 @@ Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from common.errors import TensorError
+from common.logs import get_logger
 from common.tensors import (
     Digest,
     Schema,
@@ -26,7 +26,9 @@ from common.tensors import (
 from common.training import Metrics
 from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Piece, Receiver
 from server.assignments import Assignment
-from server.durable import DurableFile, sync_file, sync_folder
+from server.durable import DurableFile, read_sealed, seal, sync_folder, write_new_json
+
+log = get_logger()
 
 
 class Outcome(Enum):
@@ -37,6 +39,7 @@ class Outcome(Enum):
     OFFSET_MISMATCH = "OFFSET_MISMATCH"
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     INVALID = "INVALID"
+    NOT_STORED = "NOT_STORED"
 
 
 class PushResult(NamedTuple):
@@ -87,6 +90,9 @@ class Judge(Protocol):
     def refuse(self, assignment: Assignment, message: str) -> None:
         """Learn that the update was invalid."""
 
+    def fail(self, error: OSError) -> None:
+        """Learn that an update that counts may not be on the disk."""
+
 
 @dataclass(eq=False)
 class _Upload:
@@ -109,8 +115,9 @@ class Spool:
         self._folder = Path()
         self._spares: list[Path] = []
         self._uploads: dict[str, _Upload] = {}
-        self._outcomes: dict[str, PushResult] = {}
-        self._older_outcomes: dict[str, PushResult] = {}
+        # By client and task token.
+        self._outcomes: dict[tuple[str, str], PushResult] = {}
+        self._older_outcomes: dict[tuple[str, str], PushResult] = {}
 
     # ------------------------------------------------------------------ rounds
 
@@ -137,10 +144,10 @@ class Spool:
                 path.unlink()
                 continue
             self.accepted[update.client_id] = update
-            self._outcomes[update.task_token] = _accepted(update.digest.size_bytes)
+            self._settle(update.client_id, update.task_token, _accepted(update))
         kept = {update.task_token for update in self.accepted.values()}
         for path in folder.iterdir():
-            if path.name.split(".")[0] not in kept or path.suffix == ".tmp":
+            if path.name.split(".")[0] not in kept or path.suffix not in _ACCEPTED:
                 path.unlink()
         return damaged
 
@@ -150,13 +157,15 @@ class Spool:
 
     # ------------------------------------------------------------------ uploads
 
-    def committed(self, task_token: str) -> PushResult | None:
-        """Return how much of an upload is here, and its outcome if it is final."""
-        final = self._final(task_token)
+    def committed(self, task_token: str, client_id: str) -> PushResult | None:
+        """Return how much of a client's upload is here, and its outcome if it is final."""
+        final = self._final(client_id, task_token)
         if final is not None:
             return final
         upload = self._uploads.get(task_token)
-        return _unfinished(Outcome.OFFSET_MISMATCH, upload, "") if upload else None
+        if upload is None or upload.assignment.client_id != client_id:
+            return None
+        return _unfinished(Outcome.OFFSET_MISMATCH, upload, "")
 
     async def receive(
         self,
@@ -166,12 +175,8 @@ class Spool:
         chunks: AsyncIterator[Piece],
         judge: Judge,
     ) -> PushResult:
-        """Take one stream of an upload, from its header to its one outcome.
-
-        Raises:
-            OSError: the spool can't be written; nothing was accepted.
-        """
-        final = self._final(task_token)
+        """Take one stream of an upload, from its header to its one outcome."""
+        final = self._final(client_id, task_token)
         if final is not None:
             return final
         assignment = judge.find(task_token, client_id)
@@ -180,7 +185,10 @@ class Spool:
         objection = judge.objection(assignment, announcement)
         if objection is not None:
             return self._refuse(assignment, judge, objection)
-        upload = self._open(assignment, announcement)
+        try:
+            upload = self._open(assignment, announcement)
+        except OSError as error:
+            return self._not_stored(self._folder, 0, error)
         upload.stream += 1
         stream = upload.stream
         if announcement.write_offset != upload.receiver.offset:
@@ -189,7 +197,7 @@ class Spool:
             async for chunk in chunks:
                 async with upload.lock:
                     if self._uploads.get(task_token) is not upload:
-                        return self._final(task_token) or _NOT_WANTED
+                        return self._final(client_id, task_token) or _NOT_WANTED
                     if upload.stream != stream:
                         message = "a newer stream took over"
                         return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
@@ -202,21 +210,29 @@ class Spool:
         return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
 
     def keep(self, client_id: str) -> None:
-        """Accept the offered update of a client; it counts from here on."""
+        """Accept the offered update of a client; it counts from here on.
+
+        Raises:
+            OSError: the disk fails; then what the engine counts is not what the disk holds.
+        """
         upload = next(u for u in self._uploads.values() if u.assignment.client_id == client_id)
         update = _stored(upload)
-        path = upload.path.with_suffix(".json")
-        path.with_suffix(".json.tmp").replace(path)
+        _provisional(upload.path).replace(upload.path.with_suffix(".json"))
         self.accepted[client_id] = update
-        self._outcomes[update.task_token] = _accepted(update.digest.size_bytes)
+        self._settle(client_id, update.task_token, _accepted(update))
 
     def close(self) -> None:
         """Take no more uploads for the current round; the accepted ones stay."""
         for upload in list(self._uploads.values()):
             self._forget(upload)
 
-    def _final(self, task_token: str) -> PushResult | None:
-        return self._outcomes.get(task_token) or self._older_outcomes.get(task_token)
+    def _final(self, client_id: str, task_token: str) -> PushResult | None:
+        key = (client_id, task_token)
+        return self._outcomes.get(key) or self._older_outcomes.get(key)
+
+    def _settle(self, client_id: str, task_token: str, result: PushResult) -> PushResult:
+        self._outcomes[client_id, task_token] = result
+        return result
 
     def _open(self, assignment: Assignment, announcement: Announcement) -> _Upload:
         token = assignment.task_token
@@ -245,26 +261,51 @@ class Spool:
             return _unfinished(Outcome.DIGEST_MISMATCH, upload, str(error))
         except PayloadTooLong as error:
             return self._refuse(upload.assignment, judge, str(error))
+        except OSError as error:
+            return self._not_stored(upload.path, upload.receiver.offset, error)
         return await self._finish(upload, judge) if chunk.last else None
 
     async def _finish(self, upload: _Upload, judge: Judge) -> PushResult:
-        token = upload.assignment.task_token
+        assignment = upload.assignment
+        token, client_id = assignment.task_token, assignment.client_id
         try:
-            await asyncio.to_thread(_validate_and_sync, upload, self._schema)
+            await asyncio.to_thread(self._validate_and_sync, upload)
         except (TensorError, OSError) as error:
             if self._uploads.get(token) is not upload:  # The round ended, and its folder went.
                 return _NOT_WANTED
-            if isinstance(error, OSError):
-                raise
-            return self._refuse(upload.assignment, judge, str(error))
-        if self._uploads.get(token) is upload and judge.offer(upload.assignment):
-            await asyncio.to_thread(sync_folder, upload.path.parent)
-            result = self._outcomes[token]
+            if isinstance(error, TensorError):
+                return self._refuse(assignment, judge, str(error))
+            # What the system failed to write may be gone, and the next sync may not tell.
+            self._forget(upload)
+            return self._not_stored(upload.path, 0, error)
+        try:
+            wanted = self._uploads.get(token) is upload and judge.offer(assignment)
+            if wanted:
+                await asyncio.to_thread(sync_folder, upload.path.parent)
+        except OSError as error:
+            judge.fail(error)
+            return self._not_stored(upload.path, 0, error)
+        if wanted:
+            result = _accepted(self.accepted[client_id])
         else:
             _delete(upload.path)
-            result = self._outcomes[token] = _NOT_WANTED
+            result = self._settle(client_id, token, _NOT_WANTED)
         self._forget(upload)
         return result
+
+    def _validate_and_sync(self, upload: _Upload) -> None:
+        """Check the tensors, then make them and their record durable under a provisional name."""
+        check_schema(schema_of(upload.path), self._schema)
+        check_finite(open_mapped(upload.path))
+        upload.file.sync()
+        write_new_json(_provisional(upload.path), seal(asdict(_stored(upload))))
+
+    def _not_stored(self, path: Path, held: int, error: OSError) -> PushResult:
+        """Tell the operator what is wrong with the disk, and the client to come again."""
+        problem = f"{path}: {error.strerror}"
+        log.error("can't store an update; free some space or mend the disk", problem=problem)
+        message = "the server can't store the update now; send it again later"
+        return PushResult(Outcome.NOT_STORED, held, complete=False, message=message)
 
     def _refuse(self, assignment: Assignment, judge: Judge, message: str) -> PushResult:
         upload = self._uploads.get(assignment.task_token)
@@ -272,7 +313,7 @@ class Spool:
             self._forget(upload)
             _delete(upload.path)
         result = PushResult(Outcome.INVALID, 0, complete=True, message=message)
-        self._outcomes[assignment.task_token] = result
+        self._settle(assignment.client_id, assignment.task_token, result)
         judge.refuse(assignment, message)
         return result
 
@@ -289,13 +330,15 @@ class Spool:
             upload.file.close()
 
 
+# What remains of an update once it is accepted.
+_ACCEPTED = (".safetensors", ".json")
 _NOT_WANTED = PushResult(
     Outcome.NOT_WANTED, 0, complete=True, message="the round is over, or has enough updates"
 )
 
 
-def _accepted(size: int) -> PushResult:
-    return PushResult(Outcome.ACCEPTED, size, complete=True)
+def _accepted(update: StoredUpdate) -> PushResult:
+    return PushResult(Outcome.ACCEPTED, update.digest.size_bytes, complete=True)
 
 
 def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
@@ -314,19 +357,14 @@ def _stored(upload: _Upload) -> StoredUpdate:
     )
 
 
-def _validate_and_sync(upload: _Upload, schema: Schema) -> None:
-    """Check the tensors, then make them and their record durable under a provisional name."""
-    check_schema(schema_of(upload.path), schema)
-    check_finite(open_mapped(upload.path))
-    upload.file.sync()
-    provisional = upload.path.with_suffix(".json.tmp")
-    provisional.write_text(json.dumps(asdict(_stored(upload))), encoding="utf-8")
-    sync_file(provisional)
+def _provisional(path: Path) -> Path:
+    """Return the name of an update's record until the update is accepted."""
+    return path.with_suffix(".json.new")
 
 
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_sealed(path)
         update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
         intact = digest_file(path.with_suffix(".safetensors")) == update.digest
     except (OSError, ValueError, TypeError, KeyError):
@@ -337,4 +375,4 @@ def _read_update(path: Path) -> StoredUpdate | None:
 def _delete(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
-    path.with_suffix(".json.tmp").unlink(missing_ok=True)
+    _provisional(path).unlink(missing_ok=True)

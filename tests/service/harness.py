@@ -72,7 +72,7 @@ class LiveServer:
             self._ready.set()
             return
         self._ready.set()
-        run = asyncio.create_task(self.coordinator.run())
+        self._run = run = asyncio.create_task(self.coordinator.run())
         await self._stop.wait()
         self.coordinator.shut_down()
         run.cancel()
@@ -80,6 +80,15 @@ class LiveServer:
         await asyncio.gather(ports.clients.stop(0.2), ports.admin.stop(0.2))
         self.coordinator.spool.close()
         directory.unlock()
+
+    def ended(self):
+        """Wait for the run's end; raise what ended it, if something did."""
+
+        async def wait():
+            await asyncio.wait([self._run], timeout=30)
+            return self._run.result()
+
+        return asyncio.run_coroutine_threadsafe(wait(), self._loop).result(40)
 
     def join(self, name="client-0", partition=0, instance="one", task=TASK):
         request = pb.JoinRequest(

@@ -12,6 +12,7 @@ import torch
 from common.errors import CheckpointError, InputError
 from common.tensors import digest_bytes, encode
 from server.checkpoints import Cohort, Record, Recovered, RunDirectory, export_pth, newest_run
+from server.durable import read_sealed, seal
 from server.metrics import Row
 from server.progress import Progress
 
@@ -247,27 +248,41 @@ def test_damaged_json_is_an_error_that_names_the_file_and_the_remedy(tmp_path, n
 
 
 def without(path, name):
-    value = json.loads(path.read_text())
+    value = read_sealed(path)
     del value[name]
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(seal(value)))
+
+
+@pytest.mark.parametrize("name", ["record.json", "cohort.json"])
+def test_a_digit_that_flipped_is_found(tmp_path, name):
+    with opened(tmp_path) as directory:
+        full_commit(directory, 2)
+        directory.begin_attempt(COHORT)
+        path = directory.round_folder(2 if name == "record.json" else 3) / name
+        field = "round" if name == "record.json" else "goal"
+        value = json.loads(path.read_text())
+        value[field] += 1
+        path.write_text(json.dumps(value))
+        with pytest.raises(CheckpointError, match="is damaged: its content is not what was"):
+            directory.recover()
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Record)])
-def test_a_record_that_lacks_a_field_is_damaged(tmp_path, name):
+def test_a_record_that_lacks_a_field_is_of_another_version(tmp_path, name):
     with opened(tmp_path) as directory:
         full_commit(directory, 1)
         without(directory.round_folder(1) / "record.json", name)
-        with pytest.raises(CheckpointError, match=r"record\.json is damaged; delete"):
+        with pytest.raises(CheckpointError, match=r"record\.json is of another version.*; delete"):
             directory.recover()
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Cohort)])
-def test_a_cohort_that_lacks_a_field_is_damaged(tmp_path, name):
+def test_a_cohort_that_lacks_a_field_is_of_another_version(tmp_path, name):
     with opened(tmp_path) as directory:
         commit(directory, 2)
         directory.begin_attempt(COHORT)
         without(directory.round_folder(3) / "cohort.json", name)
-        with pytest.raises(CheckpointError, match=r"cohort\.json is damaged; delete"):
+        with pytest.raises(CheckpointError, match=r"cohort\.json is of another version.*; delete"):
             directory.recover()
 
 
@@ -308,9 +323,7 @@ def test_the_configuration_comes_back(tmp_path):
         assert directory.load_config() == config
 
 
-@pytest.mark.parametrize(
-    "text", [None, "", "{}", '{"run_id": "x"}', '{"run_id": 1, "options": {}}']
-)
+@pytest.mark.parametrize("text", [None, "", "{}", '{"run_id": "x"}', "[]", "\xff"])
 def test_a_missing_or_damaged_configuration_is_an_error_that_names_the_file(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)

@@ -10,6 +10,7 @@ from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
 from server.configuration import describe, parse, resolve, train_config
+from server.durable import read_sealed, seal
 from server.options import ServerOptions, TrainingOptions
 
 FLAGS = """
@@ -61,7 +62,7 @@ OTHER = {
 
 def save(options, folder):
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(describe(options, "mine")))
+    (folder / "config.json").write_text(json.dumps(seal(describe(options, "mine"))))
 
 
 def save_run(folder, *argv):
@@ -271,8 +272,8 @@ def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
 def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):
     save_run(tmp_path)
     path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
+    config = read_sealed(path)
     config["options"]["of_another_version"] = 1
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(seal(config)))
     with pytest.raises(InputError, match=r"of.another.version"):
         resumed(tmp_path)

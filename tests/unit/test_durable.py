@@ -64,6 +64,13 @@ def test_a_link_succeeds_after_a_crash_halfway_through_the_last_one(tmp_path):
     assert (tmp_path / "target").read_text() == "new"
 
 
+def test_a_link_to_the_file_it_names_already_leaves_nothing_behind(tmp_path):
+    (tmp_path / "source").write_text("bytes")
+    for _ in range(2):
+        link(tmp_path / "source", tmp_path / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
 @pytest.mark.parametrize("sync", [sync_file, sync_folder])
 def test_syncing_what_is_missing_is_an_error(tmp_path, sync):
     with pytest.raises(FileNotFoundError):

@@ -1,0 +1,1 @@
+"""Folkmoot under attack: processes killed, networks broken, input forged. See ./scripts/chaos."""
