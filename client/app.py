@@ -24,7 +24,8 @@ from common.tasks import BUILT_IN, load_task
 
 log = get_logger()
 
-_HEARTBEAT_SECONDS = 1.0
+# How often it is looked who must renew a lease.
+_LOOK_SECONDS = 0.25
 _GOODBYE_SECONDS = 1.0
 _LAST_WORK_SECONDS = 2.0
 
@@ -118,6 +119,6 @@ def _say_goodbye(
 
 
 def _beat(runners: list[Runner], stop: threading.Event) -> None:
-    while not stop.wait(_HEARTBEAT_SECONDS):
+    while not stop.wait(_LOOK_SECONDS):
         for runner in runners:
             runner.beat()

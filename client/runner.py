@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 log = get_logger()
 
 
+# A model's file has a header, too.
+_HEADER_ALLOWANCE = 16 << 20
+
+
 class PulledModel(NamedTuple):
     """A model's safetensors bytes, and its tensors as views of them; never written to."""
 
@@ -116,8 +120,18 @@ class Site:
             return self._trainer, self._data[partition]
 
     def model(self, session_token: str, model: pb.ModelRef) -> PulledModel:
-        """Return a model, pulled once for all clients of the process."""
+        """Return a model, pulled once for all clients of the process.
+
+        Raises:
+            RunFailed: it is larger than the task's model, so no memory is taken for it.
+        """
         wanted = Digest(model.digest.blake3, model.digest.size_bytes)
+        most = (self._trainer.model_size_bytes if self._trainer else 0) + _HEADER_ALLOWANCE
+        if not 0 < wanted.size_bytes <= most:
+            raise RunFailed(
+                f"the server's model has {wanted.size_bytes} bytes, the task's model here at most "
+                f"{most}; install the server's version of the task"
+            )
         with self._pulling:
             if self._model is None or self._digest != wanted:
                 self._model = None
@@ -157,6 +171,8 @@ class Runner:
     session_token: str = ""
     # While it works, someone must renew the lease; a waiting poll does that by itself.
     busy: bool = False
+    heartbeat_interval: float = 1.0
+    last_beat: float = 0.0
     task_token: bytes = b""
     lost: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -184,10 +200,12 @@ class Runner:
                 self.busy, self.session_token = False, ""
 
     def beat(self) -> None:
-        """Renew the lease; learn whether the work is still wanted, or the session gone."""
+        """Renew the lease, if it is time; learn whether the work is still wanted, or the session gone."""
         token, task_token = self.session_token, self.task_token
-        if not (self.busy and token):
+        now = time.monotonic()
+        if not (self.busy and token) or now - self.last_beat < self.heartbeat_interval:
             return
+        self.last_beat = now
         try:
             if self.site.connection.heartbeat(token, task_token) and task_token == self.task_token:
                 self.cancelled.set()
@@ -206,6 +224,7 @@ class Runner:
             )
         )
         self.lost.clear()
+        self.heartbeat_interval = joined.heartbeat_interval.ToMilliseconds() / 1000
         self.session_token, self.busy = joined.session_token, True
         structlog.contextvars.bind_contextvars(run_id=joined.run_id)
         log.info("joined", task=joined.task.task_name, partition=self.partition)

@@ -40,6 +40,11 @@ class Trainer:
         self._task = task
         self._model = task.models[model_name]().to(device)
 
+    @property
+    def model_size_bytes(self) -> int:
+        """Bytes of the model's values."""
+        return sum(value.nbytes for value in self._model.state_dict().values())
+
     def train(
         self,
         base: Mapping[str, torch.Tensor],

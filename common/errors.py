@@ -48,12 +48,20 @@ class Status(Enum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     UNAVAILABLE = "UNAVAILABLE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
 
 
 class RequestError(FolkmootError):
-    """A request is refused: `status`, and the `reason` named in federated.proto."""
+    """A request is refused: `status`, and the `reason` named in federated.proto.
 
-    def __init__(self, status: Status, reason: str, message: str) -> None:
+    `retry_after`: seconds after which the caller may try again; None if that won't help.
+    """
+
+    def __init__(
+        self, status: Status, reason: str, message: str, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
+        self.retry_after = retry_after

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 
 from common.errors import InputError, RunFailed
 
+# Where the system sets no limit.
+_MOST_DESCRIPTORS = 10_240
 # From malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -19,6 +22,15 @@ def begin_process() -> None:
     keep_chunks_allocated()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: os._exit(128 + received))
+
+
+def descriptors() -> int:
+    """Let this process open as many files and connections as it may; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def keep_chunks_allocated() -> None:

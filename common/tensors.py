@@ -226,6 +226,24 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
                 raise TensorError(f"tensor {name!r} holds NaN or infinity")
 
 
+def check_norm(tensors: Mapping[str, torch.Tensor], most: float) -> None:
+    """Check the L2 norm of all floating-point values together; sums are float64.
+
+    Raises:
+        TensorError: it is larger than `most`.
+    """
+    import torch
+
+    squares = 0.0
+    for name in sorted(tensors):
+        if tensors[name].is_floating_point():
+            for window in windows(tensors[name]):
+                squares += torch.linalg.vector_norm(window, dtype=torch.float64).item() ** 2
+    norm = math.sqrt(squares)
+    if norm > most:
+        raise TensorError(f"the update's L2 norm is {norm:.6g}, the limit is {most:g}")
+
+
 def windows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield a contiguous tensor's values in order, flat, as views of at most WINDOW values."""
     flat = tensor.reshape(-1)

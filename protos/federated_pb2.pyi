@@ -97,6 +97,7 @@ class JoinResponse(_message.Message):
     MAX_CHUNK_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_UPDATE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """Opaque and secret."""
     run_id: _builtins.str
@@ -114,6 +115,8 @@ class JoinResponse(_message.Message):
     def max_poll_duration(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def task(self) -> Global___TaskSpec: ...
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
     def __init__(
         self,
         *,
@@ -125,14 +128,51 @@ class JoinResponse(_message.Message):
         max_chunk_size_bytes: _builtins.int = ...,
         max_update_size_bytes: _builtins.int = ...,
         task: Global___TaskSpec | None = ...,
+        limits: Global___Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "max_poll_duration", b"max_poll_duration", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "limits", b"limits", "max_poll_duration", b"max_poll_duration", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "max_chunk_size_bytes", b"max_chunk_size_bytes", "max_poll_duration", b"max_poll_duration", "max_update_size_bytes", b"max_update_size_bytes", "run_id", b"run_id", "session_token", b"session_token", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "limits", b"limits", "max_chunk_size_bytes", b"max_chunk_size_bytes", "max_poll_duration", b"max_poll_duration", "max_update_size_bytes", b"max_update_size_bytes", "run_id", b"run_id", "session_token", b"session_token", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """What the server refuses, beside the bounds that are written at the fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    MAX_UPDATE_NORM_FIELD_NUMBER: _builtins.int
+    MAX_METRICS_FIELD_NUMBER: _builtins.int
+    MAX_METRIC_NAME_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_PULLS_FIELD_NUMBER: _builtins.int
+    max_num_examples: _builtins.int
+    max_update_norm: _builtins.float
+    """L2, of all floating-point values; 0: any finite one."""
+    max_metrics: _builtins.int
+    max_metric_name_length: _builtins.int
+    """In characters."""
+    max_concurrent_pulls: _builtins.int
+    """Of one session."""
+    def __init__(
+        self,
+        *,
+        max_num_examples: _builtins.int = ...,
+        max_update_norm: _builtins.float = ...,
+        max_metrics: _builtins.int = ...,
+        max_metric_name_length: _builtins.int = ...,
+        max_concurrent_pulls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_concurrent_pulls", b"max_concurrent_pulls", "max_metric_name_length", b"max_metric_name_length", "max_metrics", b"max_metrics", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class TaskSpec(_message.Message):

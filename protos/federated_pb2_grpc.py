@@ -90,7 +90,9 @@ class CoordinatorServicer:
         (client_id, instance_id) gets the session it already holds; another
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
-        FAILED_PRECONDITION (RUN_ENDED), UNAVAILABLE (SHUTTING_DOWN).
+        FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+        JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
+        again), UNAVAILABLE (SHUTTING_DOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +137,8 @@ class CoordinatorServicer:
         To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-        poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE).
+        poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

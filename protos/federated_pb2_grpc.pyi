@@ -64,7 +64,9 @@ class CoordinatorStub:
     (client_id, instance_id) gets the session it already holds; another
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
-    FAILED_PRECONDITION (RUN_ENDED), UNAVAILABLE (SHUTTING_DOWN).
+    FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+    JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
+    again), UNAVAILABLE (SHUTTING_DOWN).
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_federated_pb2.HeartbeatRequest, _federated_pb2.HeartbeatResponse]
     """Renews the lease while the client works. A waiting poll does that too, so
@@ -92,7 +94,8 @@ class CoordinatorStub:
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE).
+    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -132,7 +135,9 @@ class CoordinatorAsyncStub(CoordinatorStub):
     (client_id, instance_id) gets the session it already holds; another
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
-    FAILED_PRECONDITION (RUN_ENDED), UNAVAILABLE (SHUTTING_DOWN).
+    FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+    JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
+    again), UNAVAILABLE (SHUTTING_DOWN).
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_federated_pb2.HeartbeatRequest, _federated_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews the lease while the client works. A waiting poll does that too, so
@@ -160,7 +165,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE).
+    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -203,7 +209,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         (client_id, instance_id) gets the session it already holds; another
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
-        FAILED_PRECONDITION (RUN_ENDED), UNAVAILABLE (SHUTTING_DOWN).
+        FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+        JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
+        again), UNAVAILABLE (SHUTTING_DOWN).
         """
 
     @_abc_1.abstractmethod
@@ -255,7 +263,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-        poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE).
+        poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
         """
 
     @_abc_1.abstractmethod

@@ -11,7 +11,8 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server.attempt import RoundSummary
 from server.coordinator import Coordinator
-from server.edge import Context, invalid, model_ref
+from server.edge import Context, model_ref
+from server.limits import invalid
 from server.rounds import Phase, StopRequested
 
 _DEFAULT_PAGE = 50

@@ -8,14 +8,41 @@ from collections.abc import Sequence
 import torch
 
 
-def weighted_mean(updates: Sequence[torch.Tensor], num_examples: Sequence[int]) -> torch.Tensor:
-    """Return sum(n_k * update_k) / sum(n_k): FedAvg, McMahan et al. 2017, algorithm 1.
+def capped_weights(num_examples: Sequence[int], max_share: float) -> list[float]:
+    """Return n_k, lowered where it is more than `max_share` of their sum.
+
+    All that are too heavy get one weight c, the largest with c <= max_share * sum(min(n_k, c)).
+    Where there is none, because even equal shares are larger, all weigh the same. A bound on what
+    one client can do, as the cap of w_k in McMahan et al. 2018 (arXiv 1710.06963), section 3.
+
+    Args:
+        num_examples: at least one, each at least 1.
+        max_share: more than 0, at most 1.
+
+    >>> capped_weights([1, 1, 8], 0.5)
+    [1.0, 1.0, 2.0]
+    >>> capped_weights([1, 8], 0.4)
+    [1.0, 1.0]
+    """
+    ascending = sorted(num_examples)
+    rest = sum(ascending)
+    for capped, heaviest in enumerate(reversed(ascending)):
+        left = 1 - max_share * capped
+        cap = max_share * rest / left if left > 0 else 0.0
+        if heaviest <= cap:
+            return [float(n) if n <= heaviest else cap for n in num_examples]
+        rest -= heaviest
+    return [1.0] * len(num_examples)
+
+
+def weighted_mean(updates: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Return sum(w_k * update_k) / sum(w_k): FedAvg, McMahan et al. 2017, algorithm 1.
 
     The sum runs in the order given, in float64, so the same order gives the same bytes.
 
     Args:
         updates: at least one tensor of shape [window], of any one dtype.
-        num_examples: n_k of each, at least 1.
+        weights: of each, more than 0; for FedAvg n_k, the examples that it was trained on.
 
     Returns:
         float64, shape [window].
@@ -23,9 +50,9 @@ def weighted_mean(updates: Sequence[torch.Tensor], num_examples: Sequence[int]) 
     >>> weighted_mean([torch.tensor([1.0]), torch.tensor([4.0])], [1, 2]).item()
     3.0
     """
-    first, *others = zip(updates, num_examples, strict=True)
-    total = first[0].to(torch.float64, copy=True).mul_(float(first[1]))
+    first, *others = zip(updates, weights, strict=True)
+    total = first[0].to(torch.float64, copy=True).mul_(first[1])
     scratch = torch.empty_like(total)
-    for update, count in others:
-        total.add_(scratch.copy_(update), alpha=float(count))
-    return total.div_(float(sum(num_examples)))
+    for update, weight in others:
+        total.add_(scratch.copy_(update), alpha=weight)
+    return total.div_(sum(weights))

@@ -22,10 +22,12 @@ from grpc_reflection.v1alpha import reflection
 
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
+from common.process import descriptors
 from common.seeds import derive_seed
 from common.splits import Partitioner, Split
 from common.tasks import Task, load_task
 from common.tensors import digest_file, encode, schema_of
+from common.transfer import CHUNK_SIZE_BYTES
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server import configuration
@@ -35,9 +37,10 @@ from server.coordinator import Coordinator, RunSettings
 from server.durable import write_json
 from server.edge import ErrorInterceptor
 from server.evaluation import Evaluator
+from server.limits import Limits
 from server.metrics import Sinks
 from server.optimizers import Sgd
-from server.options import ProcessOptions, ServerOptions, SplitOptions
+from server.options import LimitOptions, ProcessOptions, ServerOptions, SplitOptions
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
 from server.service import CoordinatorService
@@ -48,6 +51,9 @@ log = get_logger()
 
 # An update has its model's tensors and its own header, which may be a little longer.
 _HEADER_ALLOWANCE = 64 * 1024
+# Connections of operators, and descriptors that are none of clients'.
+_ADMIN_MOST = 64
+_OTHER_DESCRIPTORS = 256
 # How long the last clients may take to hear of the end and leave.
 _FAREWELL_SECONDS = 10.0
 _CHANNEL_OPTIONS = [
@@ -63,6 +69,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # Somebody who sends too much, or connects and says nothing, has no hold on the others.
+    ("grpc.max_receive_message_length", CHUNK_SIZE_BYTES + _HEADER_ALLOWANCE),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 120_000),
 ]
 
 
@@ -186,7 +197,7 @@ def prepare(
         export_pth(directory.path / "models")
         return None
     model_path = directory.model_path(record.round)
-    spool = Spool(schema_of(model_path))
+    spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
     if recovered.record.round or recovered.cohort:
         log.info(
@@ -202,7 +213,8 @@ def prepare(
             target_accuracy=evaluation.target_accuracy,
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
-            max_update_size_bytes=record.model.size_bytes + _HEADER_ALLOWANCE,
+            max_share=options.limits.max_share,
+            limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),
         state=state,
@@ -276,6 +288,15 @@ def _policy(options: ServerOptions) -> Policy:
     )
 
 
+def _limits(options: LimitOptions, model_size: int) -> Limits:
+    return Limits(
+        max_update_size_bytes=model_size + _HEADER_ALLOWANCE,
+        max_examples=options.max_examples,
+        max_update_norm=options.max_update_norm,
+        max_clients=options.max_clients,
+    )
+
+
 def _data_split(options: SplitOptions) -> Split:
     """Return resolved split options as a split."""
     return Split(
@@ -294,7 +315,8 @@ def listen(options: ProcessOptions) -> Ports:
     Raises:
         InputError: an address can't be listened on.
     """
-    clients, admin = _grpc_server(), _grpc_server()
+    # Files of the run must open, however many connect.
+    clients, admin = _grpc_server(descriptors() - _OTHER_DESCRIPTORS), _grpc_server(_ADMIN_MOST)
     address = _listen(clients, options.bind, "--bind")
     admin_bind = options.admin_bind
     if admin_bind is None:
@@ -324,8 +346,9 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
     await ports.admin.start()
 
 
-def _grpc_server() -> grpc.aio.Server:
-    return grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
+def _grpc_server(connections: int) -> grpc.aio.Server:
+    limit = ("grpc.max_allowed_incoming_connections", connections)
+    return grpc.aio.server(interceptors=[ErrorInterceptor()], options=[*_CHANNEL_OPTIONS, limit])
 
 
 def _listen(server: grpc.aio.Server, address: str, flag: str) -> str:

@@ -48,6 +48,8 @@ class Attempt:
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
     folded: Folded | None = None
+    # Of each update in the mean.
+    shares: dict[str, float] = field(default_factory=dict)
 
     def count_down(self, client_id: str, size: int) -> None:
         """Add bytes that were sent to a client."""
@@ -141,6 +143,7 @@ class Attempt:
                     "client_id": client,
                     "outcome": "accepted" if update else outcome,
                     "num_examples": update and update.num_examples,
+                    "share": self.shares.get(client) if update else None,
                     "train_loss": update and update.metrics.get("loss"),
                     "validation_examples": examples,
                     "validation_loss": evaluation.get("loss"),

@@ -14,11 +14,13 @@ from common.logs import get_logger
 from common.seeds import derive_seed
 from common.training import Metrics
 from server import rounds
+from server.aggregation import capped_weights
 from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
-from server.folding import Folded, WeightedUpdate, fold
+from server.folding import Folded, Overflow, WeightedUpdate, fold
+from server.limits import Limits, metrics_objection
 from server.metrics import Row, Sinks, finite_only
 from server.optimizers import Sgd
 from server.progress import should_stop
@@ -36,7 +38,8 @@ class RunSettings:
     target_accuracy: float | None
     patience: int | None
     keep_rounds: int
-    max_update_size_bytes: int
+    limits: Limits
+    max_share: float
 
 
 class Coordinator:
@@ -70,7 +73,9 @@ class Coordinator:
         self.policy = policy
         self.state = state
         self.assignments = Assignments()
-        self.sessions = Sessions(lease, clock, self._client_joined, self._client_left)
+        self.sessions = Sessions(
+            lease, clock, self._client_joined, self._client_left, settings.limits.max_clients
+        )
         self.spool = spool
         self.revision = 1
         self.ended = False
@@ -141,18 +146,18 @@ class Coordinator:
     def objection(self, assignment: Assignment, announcement: Announcement) -> str | None:
         """Return why the announced update is invalid, None if it is not."""
         base = self._models.get(announcement.base_version)
-        limit = self.settings.max_update_size_bytes
-        if announcement.num_examples < 1:
-            return "num_examples must be at least 1"
-        if announcement.digest.size_bytes > limit:
-            return f"the update has {announcement.digest.size_bytes} bytes, the limit is {limit}"
+        limits = self.settings.limits
+        if not 1 <= announcement.num_examples <= limits.max_examples:
+            most = limits.max_examples
+            return f"num_examples must be 1 to {most} (the server's --max-examples)"
+        size = announcement.digest.size_bytes
+        if not 0 <= size <= limits.max_update_size_bytes:
+            return f"the update has {size} bytes, the limit is {limits.max_update_size_bytes}"
         if base is None or base.version != assignment.model_version:
             return f"base_model must be version {assignment.model_version}"
         if base.digest != announcement.base_digest:
             return "base_model's digest is not that of the model that was handed out"
-        if len(finite_only(announcement.metrics)) < len(announcement.metrics):
-            return "metrics must be finite"
-        return None
+        return metrics_objection(announcement.metrics)
 
     def offer(self, assignment: Assignment) -> bool:
         """Let the engine decide whether a valid, durable update counts."""
@@ -384,15 +389,28 @@ class Coordinator:
     async def _aggregate(self) -> None:
         number = self.state.round
         updates = sorted(self.spool.accepted.values(), key=lambda update: update.client_id)
-        self._attempt.folded = await asyncio.to_thread(
-            fold,
-            self.directory.model_path(self._record.round),
-            self.directory.velocity_path(self._record.round) if self._record.velocity else None,
-            [WeightedUpdate(self.spool.path_of(u), u.num_examples) for u in updates],
-            self._optimizer,
-            self.directory.model_path(number),
-            self.directory.velocity_path(number),
-        )
+        weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
+        try:
+            self._attempt.folded = await asyncio.to_thread(
+                fold,
+                self.directory.model_path(self._record.round),
+                self.directory.velocity_path(self._record.round) if self._record.velocity else None,
+                [
+                    WeightedUpdate(self.spool.path_of(update), weight)
+                    for update, weight in zip(updates, weights, strict=True)
+                ],
+                self._optimizer,
+                self.directory.model_path(number),
+                self.directory.velocity_path(number),
+            )
+        except Overflow as error:
+            self.apply(rounds.AggregationFailed(f"{error}; --max-update-norm refuses such updates"))
+            return
+        total = sum(weights)
+        self._attempt.shares = {
+            update.client_id: weight / total
+            for update, weight in zip(updates, weights, strict=True)
+        }
         self._attempt.aggregated = self.clock()
         self.apply(rounds.Aggregated())
 

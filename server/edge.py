@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from common.errors import RequestError, Status
+from common.errors import RequestError
 from common.logs import get_logger
 from protos import federated_pb2 as pb
 from server.checkpoints import ModelFile
@@ -28,15 +30,17 @@ else:
 log = get_logger()
 
 
-def invalid(message: str, reason: str = "FIELD_INVALID") -> RequestError:
-    """Return the error for a field outside its bounds."""
-    return RequestError(Status.INVALID_ARGUMENT, reason, message)
-
-
 def model_ref(model: ModelFile) -> pb.ModelRef:
     """Return a model as messages name it."""
     digest = pb.Digest(blake3=model.digest.blake3, size_bytes=model.digest.size_bytes)
     return pb.ModelRef(version=model.version, digest=digest)
+
+
+def duration(seconds: float) -> Duration:
+    """Return seconds, to the millisecond, as messages hold them."""
+    message = Duration()
+    message.FromMilliseconds(round(seconds * 1000))
+    return message
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -103,13 +107,22 @@ async def _abort(context: Context, error: Exception, method: str) -> None:
     if not isinstance(error, RequestError):
         log.error("bug in a call", method=method, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL)
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.retry_after is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after)))
     status = status_pb2.Status(
-        code=code_pb2.Code.Value(error.status.value), message=str(error), details=[detail]
+        code=code_pb2.Code.Value(error.status.value),
+        message=str(error),
+        details=[_packed(detail) for detail in details],
     )
     await context.abort(
         grpc.StatusCode[error.status.value],
         str(error),
         (("grpc-status-details-bin", status.SerializeToString()),),
     )
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

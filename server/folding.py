@@ -18,6 +18,7 @@ import torch
 from blake3 import blake3
 from safetensors import safe_open
 
+from common.errors import FolkmootError
 from common.tensors import WINDOW, Digest, open_mapped
 from server.aggregation import weighted_mean
 from server.durable import DurableFile
@@ -32,11 +33,15 @@ _AHEAD = 2 * THREADS
 Window = tuple[torch.Tensor, torch.Tensor | None]
 
 
+class Overflow(FolkmootError):
+    """The updates, each finite, make values that are not."""
+
+
 class WeightedUpdate(NamedTuple):
-    """An update's file and its num_examples."""
+    """An update's file, and its weight in the mean."""
 
     path: Path
-    num_examples: int
+    weight: float
 
 
 class Folded(NamedTuple):
@@ -69,6 +74,7 @@ def fold(
         new_velocity: where the new momentum goes, if the optimizer has one.
 
     Raises:
+        Overflow: a new value does not fit its dtype.
         TensorError: a file is damaged.
         OSError: a file can't be written.
     """
@@ -76,7 +82,7 @@ def fold(
         model=open_mapped(base),
         velocity=open_mapped(velocity) if velocity else {},
         updates=[open_mapped(update.path) for update in updates],
-        counts=[update.num_examples for update in updates],
+        weights=[update.weight for update in updates],
         optimizer=optimizer,
     )
     with safe_open(base, framework="pt") as file:
@@ -95,12 +101,12 @@ def fold(
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What is folded: mapped tensors by name, and the updates' num_examples."""
+    """What is folded: mapped tensors by name, and the updates' weights."""
 
     model: Mapping[str, torch.Tensor]
     velocity: Mapping[str, torch.Tensor]
     updates: Sequence[Mapping[str, torch.Tensor]]
-    counts: Sequence[int]
+    weights: Sequence[float]
     optimizer: Sgd
 
     def fold_window(self, name: str, start: int) -> Window:
@@ -110,14 +116,26 @@ class _Inputs:
             return tensors[name].view(-1)[start : start + WINDOW]
 
         window = window_of(self.model)
-        mean = weighted_mean([window_of(update) for update in self.updates], self.counts)
+        mean = weighted_mean([window_of(update) for update in self.updates], self.weights)
         if window.is_floating_point():
             old = window_of(self.velocity).double() if name in self.velocity else None
             value, step = self.optimizer.apply(window, mean, old)
         else:
             value, step = (window.double() + mean).round(), mean
-        velocity = step.to(window.dtype) if self.optimizer.momentum else None
-        return value.to(window.dtype), velocity
+        velocity = _cast(step, window.dtype, name) if self.optimizer.momentum else None
+        return _cast(value, window.dtype, name), velocity
+
+
+def _cast(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    if dtype.is_floating_point:
+        result = values.to(dtype)
+        fits = bool(torch.isfinite(torch.stack(torch.aminmax(result))).all())
+    else:
+        result, bounds = values.to(dtype), torch.iinfo(dtype)
+        fits = all(bounds.min <= int(x) <= bounds.max for x in torch.aminmax(values))
+    if not fits:
+        raise Overflow(f"tensor {name!r} of the new model overflows {dtype}")
+    return result
 
 
 def _in_order(inputs: _Inputs, names: Sequence[str]) -> Iterator[Window]:

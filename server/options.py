@@ -142,7 +142,22 @@ class EvaluationOptions:
     "Committed rounds whose models are kept; the best and the last always are."
 
 
-@_group("Process", 7)
+@_group("Limits", 7)
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What a client may claim and send, and how many of them there may be."""
+
+    max_examples: Positive = 1_000_000_000
+    "Examples that a client may claim to have trained on; an update that claims more is refused."
+    max_update_norm: PositiveFloat | None = None
+    "L2 norm above which an update is refused; any finite one is taken if not given."
+    max_share: Share = 1.0
+    "Share of a round's mean that one client's update may have; heavier ones count as that much."
+    max_clients: Positive = 10_000
+    "Clients that may be connected at a time."
+
+
+@_group("Process", 8)
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
     """Where the server listens and what it uses."""
@@ -166,6 +181,7 @@ class ServerOptions:
     training: TrainingOptions = TrainingOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    limits: LimitOptions = LimitOptions()
     process: ProcessOptions = ProcessOptions()
 
     def flat(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@
                  the run is to stop         FINISHED      Abandon, Finish
     AGGREGATING  Aggregated                 EVALUATING    Evaluate, StartDeadline
                  ... nothing to evaluate    COMMITTING    Commit
+                 AggregationFailed          as without a quorum
     EVALUATING   ServerEvaluated,           EVALUATING
                  ClientEvaluated,
                  ClientLeft, WorkFailed
@@ -138,6 +139,13 @@ class Aggregated:
 
 
 @dataclass(frozen=True)
+class AggregationFailed:
+    """The accepted updates make no model: a value overflows."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class ServerEvaluated:
     """The server's own evaluation of the candidate is in."""
 
@@ -170,6 +178,7 @@ Event = (
     | WorkFailed
     | DeadlinePassed
     | Aggregated
+    | AggregationFailed
     | ServerEvaluated
     | ClientEvaluated
     | Committed
@@ -209,7 +218,7 @@ class DropUpdate:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Fold the accepted updates into a candidate model; answer with Aggregated."""
+    """Fold the accepted updates into a candidate model; answer with how that went."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +297,8 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
             return _close_reporting(policy, state, "the --report-deadline passed")
         case Phase.AGGREGATING, Aggregated():
             return _evaluate_if_due(policy, state)
+        case Phase.AGGREGATING, AggregationFailed(reason):
+            return _abandon(policy, state, reason)
         case Phase.EVALUATING, ClientLeft(client_id):
             return _after_evaluation(_evaluated_by(_without(state, client_id), client_id))
         case Phase.EVALUATING, ServerEvaluated():
@@ -384,6 +395,10 @@ def _close_reporting(policy: Policy, state: State, why: str) -> Step:
     if len(state.accepted) >= quorum:
         return replace(state, phase=Phase.AGGREGATING), (Aggregate(),)
     reason = f"{why}, with {len(state.accepted)} of the {quorum} updates that a quorum needs"
+    return _abandon(policy, state, reason)
+
+
+def _abandon(policy: Policy, state: State, reason: str) -> Step:
     abandon = Abandon(state.round, state.attempt, reason)
     if state.attempt >= policy.max_attempts:
         failure = (

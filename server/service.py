@@ -5,27 +5,27 @@ Thin: whatever is decided is decided elsewhere.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
 from common.errors import RequestError, Status
 from common.logs import get_logger
 from common.splits import Partitioner, Split
 from common.tensors import Digest
-from common.training import Metrics, TrainConfig
+from common.training import TrainConfig
 from common.transfer import CHUNK_SIZE_BYTES, Piece
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from protos.chunks import decode_message
+from server import limits
 from server.assignments import Assignment, Work
 from server.coordinator import Coordinator
-from server.edge import Context, invalid, model_ref
+from server.edge import Context, duration, model_ref
+from server.limits import check_length, invalid
 from server.outgoing import OutgoingChunks
 from server.rounds import Phase
 from server.sessions import Session
@@ -33,12 +33,10 @@ from server.uploads import Announcement, Outcome, PushResult
 
 log = get_logger()
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_MAX_TASK_NAMES = 64
-_MAX_METRICS = 32
 # A poll is answered this long before its deadline, so that the answer arrives.
 _POLL_MARGIN = 1.0
 _MIN_POLL = 2.0
+_HEADER_SECONDS = 30.0
 
 
 class CoordinatorService(pb_grpc.CoordinatorServicer):
@@ -59,6 +57,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._split = split
         self._training = training
         self._outgoing = OutgoingChunks()
+        self._pace = limits.Pace(coordinator.settings.limits.joins_per_second)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Let a server serve this, with the codec of `protos.chunks` where chunks travel."""
@@ -79,12 +78,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         coordinator = self._coordinator
-        if not _CLIENT_ID.fullmatch(request.client_id):
-            raise invalid("client_id must be 1 to 128 of A-Z a-z 0-9 . _ -")
-        _check_length("instance_id", request.instance_id, 64, least=1)
-        _check_length("client_version", request.client_version, 64)
-        if len(request.task_names) > _MAX_TASK_NAMES:
-            raise invalid(f"task_names holds more than {_MAX_TASK_NAMES}")
+        limits.check_client_id(request.client_id)
+        check_length("instance_id", request.instance_id, limits.MAX_INSTANCE_ID, least=1)
+        check_length("client_version", request.client_version, limits.MAX_VERSION)
+        limits.check_task_names(request.task_names)
         if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         self._refuse_when_shutting_down()
@@ -99,6 +96,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 f"{self._split.num_partitions - 1} (the server's --num-partitions)",
                 "PARTITION_OUT_OF_RANGE",
             )
+        self._pace_joining()
         session = self._sessions.join(request.client_id, request.instance_id, request.partition)
         log.info(
             "client joined",
@@ -110,15 +108,22 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         holders = self._sessions.holders(request.partition)
         if len(holders) > 1 and self._split.partitioner is not Partitioner.NONE:
             log.warning("clients share a partition", partition=request.partition, clients=holders)
-        lease = self._sessions.lease
+        lease, bounds = self._sessions.lease, coordinator.settings.limits
         return pb.JoinResponse(
             session_token=session.token,
             run_id=coordinator.settings.run_id,
-            heartbeat_interval=_duration(min(5.0, lease / 3)),
-            lease_duration=_duration(lease),
-            max_poll_duration=_duration(max(_MIN_POLL, min(30.0, lease))),
+            heartbeat_interval=duration(min(5.0, lease / 3)),
+            lease_duration=duration(lease),
+            max_poll_duration=duration(max(_MIN_POLL, min(30.0, lease))),
             max_chunk_size_bytes=CHUNK_SIZE_BYTES,
-            max_update_size_bytes=coordinator.settings.max_update_size_bytes,
+            max_update_size_bytes=bounds.max_update_size_bytes,
+            limits=pb.Limits(
+                max_num_examples=bounds.max_examples,
+                max_update_norm=bounds.max_update_norm or 0.0,
+                max_metrics=limits.MAX_METRICS,
+                max_metric_name_length=limits.MAX_METRIC_NAME,
+                max_concurrent_pulls=limits.MAX_PULLS,
+            ),
             task=pb.TaskSpec(
                 task_name=self._task_name, model_name=self._model_name, split=self._data_split()
             ),
@@ -133,7 +138,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return pb.HeartbeatResponse(cancel_requested=not wanted)
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
-        _check_length("reason", request.reason, 256)
+        check_length("session_token", request.session_token, limits.MAX_TOKEN)
+        check_length("reason", request.reason, limits.MAX_LEAVE_REASON)
         self._sessions.leave(request.session_token)
         return pb.LeaveResponse()
 
@@ -177,8 +183,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
             raise RequestError(Status.OUT_OF_RANGE, "READ_OFFSET_TOO_LARGE", message)
-        yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
-        with model.path.open("rb") as file:
+        with session.pulling(), model.path.open("rb") as file:
+            yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
             start = request.read_offset
             while True:
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
@@ -193,13 +199,15 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         request_iterator: AsyncIterator[pb.PushUpdateRequest | Piece],
         context: Context,
     ) -> pb.PushUpdateResponse:
-        first = await anext(aiter(request_iterator), None)
+        try:
+            async with asyncio.timeout(_HEADER_SECONDS):
+                first = await anext(aiter(request_iterator), None)
+        except TimeoutError:
+            return _push_response(_invalid_push(f"no header within {_HEADER_SECONDS:g} s"))
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             return _push_response(_invalid_push("the first message must be the header"))
         header = first.header
         session = self._sessions.get(header.session_token)
-        if len(header.metrics) > _MAX_METRICS:
-            return _push_response(_invalid_push(f"metrics holds more than {_MAX_METRICS}"))
         announcement = Announcement(
             digest=Digest(header.digest.blake3, header.digest.size_bytes),
             write_offset=header.write_offset,
@@ -242,11 +250,12 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         if kind is None:
             raise invalid("result is not set")
         evaluation, failure = request.evaluation, request.failure
-        metrics = _checked_metrics(evaluation.metrics)
-        if evaluation.num_examples < 0:
-            raise invalid("num_examples is negative")
-        _check_length("reason", failure.reason, 64)
-        _check_length("message", failure.message, 1024)
+        metrics = limits.check_metrics(evaluation.metrics)
+        if not 0 <= evaluation.num_examples <= coordinator.settings.limits.max_examples:
+            most = coordinator.settings.limits.max_examples
+            raise invalid(f"num_examples must be 0 to {most} (the server's --max-examples)")
+        check_length("reason", failure.reason, limits.MAX_FAILURE_REASON)
+        check_length("message", failure.message, limits.MAX_FAILURE_MESSAGE)
         if coordinator.assignments.was_finished(token, session.client_id):
             return pb.ReportTaskResultResponse()
         assignment = coordinator.assignments.find(token, session.client_id)
@@ -268,6 +277,12 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 piece = Piece(0, memoryview(b""), last=False)  # noqa: PLW2901
             self._coordinator.ledger.count_up(session.client_id, len(piece.data))
             yield piece
+
+    def _pace_joining(self) -> None:
+        seconds = self._pace.admit(self._coordinator.clock())
+        if seconds:
+            message = f"many clients come at once; come again in {seconds:.1f} s"
+            raise RequestError(Status.RESOURCE_EXHAUSTED, "JOINING_PACED", message, seconds)
 
     def _refuse_when_shutting_down(self) -> None:
         if self._coordinator.shutting_down:
@@ -291,7 +306,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             task_token=assignment.task_token.encode(),
             round=assignment.round,
             model=model_ref(coordinator.model(assignment.model_version)),
-            time_remaining=_duration(coordinator.time_remaining),
+            time_remaining=duration(coordinator.time_remaining),
             seed=coordinator.seed_of(assignment),
         )
         if assignment.work is Work.EVALUATE:
@@ -313,12 +328,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return message
 
 
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(round(seconds * 1000))
-    return duration
-
-
 def _upload(result: PushResult) -> pb.Upload:
     return pb.Upload(committed_size_bytes=result.committed_size_bytes, complete=result.complete)
 
@@ -333,14 +342,3 @@ def _push_response(result: PushResult) -> pb.PushUpdateResponse:
 
 def _invalid_push(message: str) -> PushResult:
     return PushResult(Outcome.INVALID, 0, complete=False, message=message)
-
-
-def _check_length(field: str, value: str, most: int, least: int = 0) -> None:
-    if not least <= len(value) <= most:
-        raise invalid(f"{field} must have {least} to {most} characters")
-
-
-def _checked_metrics(metrics: Mapping[str, float]) -> Metrics:
-    if len(metrics) > _MAX_METRICS or not all(map(math.isfinite, metrics.values())):
-        raise invalid(f"metrics must be finite, and at most {_MAX_METRICS}")
-    return dict(metrics)

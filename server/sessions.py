@@ -6,10 +6,12 @@ Time comes from a clock that is passed in. Knows nothing about rounds or gRPC.
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from common.errors import RequestError, Status
+from server.limits import MAX_PULLS
 
 # Superseded sessions that are remembered, so that their processes are told to end.
 _TOMBSTONES = 10_000
@@ -27,11 +29,28 @@ class Session:
     # The newest poll's number, and what wakes it while it waits.
     polls: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
+    pulls: int = 0
 
     def wake(self) -> None:
         """Let the waiting poll look again."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+    @contextmanager
+    def pulling(self) -> Iterator[None]:
+        """Count a model that is being pulled.
+
+        Raises:
+            RequestError: PULLS_EXCEEDED.
+        """
+        if self.pulls >= MAX_PULLS:
+            message = f"{MAX_PULLS} pulls of this session are still open; end one"
+            raise RequestError(Status.RESOURCE_EXHAUSTED, "PULLS_EXCEEDED", message)
+        self.pulls += 1
+        try:
+            yield
+        finally:
+            self.pulls -= 1
 
     async def wait(self, seconds: float) -> None:
         """Wait until woken, or for so many seconds."""
@@ -54,6 +73,7 @@ class Sessions:
         clock: seconds, never going back.
         on_joined, on_left: told the client id when a client comes and when it is gone;
             a client that is superseded by itself does neither.
+        most: sessions at a time.
     """
 
     def __init__(
@@ -62,8 +82,10 @@ class Sessions:
         clock: Callable[[], float],
         on_joined: Callable[[str], None],
         on_left: Callable[[str], None],
+        most: int = 10_000,
     ) -> None:
         self.lease = lease
+        self._most = most
         self._clock = clock
         self._on_joined = on_joined
         self._on_left = on_left
@@ -83,10 +105,17 @@ class Sessions:
         self._awaited = dict.fromkeys(client_ids, until)
 
     def join(self, client_id: str, instance_id: str, partition: int = 0) -> Session:
-        """Return the instance's session, a new one if it has none; the newest instance wins."""
+        """Return the instance's session, a new one if it has none; the newest instance wins.
+
+        Raises:
+            RequestError: CLIENTS_FULL.
+        """
         older = self._by_client.get(client_id)
         if older is not None and older.instance_id == instance_id:
             return self._renew(older)
+        if older is None and len(self) >= self._most:
+            message = f"{self._most} clients are here, which is this server's --max-clients"
+            raise RequestError(Status.RESOURCE_EXHAUSTED, "CLIENTS_FULL", message, self.lease)
         if older is not None:
             del self._by_token[older.token]
             self._by_partition[older.partition].discard(client_id)

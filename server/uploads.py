@@ -18,6 +18,7 @@ from common.tensors import (
     Digest,
     Schema,
     check_finite,
+    check_norm,
     check_schema,
     digest_file,
     open_mapped,
@@ -107,9 +108,15 @@ class _Upload:
 
 
 class Spool:
-    """The uploads of the current round, and the outcomes of this one and the one before."""
+    """The uploads of the current round, and the outcomes of this one and the one before.
 
-    def __init__(self, schema: Schema) -> None:
+    Args:
+        schema: what an update must hold.
+        max_norm: the largest L2 norm of its values; None is any.
+    """
+
+    def __init__(self, schema: Schema, max_norm: float | None = None) -> None:
+        self._max_norm = max_norm
         self.accepted: dict[str, StoredUpdate] = {}
         self._schema = schema
         self._folder = Path()
@@ -296,7 +303,10 @@ class Spool:
     def _validate_and_sync(self, upload: _Upload) -> None:
         """Check the tensors, then make them and their record durable under a provisional name."""
         check_schema(schema_of(upload.path), self._schema)
-        check_finite(open_mapped(upload.path))
+        tensors = open_mapped(upload.path)
+        check_finite(tensors)
+        if self._max_norm is not None:
+            check_norm(tensors, self._max_norm)
         upload.file.sync()
         write_new_json(_provisional(upload.path), seal(asdict(_stored(upload))))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.aggregation import weighted_mean
+from server.aggregation import capped_weights, weighted_mean
 
 
 def test_clients_count_by_their_examples():
@@ -46,3 +46,26 @@ def test_the_updates_stay_as_they_are():
 def test_each_update_needs_its_number_of_examples():
     with pytest.raises(ValueError, match="shorter"):
         weighted_mean([torch.ones(1), torch.ones(1)], [1])
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "weights"),
+    [
+        ([3, 1, 2], 1.0, [3, 1, 2]),
+        ([3, 1, 2], 0.5, [3, 1, 2]),  # Exactly half is allowed.
+        ([1, 8, 1], 0.5, [1, 2, 1]),
+        ([10, 100, 1000, 10], 0.4, [10, 40, 40, 10]),
+        ([2**40, 1, 1], 0.1, [1, 1, 1]),  # Equal shares are larger, too.
+        ([5, 50], 0.5, [5, 5]),
+        ([7], 0.01, [1]),
+    ],
+)
+def test_no_update_weighs_more_than_its_share(counts, share, weights):
+    found = capped_weights(counts, share)
+    assert found == pytest.approx(weights)
+    assert max(found) <= max(share, 1 / len(counts)) * sum(found) * (1 + 1e-12)
+
+
+def test_without_a_cap_the_weights_are_the_counts_exactly():
+    counts = [2**53 - 1, 1, 12345]
+    assert capped_weights(counts, 1.0) == counts

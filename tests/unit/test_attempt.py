@@ -119,6 +119,7 @@ def test_there_is_no_row_before_the_updates_are_aggregated():
 def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
     attempt = ledger(evaluations={"a": (7, {"loss": 0.25, "accuracy": 0.5})})
     attempt.report_seconds["a"] = 1.5
+    attempt.shares = {"a": 0.25, "b": 0.75}
     attempt.count_up("a", 10)
     rows = attempt.client_rows(STATE, UPDATES)
     assert [(row["client_id"], row["outcome"]) for row in rows] == [
@@ -133,6 +134,7 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
         "client_id": "a",
         "outcome": "accepted",
         "num_examples": 100,
+        "share": 0.25,
         "train_loss": 0.5,
         "validation_examples": 7,
         "validation_loss": 0.25,

@@ -21,13 +21,14 @@ FLAGS = """
 --local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
 --server-lr --server-momentum
 --evaluate-every --client-evaluate-every --target-accuracy --patience --keep-rounds
+--max-examples --max-update-norm --max-share --max-clients
 --bind --admin-bind --threads
 --help
 """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
 --rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
---keep-rounds --bind --admin-bind --threads
+--keep-rounds --max-examples --max-update-norm --max-clients --bind --admin-bind --threads
 """
 # A value of each other flag that is not the saved run's.
 OTHER = {
@@ -46,6 +47,7 @@ OTHER = {
     "--over-select": "2",
     "--report-goal": "2",
     "--quorum": "1",
+    "--max-share": "0.25",
     "--local-epochs": "7",
     "--batch-size": "7",
     "--lr": "0.25",

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import TensorError
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
-from server.folding import WeightedUpdate, fold
+from server.folding import Overflow, WeightedUpdate, fold
 from server.optimizers import Sgd
 
 COUNTS = (1, 10, 100)
@@ -141,6 +141,20 @@ def test_momentum_through_files_is_that_of_torch(tmp_path):
 def test_without_momentum_no_velocity_is_written(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     assert not (tmp_path / "velocity.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "update"),
+    [
+        (torch.tensor([3e38]), torch.tensor([3e38])),
+        (torch.tensor([6e4], dtype=torch.float16), torch.tensor([1e4], dtype=torch.float16)),
+        (torch.tensor([1]), torch.tensor([2**63 - 1])),
+        (torch.tensor([100], dtype=torch.int8), torch.tensor([100], dtype=torch.int8)),
+    ],
+)
+def test_finite_updates_that_overflow_are_an_error_that_names_the_tensor(tmp_path, model, update):
+    with pytest.raises(Overflow, match="tensor 'w' of the new model overflows"):
+        folded(tmp_path, {"w": model}, [{"w": update}], counts=(1,))
 
 
 def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):

@@ -9,6 +9,7 @@ from server.rounds import (
     Abandon,
     Aggregate,
     Aggregated,
+    AggregationFailed,
     BeginRound,
     ClientEvaluated,
     ClientJoined,
@@ -105,6 +106,7 @@ EVENTS = {
         WorkFailed(1, 1, "a"),
         DeadlinePassed(1, 1, phase),
         Aggregated(),
+        AggregationFailed("overflow"),
         ServerEvaluated(),
         ClientEvaluated(1, 1, "a"),
         Committed(stop_early=False),
@@ -117,7 +119,7 @@ ALWAYS = {ClientJoined, ClientLeft, StopRequested}
 LISTED = {
     Phase.SELECTING: ALWAYS,
     Phase.REPORTING: ALWAYS | {UpdateReceived, WorkFailed, DeadlinePassed},
-    Phase.AGGREGATING: ALWAYS | {Aggregated},
+    Phase.AGGREGATING: ALWAYS | {Aggregated, AggregationFailed},
     Phase.EVALUATING: ALWAYS | {ServerEvaluated, ClientEvaluated, WorkFailed, DeadlinePassed},
     Phase.COMMITTING: ALWAYS | {Committed},
     Phase.FINISHED: set(),
@@ -330,6 +332,16 @@ def test_the_next_round_begins_anew_with_the_clients_that_are_there():
     assert effects[0] == BeginRound(2, 1)
     assert (state.round, state.attempt, state.cohort) == (2, 1, ("b", "c", "d"))
     assert state.pending == {"b", "c", "d"}
+
+
+def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
+    state, effects = play(POLICY, aggregating(), AggregationFailed("overflow"))
+    assert effects[0] == Abandon(1, 1, "overflow")
+    assert (state.phase, state.attempt, state.accepted) == (Phase.REPORTING, 2, frozenset())
+    policy = replace(POLICY, max_attempts=1)
+    state, effects = play(policy, aggregating(policy), AggregationFailed("overflow"))
+    assert effects == (Abandon(1, 1, "overflow"), Finish())
+    assert state.failure.endswith("overflow")
 
 
 def test_each_round_begins_with_its_first_attempt():

@@ -1,17 +1,19 @@
 """Sessions and their leases, on a clock that the test turns."""
 
 import asyncio
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
 from common.errors import RequestError, Status
+from server.limits import MAX_PULLS
 from server.sessions import Sessions
 
 LEASE = 10.0
 
 
-def begin():
+def begin(most=100):
     """Return sessions, their clock (set `clock.now`), and the log of who came and went."""
     clock, log = SimpleNamespace(now=100.0), []
     sessions = Sessions(
@@ -19,6 +21,7 @@ def begin():
         lambda: clock.now,
         lambda client: log.append(("joined", client)),
         lambda client: log.append(("left", client)),
+        most,
     )
     return sessions, clock, log
 
@@ -203,3 +206,31 @@ def test_clients_of_before_a_restart_count_for_one_lease():
     clock.now += 1
     assert sessions.expire() == ["b"]
     assert log == [("joined", "a"), ("left", "b")]
+
+
+def test_there_are_no_more_sessions_than_may_be_and_each_is_free_again_at_its_end():
+    sessions, _, _ = begin(most=2)
+    first, _ = sessions.join("a", "one"), sessions.join("b", "one")
+    with pytest.raises(RequestError) as caught:
+        sessions.join("c", "one")
+    assert (caught.value.status, caught.value.reason) == (
+        Status.RESOURCE_EXHAUSTED,
+        "CLIENTS_FULL",
+    )
+    assert caught.value.retry_after == LEASE
+    # Those who are here come again, from new processes, too.
+    assert sessions.join("a", "one") is first
+    newer = sessions.join("a", "two")
+    sessions.leave(newer.token)
+    sessions.join("c", "one")
+
+
+def test_a_session_has_few_pulls_at_a_time():
+    session = begin()[0].join("a", "one")
+    with ExitStack() as stack:
+        for _ in range(MAX_PULLS):
+            stack.enter_context(session.pulling())
+        with pytest.raises(RequestError, match="still open"), session.pulling():
+            pass
+    with session.pulling():
+        pass

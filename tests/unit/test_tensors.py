@@ -13,6 +13,7 @@ from common.tensors import (
     TensorSpec,
     allocate,
     check_finite,
+    check_norm,
     check_schema,
     copy_header,
     digest_bytes,
@@ -128,6 +129,15 @@ def test_a_value_that_is_not_finite_is_found_in_the_last_window():
     large[-1] = math.nan
     with pytest.raises(TensorError, match="'w'"):
         check_finite({"w": large})
+
+
+def test_the_norm_is_of_all_floating_point_values_together():
+    tensors = {"a": torch.full((WINDOW + 1,), 1e20), "b": torch.tensor([3.0]), "n": torch.tensor(9)}
+    norm = 1e20 * math.sqrt(WINDOW + 1)
+    check_norm(tensors, norm * 1.0001)
+    with pytest.raises(TensorError, match="L2 norm is 3"):
+        check_norm(tensors, norm * 0.9999)
+    check_norm({"n": torch.tensor(9)}, 1e-9)
 
 
 @pytest.mark.parametrize(
