@@ -14,6 +14,7 @@ import threading
 import torch
 
 from client.connection import Connection, Stopped
+from client.credentials import channel_credentials, join_token
 from client.options import ClientOptions, client_ids
 from client.progress import StepProgress
 from client.runner import Runner, Site
@@ -44,7 +45,8 @@ def serve(options: ClientOptions) -> int:
     if options.task is not None:
         load_task(options.task)
     stop = threading.Event()
-    connection = Connection(options.server, options.max_wait, stop)
+    credentials = channel_credentials(options, ids.values())
+    connection = Connection(options.server, credentials, options.max_wait, stop)
     site = Site(
         connection,
         list(BUILT_IN) if options.task is None else [options.task],
@@ -53,6 +55,7 @@ def serve(options: ClientOptions) -> int:
         device,
         stop,
         StepProgress(),
+        join_token(options.security),
     )
     runners = [Runner(site, client_id, partition) for partition, client_id in ids.items()]
     log.info("client started", clients=len(runners), server=options.server, device=device)

@@ -48,6 +48,9 @@ _RETRIED = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+# What gRPC says where the client refuses the handshake, and where the server does.
+_UNTRUSTED = ("Tls handshake failed", "Hostname Verification Check failed")
+_CLOSED = "Socket closed"
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -81,18 +84,29 @@ class Connection:
 
     Args:
         address: HOST:PORT.
+        credentials: for the server; None is plain text.
         max_wait: seconds to go on trying while the server can't be reached.
         stop: set when the process is asked to end; waiting calls end soon after `close`.
     """
 
-    def __init__(self, address: str, max_wait: float, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None,
+        max_wait: float,
+        stop: threading.Event,
+    ) -> None:
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
             raise InputError(f"--server: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
         self._address = address
         self._max_wait = max_wait
         self._stop = stop
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = (
+            grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        )
         self._stub = pb_grpc.CoordinatorStub(self._channel)
         service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
         # The two that carry chunks, without the generated stub's copies of them.
@@ -270,7 +284,7 @@ class Connection:
                     raise Stopped("asked to end") from error
                 if error.code() not in _RETRIED:
                     raise self._translate(error) from error
-                problem, wanted = str(error.details()), _retry_delay(error)
+                problem, wanted = self._unreachable(error), _retry_delay(error)
             except NotStored as error:
                 problem, wanted = str(error), None
             except ValueError as error:  # The channel was closed under the call.
@@ -294,6 +308,20 @@ class Connection:
                 self._stop.wait(wanted * self._jitter.uniform(1.0, 1.2))
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
 
+    def _unreachable(self, error: grpc.RpcError) -> str:
+        """Return what is the matter with a server that may be there later."""
+        problem = str(error.details())
+        if self._contact:
+            return problem
+        if any(words in problem for words in _UNTRUSTED):
+            raise InputError(
+                f"--tls-ca: {self._address} is not trusted ({problem}); name the CA that signed "
+                "its certificate, and the server as its certificate does, or has it none?"
+            ) from error
+        if _CLOSED in problem:
+            return f"{problem}; does it want TLS, or another certificate?"
+        return problem
+
     def _translate(self, error: grpc.RpcError) -> FolkmootError:
         reason, details = _reason(error), error.details() or error.code().name
         match reason:
@@ -309,6 +337,12 @@ class Connection:
                 return InputError(f"--task: {details}")
             case "PARTITION_OUT_OF_RANGE":
                 return InputError(f"--partition: {details}")
+            case "JOIN_TOKEN_INVALID":
+                return InputError(f"--join-token-file: {details}")
+            case "IDENTITY_MISMATCH" | "CLIENT_ID_TAKEN":
+                return InputError(f"--client-id: {details}")
+            case "NOT_A_CLIENT":
+                return InputError(f"--tls-cert: {details}")
             case "FIELD_INVALID":
                 return InputError(f"the server refused the request: {details}")
         return RunFailed(f"the server at {self._address} answered {error.code().name}: {details}")

@@ -15,6 +15,23 @@ from common.errors import InputError
 Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 
 
+@Parameter(name="*", group=Group("Security", sort_key=2), negative=())
+@dataclass(frozen=True, kw_only=True)
+class SecurityOptions:
+    """How the client knows the server, and the server the client; files are PEM."""
+
+    tls_ca: Path | None = None
+    "CA of the server's certificate; with it all is encrypted."
+    tls_cert: Path | None = None
+    "The client's certificate, where the server asks for one."
+    tls_key: Path | None = None
+    "The certificate's private key."
+    join_token_file: Path | None = None
+    "File that holds a join token, where the server asks for one."
+    insecure: bool = False
+    "Speak plain text to a server on another machine."
+
+
 @Parameter(name="*", group=Group("Client", sort_key=1), negative=())
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
@@ -38,6 +55,7 @@ class ClientOptions:
     "Seconds to try again for while the server can't be reached."
     config: Path | None = None
     "TOML file with any of these options; flags and FOLKMOOT_… go first."
+    security: SecurityOptions = SecurityOptions()
 
 
 def partitions(text: str | None) -> range:

@@ -74,8 +74,10 @@ class Site:
         device: str,
         stop: threading.Event,
         progress: StepProgress,
+        join_token: str = "",
     ) -> None:
         self.connection = connection
+        self.join_token = join_token
         self.task_names = task_names
         self.stop = stop
         self.progress = progress
@@ -200,7 +202,7 @@ class Runner:
                 self.busy, self.session_token = False, ""
 
     def beat(self) -> None:
-        """Renew the lease, if it is time; learn whether the work is still wanted, or the session gone."""
+        """Renew the lease, if it is time; learn if the work is unwanted, or the session gone."""
         token, task_token = self.session_token, self.task_token
         now = time.monotonic()
         if not (self.busy and token) or now - self.last_beat < self.heartbeat_interval:
@@ -221,6 +223,7 @@ class Runner:
                 task_names=site.task_names,
                 partition=self.partition,
                 client_version=__version__,
+                join_token=site.join_token,
             )
         )
         self.lost.clear()

@@ -10,7 +10,7 @@ import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Token
 from cyclopts.config import Env, Toml
@@ -123,6 +123,19 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         except ValueError as error:
             raise InputError(f"--config: {path} is not TOML: {error}") from error
         Toml(path, must_exist=True)(app, commands, arguments)
+        _resolve_paths(arguments, path)
+
+
+def _resolve_paths(arguments: ArgumentCollection, file: Path) -> None:
+    """Let the relative paths in a file begin at its folder, so that both can be moved."""
+    source = str(file.resolve().absolute())
+    for argument in arguments:
+        if Path not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for index, token in enumerate(argument.tokens):
+            if token.source == source:
+                value = str(file.parent / token.value)
+                argument.tokens[index] = Token(keyword=token.keyword, value=value, source=source)
 
 
 class _Saved:

@@ -24,6 +24,16 @@ Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
 "federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
 field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
 method. INTERNAL is a bug of the server and has no detail.
+
+Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
+(CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
+the certificate names no client; IDENTITY_MISMATCH: it names another than the
+request or its session). Without client certificates, Join may ask for a join
+token, and a session is the property of whoever knows its token. Each method
+of Admin asks for an operator: UNAUTHENTICATED (CERTIFICATE_EXPIRED,
+CERTIFICATE_REVOKED, OPERATOR_TOKEN_INVALID: the metadata key "authorization"
+must be "Bearer " and the operator's token), PERMISSION_DENIED
+(NOT_AN_OPERATOR).
 """
 
 from collections import abc as _abc
@@ -56,6 +66,7 @@ class JoinRequest(_message.Message):
     TASK_NAMES_FIELD_NUMBER: _builtins.int
     PARTITION_FIELD_NUMBER: _builtins.int
     CLIENT_VERSION_FIELD_NUMBER: _builtins.int
+    JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """1 to 128 of [A-Za-z0-9._-]; stable across restarts."""
     instance_id: _builtins.str
@@ -64,6 +75,8 @@ class JoinRequest(_message.Message):
     """The client's part of the data, from 0."""
     client_version: _builtins.str
     """For logs; at most 64 characters."""
+    join_token: _builtins.str
+    """Where the server asks for one; secret."""
     @_builtins.property
     def task_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the client is willing to train; at most 64."""
@@ -76,10 +89,11 @@ class JoinRequest(_message.Message):
         task_names: _abc.Iterable[_builtins.str] | None = ...,
         partition: _builtins.int = ...,
         client_version: _builtins.str = ...,
+        join_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "client_version", b"client_version", "instance_id", b"instance_id", "partition", b"partition", "task_names", b"task_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "client_version", b"client_version", "instance_id", b"instance_id", "join_token", b"join_token", "partition", b"partition", "task_names", b"task_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1364,3 +1378,168 @@ class StopRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopRunResponse: _TypeAlias = StopRunResponse  # noqa: Y015
+
+@_typing.final
+class JoinToken(_message.Message):
+    """Admits clients; those that it has admitted may come again until it is revoked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_CLIENTS_FIELD_NUMBER: _builtins.int
+    CLIENT_IDS_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """No secret."""
+    max_clients: _builtins.int
+    """Client ids that it admits."""
+    revoked: _builtins.bool
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """It admits no new client after that."""
+
+    @_builtins.property
+    def client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that it has admitted."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        max_clients: _builtins.int = ...,
+        client_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revoked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_ids", b"client_ids", "expire_time", b"expire_time", "max_clients", b"max_clients", "revoked", b"revoked", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_CLIENTS_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    max_clients: _builtins.int
+    """1 to 1000; 0 is 1."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """1 s to 366 days; unset is 1 day."""
+
+    def __init__(
+        self,
+        *,
+        max_clients: _builtins.int = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "max_clients", b"max_clients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenRequest: _TypeAlias = CreateJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """What the clients are given; the server keeps only its digest."""
+    @_builtins.property
+    def join_token(self) -> Global___JoinToken: ...
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        join_token: Global___JoinToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["join_token", b"join_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_token", b"join_token", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenResponse: _TypeAlias = CreateJoinTokenResponse  # noqa: Y015
+
+@_typing.final
+class ListJoinTokensRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJoinTokensRequest: _TypeAlias = ListJoinTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListJoinTokensResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOIN_TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def join_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___JoinToken]: ...
+    def __init__(
+        self,
+        *,
+        join_tokens: _abc.Iterable[Global___JoinToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_tokens", b"join_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJoinTokensResponse: _TypeAlias = ListJoinTokensResponse  # noqa: Y015
+
+@_typing.final
+class RevokeJoinTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeJoinTokenRequest: _TypeAlias = RevokeJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class RevokeJoinTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def join_token(self) -> Global___JoinToken: ...
+    def __init__(
+        self,
+        *,
+        join_token: Global___JoinToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["join_token", b"join_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_token", b"join_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeJoinTokenResponse: _TypeAlias = RevokeJoinTokenResponse  # noqa: Y015

@@ -90,6 +90,7 @@ class CoordinatorServicer:
         (client_id, instance_id) gets the session it already holds; another
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
+        UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
         FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
         JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
         again), UNAVAILABLE (SHUTTING_DOWN).
@@ -485,6 +486,21 @@ class AdminStub:
                 request_serializer=protos_dot_federated__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=protos_dot_federated__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/federated.v1.Admin/CreateJoinToken',
+                request_serializer=protos_dot_federated__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=protos_dot_federated__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.ListJoinTokens = channel.unary_unary(
+                '/federated.v1.Admin/ListJoinTokens',
+                request_serializer=protos_dot_federated__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=protos_dot_federated__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeJoinToken = channel.unary_unary(
+                '/federated.v1.Admin/RevokeJoinToken',
+                request_serializer=protos_dot_federated__pb2.RevokeJoinTokenRequest.SerializeToString,
+                response_deserializer=protos_dot_federated__pb2.RevokeJoinTokenResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -524,6 +540,29 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """Creates a token that admits clients which have no certificate.
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJoinTokens(self, request, context):
+        """Lists all tokens, the revoked and expired ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeJoinToken(self, request, context):
+        """Revokes a token, and ends the sessions that it admitted. Again is OK.
+        Errors: NOT_FOUND (JOIN_TOKEN_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -546,6 +585,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=protos_dot_federated__pb2.StopRunRequest.FromString,
                     response_serializer=protos_dot_federated__pb2.StopRunResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=protos_dot_federated__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=protos_dot_federated__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=protos_dot_federated__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=protos_dot_federated__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'RevokeJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeJoinToken,
+                    request_deserializer=protos_dot_federated__pb2.RevokeJoinTokenRequest.FromString,
+                    response_serializer=protos_dot_federated__pb2.RevokeJoinTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -658,6 +712,87 @@ class Admin:
             '/federated.v1.Admin/StopRun',
             protos_dot_federated__pb2.StopRunRequest.SerializeToString,
             protos_dot_federated__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/federated.v1.Admin/CreateJoinToken',
+            protos_dot_federated__pb2.CreateJoinTokenRequest.SerializeToString,
+            protos_dot_federated__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/federated.v1.Admin/ListJoinTokens',
+            protos_dot_federated__pb2.ListJoinTokensRequest.SerializeToString,
+            protos_dot_federated__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/federated.v1.Admin/RevokeJoinToken',
+            protos_dot_federated__pb2.RevokeJoinTokenRequest.SerializeToString,
+            protos_dot_federated__pb2.RevokeJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,6 +24,16 @@ Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
 "federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
 field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
 method. INTERNAL is a bug of the server and has no detail.
+
+Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
+(CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
+the certificate names no client; IDENTITY_MISMATCH: it names another than the
+request or its session). Without client certificates, Join may ask for a join
+token, and a session is the property of whoever knows its token. Each method
+of Admin asks for an operator: UNAUTHENTICATED (CERTIFICATE_EXPIRED,
+CERTIFICATE_REVOKED, OPERATOR_TOKEN_INVALID: the metadata key "authorization"
+must be "Bearer " and the operator's token), PERMISSION_DENIED
+(NOT_AN_OPERATOR).
 """
 
 from collections import abc as _abc
@@ -64,6 +74,7 @@ class CoordinatorStub:
     (client_id, instance_id) gets the session it already holds; another
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
+    UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
     FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
     JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
     again), UNAVAILABLE (SHUTTING_DOWN).
@@ -135,6 +146,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     (client_id, instance_id) gets the session it already holds; another
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
+    UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
     FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
     JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
     again), UNAVAILABLE (SHUTTING_DOWN).
@@ -209,6 +221,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         (client_id, instance_id) gets the session it already holds; another
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
+        UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
         FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
         JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
         again), UNAVAILABLE (SHUTTING_DOWN).
@@ -334,6 +347,16 @@ class AdminStub:
     """Ends the run after the current round, as if it were the last. Again is OK.
     Errors: FAILED_PRECONDITION (RUN_ENDED).
     """
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
+    """Creates a token that admits clients which have no certificate.
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    """
+    ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]
+    """Lists all tokens, the revoked and expired ones too."""
+    RevokeJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.RevokeJoinTokenRequest, _federated_pb2.RevokeJoinTokenResponse]
+    """Revokes a token, and ends the sessions that it admitted. Again is OK.
+    Errors: NOT_FOUND (JOIN_TOKEN_UNKNOWN).
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -355,6 +378,16 @@ class AdminAsyncStub(AdminStub):
     StopRun: _aio.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]  # type: ignore[assignment]
     """Ends the run after the current round, as if it were the last. Again is OK.
     Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
+    """Creates a token that admits clients which have no certificate.
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    """
+    ListJoinTokens: _aio.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
+    """Lists all tokens, the revoked and expired ones too."""
+    RevokeJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.RevokeJoinTokenRequest, _federated_pb2.RevokeJoinTokenResponse]  # type: ignore[assignment]
+    """Revokes a token, and ends the sessions that it admitted. Again is OK.
+    Errors: NOT_FOUND (JOIN_TOKEN_UNKNOWN).
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -398,6 +431,34 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_federated_pb2.StopRunResponse, _abc.Awaitable[_federated_pb2.StopRunResponse]]:
         """Ends the run after the current round, as if it were the last. Again is OK.
         Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _federated_pb2.CreateJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federated_pb2.CreateJoinTokenResponse, _abc.Awaitable[_federated_pb2.CreateJoinTokenResponse]]:
+        """Creates a token that admits clients which have no certificate.
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        """
+
+    @_abc_1.abstractmethod
+    def ListJoinTokens(
+        self,
+        request: _federated_pb2.ListJoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federated_pb2.ListJoinTokensResponse, _abc.Awaitable[_federated_pb2.ListJoinTokensResponse]]:
+        """Lists all tokens, the revoked and expired ones too."""
+
+    @_abc_1.abstractmethod
+    def RevokeJoinToken(
+        self,
+        request: _federated_pb2.RevokeJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federated_pb2.RevokeJoinTokenResponse, _abc.Awaitable[_federated_pb2.RevokeJoinTokenResponse]]:
+        """Revokes a token, and ends the sessions that it admitted. Again is OK.
+        Errors: NOT_FOUND (JOIN_TOKEN_UNKNOWN).
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

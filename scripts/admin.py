@@ -1,4 +1,4 @@
-"""The operator's command: shows a running server's state, follows it, or stops it.
+"""The operator's command: shows a running server's state, follows it, stops it, admits clients.
 
 Speaks to the Admin service; --json prints its messages, for scripts.
 """
@@ -6,6 +6,8 @@ Speaks to the Admin service; --json prints its messages, for scripts.
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import grpc
@@ -17,11 +19,14 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from scripts.operators import Where, connect, newest_server, server_of
 
 _CALL_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10
+_DAY_SECONDS = 86_400
 _METRICS = {
     "accuracy": "global_accuracy",
     "loss": "global_loss",
@@ -31,29 +36,60 @@ _METRICS = {
 
 app = App(
     name="./scripts/admin",
-    help="Shows a running server's state, follows it, or stops it.",
+    help="Shows a running server's state, follows it, stops it, or admits clients to it.",
     version_flags=(),
     help_format="plaintext",
 )
+tokens = App(name="token", help="Join tokens, for clients without a certificate.")
+app.command(tokens)
 
-Server = Annotated[str, Parameter(help="The server's admin address, HOST:PORT.")]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 Last = Annotated[int, Parameter(help="How many.", validator=Number(gte=1))]
-_ADDRESS = "127.0.0.1:7071"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Which server, and what is shown to it."""
+
+    run_dir: Path | None = None
+    "The server's run directory on this machine, which holds its address and the operator's token; \
+the newest in runs/ if not given."
+    server: str | None = None
+    "On another machine: the server's admin address, HOST:PORT."
+    token_file: Path | None = None
+    "With --server: a copy of operator.token of the run directory."
+    certs: Path | None = None
+    "For a server with TLS: a folder with ca.pem and, where it asks for certificates, the \
+operator's cert.pem and key.pem."
+
+
+def _connect(chosen: Server) -> grpc.Channel:
+    if chosen.server is None:
+        folder = chosen.run_dir or newest_server(Path("runs"))
+        return connect(server_of(folder, chosen.certs))
+    token = ""
+    if chosen.token_file is not None:
+        try:
+            token = chosen.token_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            message = f"--token-file: can't read a token from {chosen.token_file}"
+            raise InputError(message) from error
+    return connect(Where(chosen.server, token, chosen.certs))
 
 
 @app.command
-def status(*, server: Server = _ADDRESS, json: Json = False) -> None:
+def status(*, server: Server = Server(), json: Json = False) -> None:
     """Show the run as it is now."""
-    with grpc.insecure_channel(server) as channel:
+    with _connect(server) as channel:
         run = pb_grpc.AdminStub(channel).GetRun(pb.GetRunRequest(), timeout=_CALL_SECONDS).run
     _show_run(run, json)
 
 
 @app.command
-def rounds(*, server: Server = _ADDRESS, json: Json = False, last: Last = 20) -> None:
+def rounds(*, server: Server = Server(), json: Json = False, last: Last = 20) -> None:
     """List the rounds that have ended, newest first."""
-    with grpc.insecure_channel(server) as channel:
+    with _connect(server) as channel:
         stub = pb_grpc.AdminStub(channel)
         found: list[pb.Round] = []
         request = pb.ListRoundsRequest(page_size=min(last, 1000))
@@ -67,20 +103,63 @@ def rounds(*, server: Server = _ADDRESS, json: Json = False, last: Last = 20) ->
 
 
 @app.command
-def watch(*, server: Server = _ADDRESS, json: Json = False) -> None:
+def watch(*, server: Server = Server(), json: Json = False) -> None:
     """Follow the run until it ends: a line at each change."""
     request = pb.WatchRunRequest(keepalive_interval=Duration(seconds=_KEEPALIVE_SECONDS))
-    with grpc.insecure_channel(server) as channel:
+    with _connect(server) as channel:
         for response in pb_grpc.AdminStub(channel).WatchRun(request):
             _show_run(response.run, json)
 
 
 @app.command
-def stop(*, server: Server = _ADDRESS, json: Json = False) -> None:
+def stop(*, server: Server = Server(), json: Json = False) -> None:
     """End the run after its current round."""
-    with grpc.insecure_channel(server) as channel:
+    with _connect(server) as channel:
         run = pb_grpc.AdminStub(channel).StopRun(pb.StopRunRequest(), timeout=_CALL_SECONDS).run
     _show_run(run, json)
+
+
+@tokens.command
+def create(
+    *,
+    server: Server = Server(),
+    clients: Annotated[int, Parameter(help="Clients that it admits, at most 1000.")] = 1,
+    days: Annotated[float, Parameter(help="How long it admits new ones.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Print a new join token: what a client's --join-token-file holds. It is told only now."""
+    request = pb.CreateJoinTokenRequest(max_clients=clients)
+    request.lifetime.FromMilliseconds(round(days * _DAY_SECONDS * 1000))
+    with _connect(server) as channel:
+        response = pb_grpc.AdminStub(channel).CreateJoinToken(request, timeout=_CALL_SECONDS)
+    print(_as_json(response) if json else response.secret)
+
+
+@tokens.command(name="list")
+def list_tokens(*, server: Server = Server(), json: Json = False) -> None:
+    """List the join tokens, without their secrets."""
+    with _connect(server) as channel:
+        stub = pb_grpc.AdminStub(channel)
+        found = stub.ListJoinTokens(pb.ListJoinTokensRequest(), timeout=_CALL_SECONDS).join_tokens
+    if json:
+        for token in found:
+            print(_as_json(token))
+        return
+    table = Table("token", "admitted", "until", "clients")
+    for token in found:
+        until = "revoked" if token.revoked else f"{token.expire_time.ToDatetime():%Y-%m-%d %H:%M}"
+        admitted = f"{len(token.client_ids)} of {token.max_clients}"
+        table.add_row(token.token_id, admitted, until, ", ".join(token.client_ids))
+    Console().print(table)
+
+
+@tokens.command
+def revoke(token_id: str, *, server: Server = Server()) -> None:
+    """Revoke a join token, by the part before its dot; its clients are turned out."""
+    with _connect(server) as channel:
+        request = pb.RevokeJoinTokenRequest(token_id=token_id)
+        token = pb_grpc.AdminStub(channel).RevokeJoinToken(request, timeout=_CALL_SECONDS)
+    print(f"{token_id}: revoked; clients: {', '.join(token.join_token.client_ids) or 'none'}")
 
 
 def _as_json(message: Message) -> str:
@@ -128,19 +207,22 @@ def main() -> int:
     """Return the exit status: 0 done, 1 the server can't be reached or refuses, 2 wrong input."""
     try:
         app(exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
+    except (CycloptsError, InputError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except grpc.RpcError as error:
-        print(
-            f"error: --server: {error.code().name}: {error.details()}; is a server running, "
-            "and is this its admin address?",
-            file=sys.stderr,
-        )
+        print(f"error: {_explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _explain(error: grpc.RpcError) -> str:
+    details = f"{error.code().name}: {error.details()}"
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return details
+    return f"{details}; is a server running there, and does it want TLS (--certs)?"
 
 
 if __name__ == "__main__":

@@ -7,23 +7,36 @@ from collections.abc import AsyncIterator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.errors import RequestError, Status
+from common.logs import get_logger
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server.attempt import RoundSummary
 from server.coordinator import Coordinator
 from server.edge import Context, model_ref
+from server.join_tokens import JoinToken, JoinTokens
 from server.limits import invalid
 from server.rounds import Phase, StopRequested
 
 _DEFAULT_PAGE = 50
 _LARGEST_PAGE = 1000
 _DEFAULT_KEEPALIVE = 30.0
+_DAY_SECONDS = 86_400.0
+_MOST_ADMITTED = 1000
+
+log = get_logger()
 
 
 class AdminService(pb_grpc.AdminServicer):
     """Serves operators; the promises of each method are in federated.proto."""
 
-    def __init__(self, coordinator: Coordinator, task_name: str, start_time: Timestamp) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        task_name: str,
+        start_time: Timestamp,
+        join_tokens: JoinTokens | None,
+    ) -> None:
+        self._join_tokens = join_tokens
         self._coordinator = coordinator
         self._task_name = task_name
         self._start_time = start_time
@@ -73,6 +86,39 @@ class AdminService(pb_grpc.AdminServicer):
         coordinator.apply(StopRequested())
         return pb.StopRunResponse(run=self._run())
 
+    async def CreateJoinToken(
+        self, request: pb.CreateJoinTokenRequest, context: Context
+    ) -> pb.CreateJoinTokenResponse:
+        most, seconds = request.max_clients or 1, _DAY_SECONDS
+        if not 1 <= most <= _MOST_ADMITTED:
+            raise invalid(f"max_clients must be 1 to {_MOST_ADMITTED}")
+        if request.HasField("lifetime"):
+            seconds = request.lifetime.ToMilliseconds() / 1000
+            if not 1 <= seconds <= 366 * _DAY_SECONDS:
+                raise invalid("lifetime must be 1 s to 366 days")
+        secret, token = self._tokens().create(most, seconds)
+        log.info("join token created", token_id=token.token_id, max_clients=most)
+        return pb.CreateJoinTokenResponse(secret=secret, join_token=_join_token(token))
+
+    async def ListJoinTokens(
+        self, request: pb.ListJoinTokensRequest, context: Context
+    ) -> pb.ListJoinTokensResponse:
+        return pb.ListJoinTokensResponse(join_tokens=map(_join_token, self._tokens().list()))
+
+    async def RevokeJoinToken(
+        self, request: pb.RevokeJoinTokenRequest, context: Context
+    ) -> pb.RevokeJoinTokenResponse:
+        token = self._tokens().revoke(request.token_id)
+        self._coordinator.sessions.expel(token.client_ids)
+        log.info("join token revoked", token_id=token.token_id, clients=token.client_ids)
+        return pb.RevokeJoinTokenResponse(join_token=_join_token(token))
+
+    def _tokens(self) -> JoinTokens:
+        if self._join_tokens is None:
+            message = "this server asks for no join tokens; they go with --tls-cert alone"
+            raise RequestError(Status.FAILED_PRECONDITION, "JOIN_TOKENS_UNUSED", message)
+        return self._join_tokens
+
     def _run(self) -> pb.Run:
         coordinator = self._coordinator
         state = coordinator.state
@@ -110,3 +156,14 @@ def _round(summary: RoundSummary) -> pb.Round:
         dropped_count=summary.dropped,
         metrics=summary.metrics,
     )
+
+
+def _join_token(token: JoinToken) -> pb.JoinToken:
+    message = pb.JoinToken(
+        token_id=token.token_id,
+        max_clients=token.max_clients,
+        client_ids=token.client_ids,
+        revoked=token.revoked,
+    )
+    message.expire_time.FromMilliseconds(round(token.expires * 1000))
+    return message

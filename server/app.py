@@ -9,41 +9,29 @@ import asyncio
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import torch
-from google.protobuf.timestamp_pb2 import Timestamp
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
-from common.process import descriptors
 from common.seeds import derive_seed
-from common.splits import Partitioner, Split
 from common.tasks import Task, load_task
 from common.tensors import digest_file, encode, schema_of
-from common.transfer import CHUNK_SIZE_BYTES
-from protos import federated_pb2 as pb
-from protos import federated_pb2_grpc as pb_grpc
 from server import configuration
-from server.admin import AdminService
+from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
 from server.checkpoints import Record, Recovered, RunDirectory, export_pth
 from server.coordinator import Coordinator, RunSettings
 from server.durable import write_json
-from server.edge import ErrorInterceptor
 from server.evaluation import Evaluator
 from server.limits import Limits
 from server.metrics import Sinks
 from server.optimizers import Sgd
-from server.options import LimitOptions, ProcessOptions, ServerOptions, SplitOptions
+from server.options import LimitOptions, ServerOptions
+from server.ports import Ports, listen, start
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
-from server.service import CoordinatorService
 from server.terminal import show_progress
 from server.uploads import Spool
 
@@ -51,40 +39,8 @@ log = get_logger()
 
 # An update has its model's tensors and its own header, which may be a little longer.
 _HEADER_ALLOWANCE = 64 * 1024
-# Connections of operators, and descriptors that are none of clients'.
-_ADMIN_MOST = 64
-_OTHER_DESCRIPTORS = 256
 # How long the last clients may take to hear of the end and leave.
 _FAREWELL_SECONDS = 10.0
-_CHANNEL_OPTIONS = [
-    # Without this, a second server on the same port starts, silently.
-    ("grpc.so_reuseport", 0),
-    # What a stream may send ahead of its reader. Left to itself, gRPC lets each of many uploads
-    # fill megabytes more than the disk has taken.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 19),
-    # Find half-open connections, and let clients look for them as often.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Somebody who sends too much, or connects and says nothing, has no hold on the others.
-    ("grpc.max_receive_message_length", CHUNK_SIZE_BYTES + _HEADER_ALLOWANCE),
-    ("grpc.max_concurrent_streams", 1024),
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 120_000),
-]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The two gRPC servers, for clients and for operators, and where they listen: HOST:PORT."""
-
-    clients: grpc.aio.Server
-    admin: grpc.aio.Server
-    address: str
-    admin_address: str
 
 
 def serve(options: ServerOptions) -> int:
@@ -104,10 +60,13 @@ async def _serve(options: ServerOptions) -> int:
     folder = options.run.run_dir or Path()
     directory = RunDirectory(folder)
     evaluator = _evaluator(options, task)
+    token = operator_token(folder)
+    access = open_doors(options.security, token)
     # First, so that a port in use leaves no half-made run behind.
-    ports = listen(options.process)
+    ports = listen(options.process, access, options.security.insecure)
     directory.lock()
     try:
+        keep_secret(folder / OPERATOR_TOKEN, token)
         run_id = open_run(options, directory)
         configure_logs(folder / "server.jsonl")
         coordinator = prepare(options, task, directory, run_id, evaluator)
@@ -135,6 +94,8 @@ async def _run(
     ready = folder / "server.json"
     await start(ports, options, coordinator)
     where = {"address": ports.address, "admin_address": ports.admin_address}
+    if options.security.insecure:
+        log.warning("plain text, and open to anyone (--insecure)", **where)
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
     progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
@@ -295,82 +256,6 @@ def _limits(options: LimitOptions, model_size: int) -> Limits:
         max_update_norm=options.max_update_norm,
         max_clients=options.max_clients,
     )
-
-
-def _data_split(options: SplitOptions) -> Split:
-    """Return resolved split options as a split."""
-    return Split(
-        partitioner=Partitioner(options.partitioner),
-        num_partitions=options.num_partitions,
-        alpha=options.alpha,
-        shards_per_client=options.shards_per_client,
-        seed=options.partition_seed or 0,
-        validation_fraction=options.validation_fraction,
-    )
-
-
-def listen(options: ProcessOptions) -> Ports:
-    """Take both ports; nothing is served before `start`.
-
-    Raises:
-        InputError: an address can't be listened on.
-    """
-    # Files of the run must open, however many connect.
-    clients, admin = _grpc_server(descriptors() - _OTHER_DESCRIPTORS), _grpc_server(_ADMIN_MOST)
-    address = _listen(clients, options.bind, "--bind")
-    admin_bind = options.admin_bind
-    if admin_bind is None:
-        wanted = int(options.bind.rpartition(":")[2])
-        admin_bind = f"127.0.0.1:{wanted + 1 if wanted else 0}"
-    return Ports(clients, admin, address, _listen(admin, admin_bind, "--admin-bind"))
-
-
-async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) -> None:
-    """Serve clients and operators from now on."""
-    task_name = options.run.task
-    service = CoordinatorService(
-        coordinator,
-        task_name,
-        options.run.model or "",
-        _data_split(options.split),
-        configuration.train_config(options.training),
-    )
-    now = Timestamp()
-    now.GetCurrentTime()
-    service.add_to_server(ports.clients)
-    pb_grpc.add_AdminServicer_to_server(AdminService(coordinator, task_name, now), ports.admin)
-    services = pb.DESCRIPTOR.services_by_name
-    await _add_health_and_reflection(ports.clients, services["Coordinator"].full_name)
-    await _add_health_and_reflection(ports.admin, services["Admin"].full_name)
-    await ports.clients.start()
-    await ports.admin.start()
-
-
-def _grpc_server(connections: int) -> grpc.aio.Server:
-    limit = ("grpc.max_allowed_incoming_connections", connections)
-    return grpc.aio.server(interceptors=[ErrorInterceptor()], options=[*_CHANNEL_OPTIONS, limit])
-
-
-def _listen(server: grpc.aio.Server, address: str, flag: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise InputError(f"{flag}: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
-    try:
-        return f"{host}:{server.add_insecure_port(address)}"
-    except RuntimeError as error:
-        raise InputError(
-            f"{flag}: can't listen on {address}; is it in use, or no address of this machine? "
-            "Name another, or port 0 for a free one"
-        ) from error
-
-
-async def _add_health_and_reflection(server: grpc.aio.Server, service: str) -> None:
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for name in ("", service):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
 
 
 async def _run_until_signal(coordinator: Coordinator) -> signal.Signals | None:

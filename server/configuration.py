@@ -40,11 +40,18 @@ _CHANGEABLE = frozenset(
         "max_examples",
         "max_update_norm",
         "max_clients",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "tls_crl",
+        "insecure",
         "bind",
         "admin_bind",
         "threads",
     }
 )
+# What a resumed run does not have from before.
+_SAID_ANEW = ("run_dir", "resume", "insecure")
 _DESCRIPTION = (
     "Trains one model with the clients that connect: waits for --min-clients of them, then "
     "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
@@ -69,7 +76,7 @@ def parse(argv: Sequence[str]) -> ServerOptions | None:
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
     saved = RunDirectory(folder).load_config()["options"]
-    kept = {name: value for name, value in saved.items() if name not in ("run_dir", "resume")}
+    kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
     options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv, kept)
     if options is None:
         return None

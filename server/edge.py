@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 else:
     Context = grpc.aio.ServicerContext
 
+Authorize = Callable[[Context], None]
+
 log = get_logger()
 
 
@@ -44,7 +46,14 @@ def duration(seconds: float) -> Duration:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call whose handler raised: RequestError as it says, anything else as INTERNAL."""
+    """Ends a call whose handler raised: RequestError as it says, anything else as INTERNAL.
+
+    Args:
+        authorize: called before each method of this project's services; raises RequestError.
+    """
+
+    def __init__(self, authorize: Authorize | None = None) -> None:
+        self._authorize = authorize
 
     async def intercept_service(
         self,
@@ -56,30 +65,35 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        authorize = self._authorize if method.startswith(f"/{DOMAIN}.") else None
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, method),
+                _unary(handler.unary_unary, method, authorize),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(
-                _unary(handler.stream_unary, method),
+                _unary(handler.stream_unary, method, authorize),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream, method),
+                _streaming(handler.unary_stream, method, authorize),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return handler  # Reflection, the only one that streams both ways.
 
 
-def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
+def _unary(
+    behavior: Callable[..., Any], method: str, authorize: Authorize | None
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
+            if authorize is not None:
+                authorize(context)
             result = behavior(request, context)
             return await result if inspect.isawaitable(result) else result
         except Exception as error:  # noqa: BLE001 - the one place where every error ends
@@ -88,9 +102,13 @@ def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable
     return call
 
 
-def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _streaming(
+    behavior: Callable[..., Any], method: str, authorize: Authorize | None
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
+            if authorize is not None:
+                authorize(context)
             result = behavior(request, context)
             if inspect.isawaitable(result):
                 await result

@@ -157,13 +157,30 @@ class LimitOptions:
     "Clients that may be connected at a time."
 
 
-@_group("Process", 8)
+@_group("Security", 8)
+@dataclass(frozen=True, kw_only=True)
+class SecurityOptions:
+    """Who may connect; files are PEM and are read again when they change."""
+
+    tls_cert: Path | None = None
+    "The server's certificate; with it all is encrypted, and clients need a join token."
+    tls_key: Path | None = None
+    "The certificate's private key."
+    tls_client_ca: Path | None = None
+    "CA of the clients' and operators' certificates, which they then need instead of tokens."
+    tls_crl: Path | None = None
+    "The CA's revocation list."
+    insecure: bool = False
+    "Listen on other addresses than loopback in plain text, for anyone."
+
+
+@_group("Process", 9)
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
     """Where the server listens and what it uses."""
 
     bind: str = "127.0.0.1:7070"
-    "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, unencrypted."
+    "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, with TLS."
     admin_bind: str | None = None
     "Address for ./scripts/admin; the port after --bind's, on 127.0.0.1, if not given."
     threads: Positive = 1
@@ -182,6 +199,7 @@ class ServerOptions:
     optimizer: OptimizerOptions = OptimizerOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     limits: LimitOptions = LimitOptions()
+    security: SecurityOptions = SecurityOptions()
     process: ProcessOptions = ProcessOptions()
 
     def flat(self) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from protos.chunks import decode_message
 from server import limits
+from server.access import Clients
 from server.assignments import Assignment, Work
 from server.coordinator import Coordinator
 from server.edge import Context, duration, model_ref
+from server.join_tokens import JoinTokens
 from server.limits import check_length, invalid
 from server.outgoing import OutgoingChunks
 from server.rounds import Phase
-from server.sessions import Session
+from server.sessions import Session, check_identity
 from server.uploads import Announcement, Outcome, PushResult
 
 log = get_logger()
@@ -40,7 +42,12 @@ _HEADER_SECONDS = 30.0
 
 
 class CoordinatorService(pb_grpc.CoordinatorServicer):
-    """Serves clients; the promises of each method are in federated.proto."""
+    """Serves clients; the promises of each method are in federated.proto.
+
+    Args:
+        clients: says whom a caller may act for.
+        join_tokens: admit clients; None: no token is asked for.
+    """
 
     def __init__(
         self,
@@ -49,7 +56,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         model_name: str,
         split: Split,
         training: TrainConfig,
+        clients: Clients,
+        join_tokens: JoinTokens | None,
     ) -> None:
+        self._clients = clients
+        self._join_tokens = join_tokens
         self._coordinator = coordinator
         self._sessions = coordinator.sessions
         self._task_name = task_name
@@ -78,8 +89,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         coordinator = self._coordinator
+        allowed = self._clients(context)
         limits.check_client_id(request.client_id)
+        check_identity(request.client_id, allowed)
         check_length("instance_id", request.instance_id, limits.MAX_INSTANCE_ID, least=1)
+        check_length("join_token", request.join_token, limits.MAX_TOKEN)
         check_length("client_version", request.client_version, limits.MAX_VERSION)
         limits.check_task_names(request.task_names)
         if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
@@ -97,6 +111,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 "PARTITION_OUT_OF_RANGE",
             )
         self._pace_joining()
+        if self._join_tokens is not None:
+            self._join_tokens.admit(request.join_token, request.client_id)
         session = self._sessions.join(request.client_id, request.instance_id, request.partition)
         log.info(
             "client joined",
@@ -132,7 +148,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def Heartbeat(
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
-        session = self._sessions.get(request.session_token)
+        session = self._session(request.session_token, context)
         token = request.task_token.decode(errors="replace")
         wanted = not token or self._coordinator.assignments.find(token, session.client_id)
         return pb.HeartbeatResponse(cancel_requested=not wanted)
@@ -140,7 +156,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         check_length("session_token", request.session_token, limits.MAX_TOKEN)
         check_length("reason", request.reason, limits.MAX_LEAVE_REASON)
-        self._sessions.leave(request.session_token)
+        self._sessions.leave(request.session_token, self._clients(context))
         return pb.LeaveResponse()
 
     async def PollTaskAssignment(
@@ -153,13 +169,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 f"a poll needs a deadline of {_MIN_POLL:g} s or more", "DEADLINE_TOO_SHORT"
             )
         longest = max(_MIN_POLL, min(30.0, self._sessions.lease))
-        session = self._sessions.get(request.session_token)
+        session = self._session(request.session_token, context)
         session.polls += 1
         poll = session.polls
         session.wake()
         until = coordinator.clock() + min(remaining - _POLL_MARGIN, longest)
         while True:
-            self._sessions.get(request.session_token)
+            self._session(request.session_token, context)
             if coordinator.ended:
                 end = pb.RunEnd(failure_message=coordinator.state.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
@@ -177,7 +193,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def PullModel(  # type: ignore[override]  # bytes, see add_to_server
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        session = self._sessions.get(request.session_token)
+        session = self._session(request.session_token, context)
         model = self._coordinator.model(request.model_version)
         size = model.digest.size_bytes
         if not 0 <= request.read_offset <= size:
@@ -187,6 +203,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
             start = request.read_offset
             while True:
+                self._clients(context)  # May have been revoked meanwhile.
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
                 yield chunk
                 self._coordinator.ledger.count_down(session.client_id, end - start)
@@ -207,7 +224,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             return _push_response(_invalid_push("the first message must be the header"))
         header = first.header
-        session = self._sessions.get(header.session_token)
+        session = self._session(header.session_token, context)
         announcement = Announcement(
             digest=Digest(header.digest.blake3, header.digest.size_bytes),
             write_offset=header.write_offset,
@@ -222,7 +239,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             header.task_token.decode(errors="replace"),
             session.client_id,
             announcement,
-            self._chunks(session, request_iterator),
+            self._chunks(session, request_iterator, context),
             self._coordinator,
         )
         return _push_response(result)
@@ -230,7 +247,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def GetUpload(
         self, request: pb.GetUploadRequest, context: Context
     ) -> pb.GetUploadResponse:
-        session = self._sessions.get(request.session_token)
+        session = self._session(request.session_token, context)
         token = request.task_token.decode(errors="replace")
         result = self._coordinator.spool.committed(token, session.client_id)
         if result is not None:
@@ -243,7 +260,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def ReportTaskResult(
         self, request: pb.ReportTaskResultRequest, context: Context
     ) -> pb.ReportTaskResultResponse:
-        session = self._sessions.get(request.session_token)
+        session = self._session(request.session_token, context)
         coordinator = self._coordinator
         token = request.task_token.decode(errors="replace")
         kind = request.WhichOneof("result")
@@ -270,13 +287,20 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return pb.ReportTaskResultResponse()
 
     async def _chunks(
-        self, session: Session, requests: AsyncIterator[pb.PushUpdateRequest | Piece]
+        self,
+        session: Session,
+        requests: AsyncIterator[pb.PushUpdateRequest | Piece],
+        context: Context,
     ) -> AsyncIterator[Piece]:
         async for piece in requests:
+            self._clients(context)  # May have been revoked meanwhile.
             if not isinstance(piece, Piece):  # A second header, or nothing: as an empty chunk.
                 piece = Piece(0, memoryview(b""), last=False)  # noqa: PLW2901
             self._coordinator.ledger.count_up(session.client_id, len(piece.data))
             yield piece
+
+    def _session(self, token: str, context: Context) -> Session:
+        return self._sessions.get(token, self._clients(context))
 
     def _pace_joining(self) -> None:
         seconds = self._pace.admit(self._coordinator.clock())

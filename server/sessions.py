@@ -6,7 +6,7 @@ Time comes from a clock that is passed in. Knows nothing about rounds or gRPC.
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -63,6 +63,17 @@ class Session:
         finally:
             if self.waiter is waiter:
                 self.waiter = None
+
+
+def check_identity(client_id: str, allowed: Container[str]) -> None:
+    """Check that a caller may act for a client.
+
+    Raises:
+        RequestError: IDENTITY_MISMATCH.
+    """
+    if client_id not in allowed:
+        message = f"the caller's certificate is not that of client {client_id!r}"
+        raise RequestError(Status.PERMISSION_DENIED, "IDENTITY_MISMATCH", message)
 
 
 class Sessions:
@@ -131,14 +142,19 @@ class Sessions:
             self._on_joined(client_id)
         return session
 
-    def get(self, token: str) -> Session:
+    def get(self, token: str, allowed: Container[str]) -> Session:
         """Return a session and renew its lease.
 
+        Args:
+            token: the session's.
+            allowed: the client ids that the caller may act for.
+
         Raises:
-            RequestError: SESSION_UNKNOWN or SESSION_SUPERSEDED.
+            RequestError: SESSION_UNKNOWN, SESSION_SUPERSEDED or IDENTITY_MISMATCH.
         """
         session = self._by_token.get(token)
         if session is not None:
+            check_identity(session.client_id, allowed)
             return self._renew(session)
         if token in self._superseded:
             raise RequestError(
@@ -154,11 +170,22 @@ class Sessions:
         """Return the clients with a session that hold a partition, in client_id order."""
         return sorted(self._by_partition[partition])
 
-    def leave(self, token: str) -> None:
-        """End a session; an unknown one is fine."""
+    def leave(self, token: str, allowed: Container[str]) -> None:
+        """End a session; an unknown one is fine.
+
+        Raises:
+            RequestError: IDENTITY_MISMATCH.
+        """
         session = self._by_token.get(token)
         if session is not None:
+            check_identity(session.client_id, allowed)
             self._end(session)
+
+    def expel(self, client_ids: Iterable[str]) -> None:
+        """End the sessions of these clients."""
+        for client_id in client_ids:
+            if client_id in self._by_client:
+                self._end(self._by_client[client_id])
 
     def expire(self) -> list[str]:
         """End the sessions whose lease ran out while no poll waits; return their clients."""

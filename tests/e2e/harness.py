@@ -9,10 +9,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
-
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from scripts.operators import connect, server_of
 
 ROOT = Path(__file__).parents[2]
 TASK = "tests.tasks:Tiny"
@@ -71,6 +70,7 @@ class Federation:
         self.run_dir = folder / "run"
         self.processes = []
         self.address = self.admin_address = ""
+        self.operator_certs = None
 
     def start(self, *arguments, **environment):
         output = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
@@ -108,7 +108,7 @@ class Federation:
 
     @contextmanager
     def admin(self):
-        with grpc.insecure_channel(self.admin_address) as channel:
+        with connect(server_of(self.run_dir, self.operator_certs)) as channel:
             yield pb_grpc.AdminStub(channel)
 
     def wait_for(self, reached):

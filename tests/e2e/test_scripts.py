@@ -68,7 +68,7 @@ def test_quickstart_says_what_went_wrong_in_a_process(federation):
 def _admin(federation, *arguments):
     command = [sys.executable, "-m", "scripts.admin", *arguments]
     return subprocess.run(
-        [*command, "--server", federation.admin_address],
+        [*command, "--run-dir", federation.run_dir],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -94,15 +94,15 @@ def test_admin_shows_watches_and_stops_a_run(federation):
     assert json.loads(stopped.stdout)["state"] in ("STATE_STOPPING", "STATE_SUCCEEDED")
     assert server.wait() == 0, server.text
     gone = _admin(federation, "status")
-    assert gone.returncode == 1
-    assert gone.stderr.startswith("error: --server: ")
+    assert gone.returncode == 2
+    assert gone.stderr.startswith("error: --run-dir: no server is running in ")
 
 
 def test_admin_watch_follows_the_run_to_its_end(federation):
     federation.server("--rounds", 2, "--num-partitions", 2)
     command = (sys.executable, "-m", "scripts.admin", "watch", "--json")
     with subprocess.Popen(
-        [*command, "--server", federation.admin_address], cwd=ROOT, stdout=subprocess.PIPE
+        [*command, "--run-dir", federation.run_dir], cwd=ROOT, stdout=subprocess.PIPE
     ) as watch:
         first = json.loads(watch.stdout.readline())
         assert first["state"] == "STATE_WAITING"

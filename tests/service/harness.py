@@ -5,7 +5,6 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -15,9 +14,12 @@ from common.tensors import digest_bytes, encode
 from common.transfer import pieces
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from scripts.operators import Where, connect
 from server import app, configuration
+from server.access import open_doors, operator_token
 from server.checkpoints import RunDirectory
 from server.options import ServerOptions
+from server.ports import listen, start
 
 TASK = "tests.tasks:Tiny"
 OUTCOME = pb.PushUpdateResponse.Outcome
@@ -41,8 +43,8 @@ class LiveServer:
         if self.failure:
             self._thread.join()
             raise self.failure
-        self.channel = grpc.insecure_channel(self.address)
-        self.admin_channel = grpc.insecure_channel(self.admin_address)
+        self.channel = self.open_channel(self.address)
+        self.admin_channel = self.open_channel(self.admin_address, self.operator_token)
         self.stub = pb_grpc.CoordinatorStub(self.channel)
         self.admin = pb_grpc.AdminStub(self.admin_channel)
         return self
@@ -54,18 +56,25 @@ class LiveServer:
         self.channel.close()
         self.admin_channel.close()
 
+    def open_channel(self, address, token=""):
+        """Return a channel to the server; tests with certificates have another one."""
+        return connect(Where(address, token))
+
     async def _serve(self):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         directory = RunDirectory(self.folder)
         try:
             task = load_task(self.options.run.task)
             options = configuration.resolve(self.options, task)
-            ports = app.listen(options.process)
+            token = operator_token(self.folder)
+            access = open_doors(options.security, token)
+            ports = listen(options.process, access, options.security.insecure)
             self.address, self.admin_address = ports.address, ports.admin_address
             directory.lock()
             run_id = app.open_run(options, directory)
             self.coordinator = app.prepare(options, task, directory, run_id, None)
-            await app.start(ports, options, self.coordinator)
+            await start(ports, options, self.coordinator)
+            self.operator_token = token
         except Exception as error:  # noqa: BLE001 - handed to the test
             self.failure = error
             directory.unlock()

@@ -9,7 +9,8 @@ from common.config import parse_options
 from common.errors import InputError
 
 FLAGS = """
---partition --server --task --data-dir --client-id --device --threads --max-wait --config --help
+--partition --server --task --data-dir --client-id --device --threads --max-wait --config
+--tls-ca --tls-cert --tls-key --join-token-file --insecure --help
 """
 
 

@@ -24,6 +24,8 @@ class Options:
     "Hurry."
     name: str | None = None
     "What for."
+    place: Path | None = None
+    "Where."
     config: Path | None = None
     "TOML file."
 
@@ -123,3 +125,18 @@ def test_help_is_shown_and_nothing_is_parsed(capsys):
     shown = capsys.readouterr().out
     assert "Does things." in shown
     assert "--learning-rate" in shown
+
+
+def test_a_relative_path_in_the_file_begins_at_its_folder_and_others_where_one_is(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "options.toml"
+    file.write_text("place = 'near.pem'\nname = 'near.pem'\n")
+    monkeypatch.chdir(tmp_path)
+    for named in (str(file), "there/options.toml"):
+        found = parse("--config", named)
+        assert (found.place.resolve(), found.name) == (file.parent / "near.pem", "near.pem")
+    assert parse("--config", str(file), "--place", "mine.pem").place == Path("mine.pem")
+    file.write_text("place = '/far.pem'\n")
+    assert parse("--config", str(file)).place == Path("/far.pem")

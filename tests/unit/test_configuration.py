@@ -22,13 +22,15 @@ FLAGS = """
 --server-lr --server-momentum
 --evaluate-every --client-evaluate-every --target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-share --max-clients
+--tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --threads
 --help
 """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
 --rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
---keep-rounds --max-examples --max-update-norm --max-clients --bind --admin-bind --threads
+--keep-rounds --max-examples --max-update-norm --max-clients
+--tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind --threads
 """
 # A value of each other flag that is not the saved run's.
 OTHER = {
@@ -205,6 +207,7 @@ def test_a_resumed_run_may_change_what_changes_no_byte_of_it(tmp_path):
     before = save_run(tmp_path).flat()
     argv = [word for flag in CHANGEABLE.split() for word in (flag, "1")]
     argv[argv.index("--rounds") + 1] = "11"
+    del argv[argv.index("--insecure") + 1]
     after = resumed(tmp_path, *argv).flat()
     changed = {name for name in before if before[name] != after[name]} - {"resume"}
     assert {"--" + name.replace("_", "-") for name in changed} == set(CHANGEABLE.split())
@@ -279,3 +282,10 @@ def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):
     path.write_text(json.dumps(seal(config)))
     with pytest.raises(InputError, match=r"of.another.version"):
         resumed(tmp_path)
+
+
+def test_a_resumed_run_is_insecure_only_if_that_is_said_again(tmp_path):
+    given = parse(["--insecure", "--run-dir", str(tmp_path)])
+    save(resolve(given, load_task("digits")), tmp_path)
+    assert not resumed(tmp_path).security.insecure
+    assert resumed(tmp_path, "--insecure").security.insecure

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import RequestError, Status
+from server.access import Everyone
 from server.limits import MAX_PULLS
 from server.sessions import Sessions
 
@@ -28,7 +29,7 @@ def begin(most=100):
 
 def reason_of(sessions, token):
     with pytest.raises(RequestError) as caught:
-        sessions.get(token)
+        sessions.get(token, Everyone())
     return caught.value.status, caught.value.reason
 
 
@@ -48,7 +49,7 @@ def test_a_client_that_joins_is_told_of_once():
     sessions, _, log = begin()
     session = sessions.join("a", "process 1")
     assert sessions.join("a", "process 1") is session
-    assert sessions.get(session.token) is session
+    assert sessions.get(session.token, Everyone()) is session
     assert log == [("joined", "a")]
     assert len(sessions) == 1
 
@@ -63,8 +64,8 @@ def test_a_newer_process_supersedes_the_older_and_the_client_stays():
     older = sessions.join("a", "process 1")
     newer = sessions.join("a", "process 2")
     assert reason_of(sessions, older.token) == (Status.ABORTED, "SESSION_SUPERSEDED")
-    assert sessions.get(newer.token) is newer
-    sessions.leave(older.token)
+    assert sessions.get(newer.token, Everyone()) is newer
+    sessions.leave(older.token, Everyone())
     assert len(sessions) == 1
     assert log == [("joined", "a")]
 
@@ -72,7 +73,7 @@ def test_a_newer_process_supersedes_the_older_and_the_client_stays():
 def test_a_superseded_process_stays_out_after_the_newer_one_left():
     sessions, _, _ = begin()
     older = sessions.join("a", "process 1")
-    sessions.leave(sessions.join("a", "process 2").token)
+    sessions.leave(sessions.join("a", "process 2").token, Everyone())
     assert reason_of(sessions, older.token) == (Status.ABORTED, "SESSION_SUPERSEDED")
 
 
@@ -99,7 +100,7 @@ def test_each_sign_of_life_renews_the_lease(sign):
     session = sessions.join("a", "process")
     clock.now += LEASE - 1
     if sign == "get":
-        sessions.get(session.token)
+        sessions.get(session.token, Everyone())
     else:
         sessions.join("a", "process")
     clock.now += LEASE - 1
@@ -136,8 +137,8 @@ def test_a_client_that_leaves_is_gone_and_its_poll_wakes():
         sessions, _, log = begin()
         session = sessions.join("a", "process")
         poll = await polling(session)
-        sessions.leave(session.token)
-        sessions.leave(session.token)
+        sessions.leave(session.token, Everyone())
+        sessions.leave(session.token, Everyone())
         assert await is_woken(poll)
         assert log == [("joined", "a"), ("left", "a")]
         assert len(sessions) == 0
@@ -221,7 +222,7 @@ def test_there_are_no_more_sessions_than_may_be_and_each_is_free_again_at_its_en
     # Those who are here come again, from new processes, too.
     assert sessions.join("a", "one") is first
     newer = sessions.join("a", "two")
-    sessions.leave(newer.token)
+    sessions.leave(newer.token, Everyone())
     sessions.join("c", "one")
 
 

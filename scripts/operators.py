@@ -1,0 +1,103 @@
+"""An operator's connection to a server's Admin service: its address, token and certificates.
+
+Knows nothing about what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from common.errors import InputError
+from common.tls import read_ca, read_pair
+
+_TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
+_KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
+
+
+class Where(NamedTuple):
+    """A server's admin address, and what an operator shows there."""
+
+    address: str
+    token: str = ""
+    # A folder with ca.pem and, for a server that asks for certificates, cert.pem and key.pem.
+    certs: Path | None = None
+
+
+def server_of(run_dir: Path, certs: Path | None = None) -> Where:
+    """Return the server that runs a run directory, with the operator's token in it.
+
+    Raises:
+        InputError: no server does.
+    """
+    try:
+        ready = json.loads((run_dir / "server.json").read_text(encoding="utf-8"))
+        token = (run_dir / _TOKEN_FILE).read_text(encoding="ascii").strip()
+        return Where(str(ready["admin_address"]), token, certs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--run-dir: no server is running in {run_dir}") from error
+
+
+def newest_server(runs: Path) -> Path:
+    """Return the run directory in `runs` whose server was started last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(runs.glob("*/server.json"))
+    if not found:
+        raise InputError(f"--run-dir: no server is running in {runs}/; name its run directory")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def connect(where: Where) -> grpc.Channel:
+    """Return a channel whose calls show the operator's token.
+
+    Raises:
+        InputError: a file in `where.certs` is none of the kind.
+    """
+    if where.certs is None:
+        channel = grpc.insecure_channel(where.address, options=_KEEPALIVE)
+    else:
+        channel = grpc.secure_channel(where.address, _credentials(where.certs), options=_KEEPALIVE)
+    return grpc.intercept_channel(channel, _ShowToken(where.token)) if where.token else channel
+
+
+def _credentials(certs: Path) -> grpc.ChannelCredentials:
+    ca = read_ca(certs / "ca.pem", "--certs")
+    if not (certs / "cert.pem").exists():
+        return grpc.ssl_channel_credentials(ca)
+    pair = read_pair(certs / "cert.pem", certs / "key.pem", ("--certs", "--certs"))
+    return grpc.ssl_channel_credentials(ca, pair.key, pair.certificate)
+
+
+class _ShowToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Adds the token to each call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = [("authorization", f"Bearer {token}")]
+
+    def intercept_unary_unary(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: Any,  # noqa: ANN401
+        request: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Add it to a call."""
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: Any,  # noqa: ANN401
+        request: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Add it to a call that answers with a stream."""
+        return continuation(self._with_token(client_call_details), request)
+
+    def _with_token(self, details: Any) -> Any:  # noqa: ANN401
+        return details._replace(metadata=[*(details.metadata or ()), *self._metadata])
