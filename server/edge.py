@@ -6,11 +6,12 @@ Knows no method by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from common.errors import RequestError, Status
@@ -51,32 +52,49 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
+        read = _Reader(handler.request_deserializer, handler.request_streaming)
+        method, write = handler_call_details.method, handler.response_serializer
+        # Without a deserializer: gRPC would answer bytes that are no message with UNKNOWN.
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, method),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            call = _unary(handler.unary_unary, read, method)
+            return grpc.unary_unary_rpc_method_handler(call, None, write)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                _unary(handler.stream_unary, method),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            call = _unary(handler.stream_unary, read, method)
+            return grpc.stream_unary_rpc_method_handler(call, None, write)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream, method),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return handler  # Reflection, the only one that streams both ways.
+            call = _streaming(handler.unary_stream, read, method)
+            return grpc.unary_stream_rpc_method_handler(call, None, write)
+        call = _streaming(handler.stream_stream, read, method)
+        return grpc.stream_stream_rpc_method_handler(call, None, write)
 
 
-def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
+class _Reader:
+    """Makes messages of the bytes of a call's request, be it one or a stream."""
+
+    def __init__(self, decode: Callable[[bytes], Any], streaming: bool) -> None:
+        self._decode = decode
+        self._streaming = streaming
+
+    def __call__(self, request: Any) -> Any:  # noqa: ANN401
+        return self._each(request) if self._streaming else self._one(request)
+
+    def _one(self, data: bytes) -> Any:  # noqa: ANN401
+        try:
+            return self._decode(data)
+        except DecodeError as error:
+            raise invalid(str(error), "MESSAGE_INVALID") from error
+
+    async def _each(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in stream:
+            yield self._one(data)
+
+
+def _unary(
+    behavior: Callable[..., Any], read: _Reader, method: str
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
-            result = behavior(request, context)
+            result = behavior(read(request), context)
             return await result if inspect.isawaitable(result) else result
         except Exception as error:  # noqa: BLE001 - the one place where every error ends
             await _abort(context, error, method)
@@ -84,10 +102,10 @@ def _unary(behavior: Callable[..., Any], method: str) -> Callable[..., Awaitable
     return call
 
 
-def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _streaming(behavior: Callable[..., Any], read: _Reader, method: str) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
-            result = behavior(request, context)
+            result = behavior(read(request), context)
             if inspect.isawaitable(result):
                 await result
                 return
