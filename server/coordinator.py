@@ -141,7 +141,7 @@ class Coordinator:
         limit = self.settings.max_update_size_bytes
         if announcement.num_examples < 1:
             return "num_examples must be at least 1"
-        if announcement.digest.size_bytes > limit:
+        if not 0 <= announcement.digest.size_bytes <= limit:
             return f"the update has {announcement.digest.size_bytes} bytes, the limit is {limit}"
         if base is None or base.version != assignment.model_version:
             return f"base_model must be version {assignment.model_version}"
