@@ -118,6 +118,8 @@ def _streaming(behavior: Callable[..., Any], read: _Reader, method: str) -> Call
 
 
 async def _abort(context: Context, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError):  # Health has told the caller already.
+        raise error
     if not isinstance(error, RequestError):
         log.error("bug in a call", method=method, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL)

@@ -2,6 +2,8 @@
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from protos import federated_pb2 as pb
 from tests.service.harness import LiveServer, refusal, update
@@ -47,3 +49,14 @@ def test_an_upload_with_a_part_that_is_no_message_is_refused_as_invalid(server):
         with pytest.raises(grpc.RpcError) as caught:
             push(iter(parts), timeout=10)
         assert refusal(caught.value)[:2] == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
+
+
+def test_what_gives_up_its_call_itself_is_no_bug(server):
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    with capture_logs() as logs:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="unknown"), timeout=10)
+        # The server is done with the first call by the time it has answered the second.
+        stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert not logs
