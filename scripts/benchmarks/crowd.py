@@ -24,7 +24,9 @@ _JOINING_AT_ONCE = 64
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
-class _Client:
+class Client:
+    """One light client."""
+
     def __init__(self, address: str, number: int, task: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OWN_CONNECTION)
         self._stub = pb_grpc.CoordinatorStub(self._channel)
@@ -33,6 +35,7 @@ class _Client:
         self._session = ""
 
     async def join(self, gate: asyncio.Semaphore) -> None:
+        """Join, when the gate lets it."""
         async with gate:
             request = pb.JoinRequest(
                 client_id=f"client-{self._number:05d}",
@@ -44,6 +47,7 @@ class _Client:
             self._session = response.session_token
 
     async def poll(self) -> None:
+        """Take part until the run ends, and leave."""
         poll = pb.PollTaskAssignmentRequest(session_token=self._session)
         while True:
             response = await self._stub.PollTaskAssignment(poll, timeout=_POLL_SECONDS)
@@ -87,11 +91,11 @@ def _messages(
 
 
 async def _main(address: str, first: int, count: int, task: str) -> None:
-    clients = [_Client(address, number, task) for number in range(first, first + count)]
+    clients = [Client(address, number, task) for number in range(first, first + count)]
     gate = asyncio.Semaphore(_JOINING_AT_ONCE)
     polls = []
 
-    async def begin(client: _Client) -> None:
+    async def begin(client: Client) -> None:
         await client.join(gate)
         polls.append(asyncio.create_task(client.poll()))
 

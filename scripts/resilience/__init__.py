@@ -1,0 +1,1 @@
+"""What `./scripts/chaos` does to real processes, and what must hold afterwards."""
