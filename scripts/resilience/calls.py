@@ -250,10 +250,10 @@ def _push(rng: random.Random, caller: Caller, texts: Sequence[str]) -> list[byte
     messages = [part.SerializeToString() for part in parts]
     if kind == 3:
         messages[0] = wrong_values(rng, first, texts)
-    elif kind == 4:
+    elif kind == 5:
         at = rng.randrange(len(messages))
         messages[at] = damaged(rng, messages[at], messages[0])
-    elif kind == 5:
+    elif kind == 6:
         del messages[rng.randrange(1, len(messages) + 1) :]
     return messages
 
