@@ -11,10 +11,12 @@ from cyclopts.validators import Number
 from common.errors import InputError
 from common.process import exit_status, keep_chunks_allocated
 from scripts.resilience import fuzz as fuzzing
+from scripts.resilience import leak as leaking
 
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 Seed = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
 Messages = Annotated[int, Parameter(help="After the warm-up.", validator=Number(gte=1))]
+Rounds = Annotated[int, Parameter(help="A tenth of them is the warm-up.", validator=Number(gte=10))]
 
 app = App(
     name="./scripts/chaos",
@@ -28,6 +30,12 @@ app = App(
 def fuzz(*, messages: Messages = 20_000, seed: Seed = 0, json: Json = False) -> None:
     """Send a server malformed calls."""
     fuzzing.run(messages, seed, json)
+
+
+@app.command
+def leak(*, rounds: Rounds = 300, json: Json = False) -> None:
+    """Let clients come and go for hundreds of rounds, and look whether the server grows."""
+    leaking.run(rounds, json)
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from scripts.benchmarks.crowd import Client
 from scripts.benchmarks.servers import TASK, Server, serving
 from scripts.resilience.calls import JOIN, METHODS, UNKNOWN_METHOD, Call, Caller, draw
 from scripts.resilience.sending import garbage, send, speak
-from scripts.resilience.vitals import Vitals, at_rest, growth, vitals
+from scripts.resilience.vitals import at_rest, growth, table_of, vitals
 
 _CALLERS = 16
 # In one attempt of the round.
@@ -183,6 +183,7 @@ class _Fuzz:
         async with asyncio.timeout(_LAST_ROUND_SECONDS):
             await asyncio.gather(*(client.join(gate) for client in clients))
             await asyncio.gather(*(client.poll() for client in clients))
+            await asyncio.gather(*(client.leave() for client in clients))
 
     def check_log(self) -> None:
         """Look for bugs in what the server has written."""
@@ -210,16 +211,7 @@ class _Fuzz:
         console = Console()
         console.print(table)
         console.print(f"{count} calls in {self._seconds:.0f} s, seed {self._seed}")
-        console.print(_levels(self._before, self._after))
-
-
-def _levels(before: Vitals, after: Vitals) -> Table:
-    table = Table("", "after the warm-up", "afterwards")
-    for name, old, new in zip(Vitals._fields, before, after, strict=True):
-        unit = " MB" if old > 1e6 else ""
-        values = [f"{value / 1e6:.1f}" if unit else str(value) for value in (old, new)]
-        table.add_row(name, *(value + unit for value in values))
-    return table
+        console.print(table_of(self._before, self._after))
 
 
 def _name(number: int) -> str:

@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.table import Table
+
 from scripts.benchmarks.processes import Process
 
 _GROWTH = 1.1
 # The pools of asyncio and gRPC grow while they are busy.
 _POOLED_THREADS = 4
-_QUIET_SECONDS = 1.0
+_QUIET_SECONDS = 1.5
 _LONGEST_SECONDS = 20.0
 
 
@@ -46,6 +48,15 @@ def at_rest(process: Process) -> Vitals:
             since = time.monotonic()
         last = now
     return last
+
+
+def table_of(before: Vitals, after: Vitals) -> Table:
+    """Return both side by side, for people."""
+    table = Table("", "after the warm-up", "at the end")
+    for name, *values in zip(Vitals._fields, before, after, strict=True):
+        is_memory = name in ("anonymous", "resident")
+        table.add_row(name, *(f"{v / 1e6:.1f} MB" if is_memory else str(v) for v in values))
+    return table
 
 
 def growth(before: Vitals, after: Vitals) -> list[str]:
