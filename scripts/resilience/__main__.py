@@ -10,12 +10,14 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.process import exit_status, keep_chunks_allocated
+from scripts.resilience import coverage
 from scripts.resilience import fuzz as fuzzing
 from scripts.resilience import leak as leaking
 
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 Seed = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
 Messages = Annotated[int, Parameter(help="After the warm-up.", validator=Number(gte=1))]
+Seconds = Annotated[int, Parameter(help="For both together.", validator=Number(gte=2))]
 Rounds = Annotated[int, Parameter(help="A tenth of them is the warm-up.", validator=Number(gte=10))]
 
 app = App(
@@ -30,6 +32,12 @@ app = App(
 def fuzz(*, messages: Messages = 20_000, seed: Seed = 0, json: Json = False) -> None:
     """Send a server malformed calls."""
     fuzzing.run(messages, seed, json)
+
+
+@app.command
+def fuzz_parsers(*, seconds: Seconds = 60) -> None:
+    """Fuzz the parsers of chunks and tensors, guided by coverage; needs the extra `fuzz`."""
+    coverage.run(seconds)
 
 
 @app.command
