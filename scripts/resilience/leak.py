@@ -66,8 +66,9 @@ async def _come_and_go(server: Server, rounds: int, numbers: Iterator[int]) -> N
     turns = [asyncio.create_task(take_turns()) for _ in range(_AT_ONCE)]
     try:
         while _committed(server.run) < rounds:
-            if any(turn.done() for turn in turns) or server.process.ended:
-                raise RunFailed("the server lets nobody join any more")
+            for turn in turns:
+                if turn.done():
+                    raise RunFailed(f"a client failed: {turn.exception()!r}")
             await asyncio.sleep(0.05)
     finally:
         for turn in turns:
