@@ -66,6 +66,9 @@ async def _come_and_go(server: Server, rounds: int, numbers: Iterator[int]) -> N
     turns = [asyncio.create_task(take_turns()) for _ in range(_AT_ONCE)]
     try:
         while _committed(server.run) < rounds:
+            if server.process.ended:
+                log = (server.run.parent / "server.log").read_text()
+                raise RunFailed(f"the server has ended: {log.splitlines()[-1]:.500}")
             for turn in turns:
                 if turn.done():
                     raise RunFailed(f"a client failed: {turn.exception()!r}")
