@@ -128,7 +128,10 @@ def views(payload: memoryview) -> dict[str, torch.Tensor]:
             if size
             else torch.empty(0, dtype=dtype)
         )
-        found[name] = flat.reshape(spec.shape)
+        try:
+            found[name] = flat.reshape(spec.shape)
+        except (RuntimeError, TypeError) as error:  # Nothing, in more rows than can be counted.
+            raise TensorError(f"tensor {name!r}: no tensor has the shape {spec.shape}") from error
         end = stop
     if end != len(values):
         raise TensorError(f"{len(values) - end} bytes belong to no tensor")
@@ -141,7 +144,8 @@ def _header(payload: memoryview) -> tuple[list[tuple[str, TensorSpec, int, int]]
     if start > min(len(payload), 8 + _LARGEST_HEADER):
         raise TensorError("not a safetensors file: it is shorter than its header")
     try:
-        header = json.loads(bytes(payload[8:start]))
+        # As text: of bytes, json would guess the encoding.
+        header = json.loads(str(payload[8:start], "utf-8"))
         header.pop("__metadata__", None)
         entries = [
             (name, TensorSpec(entry["dtype"], tuple(entry["shape"])), *entry["data_offsets"])
@@ -168,7 +172,8 @@ def open_mapped(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    # The last two for shapes that torch can't have.
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
         raise TensorError(f"{path.name} is not a readable safetensors file: {error}") from error
 
 

@@ -23,7 +23,8 @@ Evolution. Fields are only added. A removed field's number and name become
 Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
 "federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
 field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
-method. INTERNAL is a bug of the server and has no detail.
+method, and so are bytes that are no message of its type (MESSAGE_INVALID).
+INTERNAL is a bug of the server and has no detail.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:

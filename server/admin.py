@@ -54,9 +54,10 @@ class AdminService(pb_grpc.AdminServicer):
         # The token counts from the oldest round, so that new rounds don't move the pages.
         end = len(history)
         if request.page_token:
-            if not request.page_token.isdecimal() or int(request.page_token) > end:
+            token = request.page_token
+            if not (token.isdecimal() and len(token) < 20 and int(token) <= end):
                 raise invalid("page_token is not one of ListRoundsResponse")
-            end = int(request.page_token)
+            end = int(token)
         begin = max(0, end - size)
         return pb.ListRoundsResponse(
             rounds=[_round(summary) for summary in reversed(history[begin:end])],

@@ -209,9 +209,9 @@ class RunDirectory:
             return
         accepted = {path.stem for path in updates.glob("*.json")}
         for path in list(updates.iterdir()):
-            # One that was cut off may still be written to, for a moment.
+            # One that was cut off may still be written to, for a moment, or delete itself.
             if path.suffix != ".safetensors" or path.stem not in accepted:
-                path.unlink()
+                path.unlink(missing_ok=True)
         self.remove_spare()
         updates.rename(self._spare)
 

@@ -6,19 +6,20 @@ Knows no method by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from common.errors import RequestError
 from common.logs import get_logger
 from protos import federated_pb2 as pb
 from server.checkpoints import ModelFile
+from server.limits import invalid
 
 DOMAIN = "federated.v1"
 
@@ -64,37 +65,52 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
+        read = _Reader(handler.request_deserializer, handler.request_streaming)
+        method, write = handler_call_details.method, handler.response_serializer
         authorize = self._authorize if method.startswith(f"/{DOMAIN}.") else None
+        # Without a deserializer: gRPC would answer bytes that are no message with UNKNOWN.
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, method, authorize),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            call = _unary(handler.unary_unary, read, authorize, method)
+            return grpc.unary_unary_rpc_method_handler(call, None, write)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                _unary(handler.stream_unary, method, authorize),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            call = _unary(handler.stream_unary, read, authorize, method)
+            return grpc.stream_unary_rpc_method_handler(call, None, write)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream, method, authorize),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return handler  # Reflection, the only one that streams both ways.
+            call = _streaming(handler.unary_stream, read, authorize, method)
+            return grpc.unary_stream_rpc_method_handler(call, None, write)
+        call = _streaming(handler.stream_stream, read, authorize, method)
+        return grpc.stream_stream_rpc_method_handler(call, None, write)
+
+
+class _Reader:
+    """Makes messages of the bytes of a call's request, be it one or a stream."""
+
+    def __init__(self, decode: Callable[[bytes], Any], streaming: bool) -> None:
+        self._decode = decode
+        self._streaming = streaming
+
+    def __call__(self, request: Any) -> Any:  # noqa: ANN401
+        return self._each(request) if self._streaming else self._one(request)
+
+    def _one(self, data: bytes) -> Any:  # noqa: ANN401
+        try:
+            return self._decode(data)
+        except DecodeError as error:
+            raise invalid(str(error), "MESSAGE_INVALID") from error
+
+    async def _each(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in stream:
+            yield self._one(data)
 
 
 def _unary(
-    behavior: Callable[..., Any], method: str, authorize: Authorize | None
+    behavior: Callable[..., Any], read: _Reader, authorize: Authorize | None, method: str
 ) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
             if authorize is not None:
                 authorize(context)
-            result = behavior(request, context)
+            result = behavior(read(request), context)
             return await result if inspect.isawaitable(result) else result
         except Exception as error:  # noqa: BLE001 - the one place where every error ends
             await _abort(context, error, method)
@@ -103,13 +119,13 @@ def _unary(
 
 
 def _streaming(
-    behavior: Callable[..., Any], method: str, authorize: Authorize | None
+    behavior: Callable[..., Any], read: _Reader, authorize: Authorize | None, method: str
 ) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
         try:
             if authorize is not None:
                 authorize(context)
-            result = behavior(request, context)
+            result = behavior(read(request), context)
             if inspect.isawaitable(result):
                 await result
                 return
@@ -122,6 +138,8 @@ def _streaming(
 
 
 async def _abort(context: Context, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError):  # Health has told the caller already.
+        raise error
     if not isinstance(error, RequestError):
         log.error("bug in a call", method=method, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL)

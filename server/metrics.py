@@ -72,7 +72,7 @@ _CSV_COLUMNS = [f.name for f in fields(Row) if not f.name.endswith("_metrics")]
 
 
 def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metrics:
-    """Return each metric's mean over the reports that hold it, weighted by num_examples.
+    """Return each metric's finite mean over the reports that hold it, weighted by num_examples.
 
     >>> weighted_means([(1, {"loss": 4.0}), (3, {"loss": 0.0}), (0, {"loss": 9.0})])
     {'loss': 1.0}
@@ -84,7 +84,8 @@ def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metric
             if count > 0:
                 sums[name] = sums.get(name, 0.0) + count * value
                 weights[name] = weights.get(name, 0) + count
-    return {name: sums[name] / weights[name] for name in sorted(sums)}
+    # Of finite values, too, a sum may be none.
+    return finite_only({name: sums[name] / weights[name] for name in sorted(sums)})
 
 
 def finite_only(metrics: Mapping[str, float]) -> Metrics:

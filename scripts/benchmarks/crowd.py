@@ -5,6 +5,7 @@ and then takes part until the run ends. An update is zeros.
 """
 
 import asyncio
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,11 +21,15 @@ from protos import federated_pb2_grpc as pb_grpc
 # The server answers after 30 seconds at the latest.
 _POLL_SECONDS = 33.0
 _JOINING_AT_ONCE = 64
+# The second: others were sooner.
+_GOOD = (pb.PushUpdateResponse.OUTCOME_ACCEPTED, pb.PushUpdateResponse.OUTCOME_NOT_WANTED)
 # Otherwise all channels of a process share one connection.
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
-class _Client:
+class Client:
+    """One light client."""
+
     def __init__(self, address: str, number: int, task: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OWN_CONNECTION)
         self._stub = pb_grpc.CoordinatorStub(self._channel)
@@ -33,6 +38,7 @@ class _Client:
         self._session = ""
 
     async def join(self, gate: asyncio.Semaphore) -> None:
+        """Join, when the gate lets it."""
         async with gate:
             request = pb.JoinRequest(
                 client_id=f"client-{self._number:05d}",
@@ -43,17 +49,26 @@ class _Client:
             response = await self._stub.Join(request, timeout=60, wait_for_ready=True)
             self._session = response.session_token
 
-    async def poll(self) -> None:
+    async def poll(self, updates: float = math.inf) -> None:
+        """Take part until the run ends, or for so many updates."""
         poll = pb.PollTaskAssignmentRequest(session_token=self._session)
-        while True:
+        while updates > 0:
             response = await self._stub.PollTaskAssignment(poll, timeout=_POLL_SECONDS)
             if response.HasField("run_end"):
-                with suppress(grpc.aio.AioRpcError):  # The server goes without the last ones.
-                    await self._stub.Leave(pb.LeaveRequest(session_token=self._session))
-                await self._channel.close()
                 return
             if response.HasField("assignment"):
                 await self._work(response.assignment)
+                updates -= 1
+
+    async def leave(self) -> None:
+        """Say goodbye, and close the connection."""
+        with suppress(grpc.aio.AioRpcError):  # The server goes without the last ones.
+            await self._stub.Leave(pb.LeaveRequest(session_token=self._session))
+        await self.vanish()
+
+    async def vanish(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
 
     async def _work(self, assignment: pb.TaskAssignment) -> None:
         request = pb.PullModelRequest(
@@ -65,7 +80,7 @@ class _Client:
         start = 8 + int.from_bytes(model[:8], "little")
         update = bytes(model[:start]) + bytes(len(model) - start)
         response = await self._stub.PushUpdate(_messages(self._session, assignment, update))
-        if response.outcome != pb.PushUpdateResponse.OUTCOME_ACCEPTED:
+        if response.outcome not in _GOOD:
             sys.exit(f"client {self._number}: {response}")
 
 
@@ -87,13 +102,17 @@ def _messages(
 
 
 async def _main(address: str, first: int, count: int, task: str) -> None:
-    clients = [_Client(address, number, task) for number in range(first, first + count)]
+    clients = [Client(address, number, task) for number in range(first, first + count)]
     gate = asyncio.Semaphore(_JOINING_AT_ONCE)
     polls = []
 
-    async def begin(client: _Client) -> None:
+    async def take_part(client: Client) -> None:
+        await client.poll()
+        await client.leave()
+
+    async def begin(client: Client) -> None:
         await client.join(gate)
-        polls.append(asyncio.create_task(client.poll()))
+        polls.append(asyncio.create_task(take_part(client)))
 
     await asyncio.gather(*map(begin, clients))
     print("waiting", flush=True)

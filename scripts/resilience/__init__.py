@@ -1,1 +1,1 @@
-"""Folkmoot under attack: processes killed, networks broken, input forged. See ./scripts/chaos."""
+"""What `./scripts/chaos` does to real processes, and what must hold afterwards."""

@@ -34,6 +34,7 @@ INVALID = {
     "no safetensors": {"data": b"\xff" * 100},
     "nothing": {"data": b""},
     "too many bytes": {"data": bytes(1 << 20)},
+    "less than no bytes": {"data": update(), "digest": pb.Digest(blake3="", size_bytes=-1)},
     "no examples": {"data": update(), "num_examples": 0},
     "a negative number of examples": {"data": update(), "num_examples": -5},
     "a metric that is NaN": {"data": update(), "metrics": {"loss": NAN}},

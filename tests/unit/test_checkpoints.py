@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +141,21 @@ def test_accepted_updates_are_set_aside_for_the_next_round_to_write_over(tmp_pat
         directory.begin_attempt(replace(COHORT, round=2, attempt=2))
         assert names(directory.updates_folder(2)) == []
         assert names(tmp_path / "rounds") == ["00001", "00002"]
+
+
+def test_an_upload_that_deletes_its_file_meanwhile_disturbs_no_commit(tmp_path, monkeypatch):
+    listed = Path.iterdir
+
+    def list_and_lose(folder):
+        found = list(listed(folder))
+        (folder / "cut.safetensors").unlink(missing_ok=True)
+        return iter(found)
+
+    with opened(tmp_path) as directory:
+        begin(directory, 1)
+        monkeypatch.setattr(Path, "iterdir", list_and_lose)
+        directory.abandon_attempt(1)
+    assert not directory.round_folder(1).exists()
 
 
 def test_update_files_that_were_set_aside_are_removed_when_asked_and_by_recovery(tmp_path):

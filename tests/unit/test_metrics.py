@@ -82,6 +82,12 @@ def test_reports_without_examples_do_not_count():
     assert weighted_means([]) == {}
 
 
+def test_a_mean_that_is_too_large_for_a_number_is_absent():
+    huge = {"loss": 1e308, "accuracy": 0.5}
+    assert weighted_means([(1 << 62, huge)]) == {"accuracy": 0.5}
+    assert weighted_means([(1 << 62, huge), (1 << 62, {"loss": -1e308})]) == {"accuracy": 0.5}
+
+
 def test_only_finite_metrics_are_kept():
     metrics = {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf, "e": 0.0}
     assert finite_only(metrics) == {"a": 1.0, "e": 0.0}

@@ -201,6 +201,9 @@ def test_a_payload_with_metadata_and_tensors_in_any_order_is_read():
         (header_of({"w": entry(dtype="F12")}, b"\1\2"), "unknown dtype"),
         (header_of({"w": entry(dtype=[])}, b"\1\2"), "header is damaged"),
         (header_of({"w": 3}), "header is damaged"),
+        (header_of({"w": entry(shape=(0, 1 << 63), offsets=(0, 0))}), "no tensor has the shape"),
+        (header_of({"w": entry(shape=(1 << 32, 1 << 32, 0), offsets=(0, 0))}), "no tensor has"),
+        (memoryview(b"\5\0\0\0\0\0\0\0\xef\xbb\xbf{}"), "header is damaged"),
         (memoryview(b"\2\0\0\0\0\0\0\0[]"), "header is damaged"),
         (memoryview(b"\1\0\0\0\0\0\0\0["), "header is damaged"),
         (memoryview(b"\xff\xff\xff\xff\xff\xff\xff\xff{}"), "shorter than its header"),
@@ -209,6 +212,12 @@ def test_a_payload_with_metadata_and_tensors_in_any_order_is_read():
 def test_a_payload_whose_header_lies_is_an_error(payload, problem):
     with pytest.raises(TensorError, match=problem):
         views(payload)
+
+
+def test_a_shape_that_no_tensor_has_is_an_error_in_a_file_too(tmp_path):
+    (tmp_path / "m").write_bytes(header_of({"w": entry(shape=(0, 1 << 63), offsets=(0, 0))}))
+    with pytest.raises(TensorError, match=r"^m is not a readable"):
+        open_mapped(tmp_path / "m")
 
 
 def test_a_copied_header_gives_the_tensors_of_the_source():
