@@ -1,0 +1,1 @@
+"""Faults on purpose, behind `./scripts/chaos`: processes killed, paused and cut off (Linux)."""
