@@ -108,3 +108,5 @@ def link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     os.link(source, temporary)
     temporary.replace(target)
+    # To replace one name of a file by another does nothing, and leaves both.
+    temporary.unlink(missing_ok=True)
