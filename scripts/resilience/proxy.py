@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 R = TypeVar("R")
 Way = Literal["up", "down"]
+Strike = Literal["cut", "corrupt"]
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _READ = 1 << 16
@@ -45,7 +46,7 @@ class _Link:
 class _Armed:
     """A fault that waits until `left` more bytes have passed."""
 
-    kind: Literal["cut", "corrupt"]
+    kind: Strike
     left: int
 
 
@@ -100,11 +101,11 @@ class Proxy:
         """Swallow all that comes over the connections of now, and their ends; return how many."""
         return self._do(self._half_open)
 
-    def calm(self) -> None:
-        """Forget all faults; what they have done to connections stays."""
+    def calm(self) -> list[Strike]:
+        """Forget all faults, but not what they have done; return those that still waited."""
         self.delay, self.bandwidth, self.idle_limit = 0.0, None, None
         self.duplicate, self.refusing = 0, False
-        self._do(self._disarm)
+        return self._do(self._disarm)
 
     def _do(self, action: Callable[[], R]) -> R:
         """Run an action among the proxy's own."""
@@ -122,9 +123,11 @@ class Proxy:
             self._cut(link)
         return len(links)
 
-    def _disarm(self) -> None:
-        for armed in self._armed.values():
-            armed.clear()
+    def _disarm(self) -> list[Strike]:
+        waiting = [armed.kind for way in self._armed.values() for armed in way]
+        for way in self._armed.values():
+            way.clear()
+        return waiting
 
     def _half_open(self) -> int:
         links = [link for link in self._links if not link.swallowing]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from torch import nn
 from common.tasks import Examples, Task
 from common.training import Metrics, OnStep, TrainConfig
 
-# Seconds that a training takes, as the client's environment says.
-SECONDS_VARIABLE = "CHAOS_TRAINING_SECONDS"
 _STEPS = 20
 
 
@@ -35,8 +32,8 @@ class Steps(Task):
         seed: int,
         on_step: OnStep,
     ) -> Metrics:
-        """Add noise of the seed, scaled by the examples' mean."""
-        pause = float(os.environ.get(SECONDS_VARIABLE, "0")) / _STEPS
+        """Add noise of the seed, scaled by the examples' mean; take --hyperparameters' seconds."""
+        pause = float(config.hyperparameters.get("seconds", 0.0)) / _STEPS
         generator = torch.Generator().manual_seed(seed)
         scale = 1e-3 * (1 + examples.inputs.mean().item())
         with torch.no_grad():
