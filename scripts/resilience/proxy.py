@@ -190,6 +190,10 @@ class Proxy:
         except OSError:
             _reset(near)
             return
+        for stream in (near, far):
+            # What waits in the system is lost at a cut, although it counts as passed.
+            connection: socket.socket = stream[1].get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _READ)
         link = _Link(near, far, self._loop.time(), twin, self.duplicate)
         self._links.add(link)
         self.made += 1
@@ -293,7 +297,7 @@ async def _discard(reader: asyncio.StreamReader) -> None:
 def proxying(target: str) -> Iterator[Proxy]:
     """Run a proxy to HOST:PORT, in a thread, for a while."""
     proxy, ready, ended = Proxy(target), threading.Event(), asyncio.Event()
-    thread = threading.Thread(target=proxy.run, args=(ready, ended))
+    thread = threading.Thread(target=proxy.run, args=(ready, ended), daemon=True)
     thread.start()
     ready.wait()
     try:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,15 @@ class Training(ExitStack):
     def _start_client(self, partition: object, address: str) -> Process:
         arguments = ("--server", address, "--partition", partition, "--task", TASK)
         output = self._folder / f"client-{partition}.log"
-        return self.enter_context(Process("client", *arguments, "--max-wait", 60, output=output))
+        return self._start("client", *arguments, "--max-wait", 60, output=output)
 
     def _start_server(self, *more: str) -> None:
         output = self._folder / "server.log"
-        self.server = self.enter_context(Process("server", *self._flags, *more, output=output))
+        self.server = self._start("server", *self._flags, *more, output=output)
+
+    def _start(self, *arguments: object, output: Path) -> Process:
+        with uninterrupted():
+            return self.enter_context(Process(*arguments, output=output))
 
     @property
     def statuses(self) -> dict[str, int | None]:
@@ -167,6 +172,21 @@ class Training(ExitStack):
         if all(level):  # Else it has ended in the meantime.
             least = Level(*map(min, zip(level, known, strict=True)))
             self.levels[server.pid, number] = least
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals wait until all that is begun can be ended."""
+    waiting: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda came, _: waiting.append(came)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 class Log:
