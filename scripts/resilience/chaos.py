@@ -152,7 +152,8 @@ class Disturber:
             proxy = training.proxies[fault.client]
             # Once it runs again, if it was killed.
             training.wait(lambda: proxy.live)
-            self._strike_client(fault, proxy)
+            if not self._strike_client(fault, proxy):
+                return
         self._hits[fault.kind] += 1
         who = "" if fault.kind is Kind.KILL_SERVER else f", client-{fault.client}"
         where = "round {}, {} accepted".format(*training.reached)
@@ -171,7 +172,8 @@ class Disturber:
             connection_faults=sum(n for kind, n in hits.items() if kind not in others),
         )
 
-    def _strike_client(self, fault: Fault, proxy: Proxy) -> None:
+    def _strike_client(self, fault: Fault, proxy: Proxy) -> bool:
+        """Return whether it hit; of a cut or a damaged byte, `_calm` tells."""
         training = self._training
         match fault.kind:
             case Kind.KILL_CLIENT:
@@ -185,14 +187,15 @@ class Disturber:
             case Kind.CORRUPT:
                 proxy.corrupt_after(fault.way, fault.count)
             case Kind.RESET:
-                proxy.reset()
+                return proxy.reset() > 0
             case Kind.HALF_OPEN:
                 # As behind a router that forgets its connections: silence, then a reset.
-                proxy.half_open()
                 training.later(fault.seconds, proxy.reset)
+                return proxy.half_open() > 0
             case Kind.DELAY:
                 proxy.delay = _DELAY_SECONDS
                 training.later(fault.seconds, lambda: setattr(proxy, "delay", 0.0))
+        return True
 
     def _calm(self) -> None:
         """End all faults; those that waited in vain for bytes did not hit."""
@@ -207,7 +210,7 @@ class Disturber:
 
 def show(results: Iterator[Result], as_json: bool) -> bool:
     """Print each seed's result; return whether all invariants held everywhere."""
-    table = Table("seed", "seconds", "server kills", "client kills", "pauses", "connection faults")
+    table = Table("seed", "s", "server kills", "client kills", "pauses", "connection faults")
     for name in ("invariants", "digest"):
         table.add_column(name)
     held = True
