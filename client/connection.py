@@ -54,6 +54,8 @@ _CLOSED = "Socket closed"
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this, the answer to a keepalive's ping is awaited for a minute.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
 ]

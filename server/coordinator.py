@@ -90,6 +90,8 @@ class Coordinator:
         self.clock = clock
         self._attempt = Attempt(clock(), len(state.live))
         self._recovered = (state.round, state.attempt) if state.cohort else None
+        if state.cohort:  # It may have all its updates, and not begin again.
+            self._log = self._log.bind(round=state.round, attempt=state.attempt)
         self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0

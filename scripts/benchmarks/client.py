@@ -16,10 +16,10 @@ from common.tasks import Examples, Task, load_task
 from common.training import TrainConfig
 from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.processes import Process
-from scripts.benchmarks.relay import relaying
 from scripts.benchmarks.rounds import floor_of
 from scripts.benchmarks.servers import Server, client_of, serving
 from scripts.benchmarks.tasks import SIZES
+from scripts.resilience.proxy import proxying
 
 _BATCH = 10
 _SAMPLE_SECONDS = 0.002
@@ -94,11 +94,11 @@ def _wire_bytes(case: Case) -> Iterator[Figure]:
     with ExitStack() as stack:
         server = stack.enter_context(_server(case))
         size = server.model_size
-        relay = stack.enter_context(relaying(server.address))
-        client = stack.enter_context(client_of(relay.address, 0))
+        proxy = stack.enter_context(proxying(server.address))
+        client = stack.enter_context(client_of(proxy.address, 0))
         server.process.wait()
         client.wait()
-        for way, passed in (("down", relay.down), ("up", relay.up)):
+        for way, passed in proxy.passed.items():
             yield Figure(
                 name=f"bytes on the wire, {way}",
                 value=passed,

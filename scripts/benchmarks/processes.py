@@ -32,9 +32,7 @@ class Process(AbstractContextManager["Process"]):
         self._folder = Path(f"/proc/{self.pid}")
 
     def __exit__(self, *_: object) -> None:
-        if self._popen.poll() is None:
-            self._popen.kill()
-        self._popen.wait()
+        self.kill()
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
@@ -58,6 +56,20 @@ class Process(AbstractContextManager["Process"]):
     def ended(self) -> bool:
         """Say whether it has ended."""
         return self._popen.poll() is not None
+
+    @property
+    def status(self) -> int | None:
+        """Return its exit status, None while it runs."""
+        return self._popen.poll()
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self._popen.kill()
+        self._popen.wait()
 
     def wait(self) -> None:
         """Wait for its end.
@@ -84,6 +96,13 @@ class Process(AbstractContextManager["Process"]):
         except (FileNotFoundError, ProcessLookupError):
             return 0
         return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":")), 0)
+
+    def count(self, folder: str) -> int:
+        """Return the entries of a folder of /proc/PID, e.g. fd or task; 0 once it has ended."""
+        try:
+            return len(os.listdir(self._folder / folder))  # noqa: PTH208 - nothing else is wanted
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
 
     def forget_peak(self) -> None:
         """Let VmHWM begin anew."""

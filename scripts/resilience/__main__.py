@@ -1,35 +1,57 @@
-"""`./scripts/chaos`: one command a subject."""
+"""`./scripts/chaos`: the chaos run, and beside it a command for each other way to break things."""
 
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.process import exit_status, keep_chunks_allocated
-from scripts.resilience import coverage
+from scripts.resilience import chaos, coverage
 from scripts.resilience import fuzz as fuzzing
+from scripts.resilience import kill_points as killing
 from scripts.resilience import leak as leaking
 
+Seed = Annotated[int, Parameter(help="The first seed.", validator=Number(gte=0))]
+Seeds = Annotated[
+    int, Parameter(help="How many seeds, one after the other.", validator=Number(gte=1))
+]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
-Seed = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
+Draw = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
 Messages = Annotated[int, Parameter(help="After the warm-up.", validator=Number(gte=1))]
 Seconds = Annotated[int, Parameter(help="For both together.", validator=Number(gte=2))]
 Rounds = Annotated[int, Parameter(help="A tenth of them is the warm-up.", validator=Number(gte=10))]
+Every = Annotated[int, Parameter(help="Only every so many-th point.", validator=Number(gte=1))]
 
 app = App(
     name="./scripts/chaos",
-    help="Does to real processes what should not happen, and says whether they withstand it.",
+    help="Trains with real processes while a seed's faults strike them: killed servers and "
+    "clients, paused processes, broken connections. The result must be that of an undisturbed "
+    "run. A seed takes about a minute.",
     version_flags=(),
     help_format="plaintext",
 )
 
 
+@app.default
+def run(*, seed: Seed = 0, seeds: Seeds = 1, json: Json = False) -> None:
+    """Run seeds, and judge them."""
+    if not chaos.show(chaos.measure(range(seed, seed + seeds)), json):
+        raise RunFailed("an invariant did not hold")
+
+
 @app.command
-def fuzz(*, messages: Messages = 20_000, seed: Seed = 0, json: Json = False) -> None:
+def kill_points(*, every: Every = 1, json: Json = False) -> None:
+    """Kill a server at each of its writes, and look whether the next one goes on as if not."""
+    killing.run(every, json)
+
+
+@app.command
+def fuzz(*, messages: Messages = 20_000, seed: Draw = 0, json: Json = False) -> None:
     """Send a server malformed calls."""
     fuzzing.run(messages, seed, json)
 
@@ -52,9 +74,15 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     keep_chunks_allocated()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # By way of the context managers, so that the processes end, too.
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        signal.signal(number, _end)
     return exit_status(_run)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End by way of the context managers, undisturbed, so that the processes end, too."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _run() -> int:

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import structlog
 import torch
+from rich.console import Console
+from rich.table import Table
 from structlog.types import EventDict, WrappedLogger
 from torch import nn
 
@@ -77,20 +79,13 @@ class Point:
     half: bool = False
 
 
-@dataclass(frozen=True)
-class Report:
-    """What came of all points: how often each kind of step was hit, and what went wrong."""
-
-    steps: Counter[str]
-    failures: list[str]
-
-
-def run(each: int = 1) -> Report:
-    """End a life at every `each`-th step, of all their kinds, and check the one after it.
+def run(every: int, as_json: bool) -> None:
+    """End a life at every so many-th step, check the next one, and print what came of it.
 
     Raises:
-        RunFailed: even the undisturbed run fails.
+        RunFailed: a life ended otherwise than if its server had not been killed.
     """
+    # Before gRPC begins anything, of which there is nothing in a life.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -99,17 +94,30 @@ def run(each: int = 1) -> Report:
         if life.status:
             raise RunFailed(f"the undisturbed run ended with {life.status}")
         expected = _result(undisturbed)
-    report = Report(Counter(), [])
-    points = list(_points(life.steps))[::each]
+    points, kinds, failures = list(_points(life.steps))[::every], Counter[str](), list[str]()
     for done, point in enumerate(points, 1):
-        kind = life.steps[point.step].split()[0] + (" (half)" if point.half else "")
-        report.steps[kind] += 1
+        step = life.steps[point.step]
+        kinds[step.split()[0] + ", half-way" * point.half] += 1
         problem = _check(point, expected)
         if problem:
-            report.failures.append(f"{life.steps[point.step]} {point}: {problem}")
+            failures.append(f"{step} ({point}): {problem}")
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r{done} of {len(points)} points, {len(report.failures)} failed ")
-    return report
+            sys.stderr.write(f"\r{done} of {len(points)} points, {len(failures)} failed ")
+    _show(kinds, len(failures), as_json)
+    if failures:
+        raise RunFailed("; ".join(failures))
+
+
+def _show(kinds: Counter[str], failures: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"points": kinds.total(), "failures": failures, "kinds": kinds}))
+        return
+    table = Table("killed before", "times")
+    for kind, times in sorted(kinds.items()):
+        table.add_row(kind, str(times))
+    console = Console()
+    console.print(table)
+    console.print(f"{kinds.total()} points; {failures} times not as if undisturbed")
 
 
 def _points(steps: list[str]) -> Iterator[Point]:

@@ -126,3 +126,13 @@ def test_an_error_of_an_early_sync_is_the_last_ones(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
     file.close()
+
+
+def test_a_link_leaves_no_other_name_even_if_it_is_there_already(tmp_path):
+    source, target = tmp_path / "model", tmp_path / "best"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    for _ in range(2):
+        durable.link(source, target)
+        assert target.samefile(source)
+        assert sorted(tmp_path.iterdir()) == [target, source]
