@@ -40,8 +40,9 @@ _FIRST_DELAY_SECONDS = 0.2
 _LONGEST_DELAY_SECONDS = 5.0
 _CALL_SECONDS = 20.0
 _HEARTBEAT_SECONDS = 5.0
-# A transfer is given up when this long nothing at all arrived or was taken.
-_TRANSFER_SECONDS = 3600.0
+# So long one stream of a transfer may take; the next one goes on from there. It bounds how long
+# a stream can hang, as when a byte of its framing was damaged.
+_TRANSFER_SECONDS = 300.0
 _DIGEST_ATTEMPTS = 3
 _RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -56,6 +57,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without this, the answer to a keepalive's ping is awaited for a minute.
     ("grpc.http2.ping_timeout_ms", 10_000),
+    # What may be on its way unread, and is lost when the connection breaks.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
 ]
@@ -284,7 +288,7 @@ class Connection:
             except grpc.RpcError as error:
                 if self._stop.is_set():
                     raise Stopped("asked to end") from error
-                if error.code() not in _RETRIED:
+                if error.code() not in _RETRIED and not _is_broken_stream(error):
                     raise self._translate(error) from error
                 problem, wanted = self._unreachable(error), _retry_delay(error)
             except NotStored as error:
@@ -359,6 +363,15 @@ def _push_messages(header: pb.PushUpdateHeader, update: memoryview) -> Iterator[
 def _reason(error: grpc.RpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     return str(info.reason) if _unpack(error, info) else ""
+
+
+def _is_broken_stream(error: grpc.RpcError) -> bool:
+    """Say whether gRPC, and not the server, ended a call, as where bytes were damaged."""
+    return (
+        error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+        and bool(error.details())
+        and not _reason(error)
+    )
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:

@@ -70,9 +70,8 @@ async def _serve(options: ServerOptions) -> int:
         run_id = open_run(options, directory)
         configure_logs(folder / "server.jsonl")
         coordinator = prepare(options, task, directory, run_id, evaluator)
-        if coordinator is None:
+        if coordinator.state.phase is Phase.FINISHED:
             log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
-            return 0
         number = await _run(options, ports, coordinator)
     except (OSError, TensorError) as error:
         raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
@@ -140,8 +139,8 @@ def prepare(
     directory: RunDirectory,
     run_id: str,
     evaluator: Evaluator | None,
-) -> Coordinator | None:
-    """Begin the run, or recover it from its directory; None: it has ended.
+) -> Coordinator:
+    """Begin the run, or recover it from its directory; it may have ended already.
 
     Raises:
         CheckpointError: the last commit is damaged.
@@ -152,15 +151,15 @@ def prepare(
     sinks = Sinks(directory.path)
     rows = sinks.reconcile(record.row, record.clients)
     accuracy = record.row.accuracy if record.row else None
-    if record.round >= options.run.rounds or should_stop(
+    ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
-    ):
-        export_pth(directory.path / "models")
-        return None
+    )
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
-    if recovered.record.round or recovered.cohort:
+    if ended:
+        state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif recovered.record.round or recovered.cohort:
         log.info(
             "run resumed",
             run_id=run_id,
@@ -303,5 +302,7 @@ async def _run_and_farewell(coordinator: Coordinator) -> None:
     )
     clock = coordinator.clock
     until = clock() + _FAREWELL_SECONDS
-    while len(coordinator.sessions) and clock() < until:  # noqa: ASYNC110 - a rare, short wait
+    sessions = coordinator.sessions
+    # Those, too, who did not hear of the end because the server was killed at it.
+    while (len(sessions) or sessions.awaited) and clock() < until:  # noqa: ASYNC110 - rare, short
         await asyncio.sleep(0.05)

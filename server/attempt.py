@@ -43,6 +43,7 @@ class Attempt:
     refused: set[str] = field(default_factory=set)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
+    bytes_resent: int = 0
     report_seconds: dict[str, float] = field(default_factory=dict)
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
@@ -58,6 +59,10 @@ class Attempt:
     def count_up(self, client_id: str, size: int) -> None:
         """Add bytes that came from a client."""
         self.bytes_up[client_id] = self.bytes_up.get(client_id, 0) + size
+
+    def count_resent(self, size: int) -> None:
+        """Add bytes that were on their way when a transfer broke."""
+        self.bytes_resent += size
 
     def dropped(self, state: State) -> int:
         """Return how many of the cohort will bring no update, the refused ones aside."""
@@ -115,6 +120,7 @@ class Attempt:
             num_examples=sum(update.num_examples for update in updates.values()),
             bytes_down=sum(self.bytes_down.values()),
             bytes_up=sum(self.bytes_up.values()),
+            bytes_resent=self.bytes_resent,
             duration_seconds=round(now - self.began, 4),
             collect_seconds=round(self.collected - self.began, 4),
             aggregate_seconds=round(self.aggregated - self.collected, 4),

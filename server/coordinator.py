@@ -173,6 +173,10 @@ class Coordinator:
         """
         self._effects.put_nowait(error)
 
+    def count_resent(self, size: int) -> None:
+        """Count bytes that came again."""
+        self._attempt.count_resent(size)
+
     def refuse(self, assignment: Assignment, message: str) -> None:
         """Count an invalid update; its client is out of this attempt."""
         self._log.warning("update refused", client=assignment.client_id, reason=message)

@@ -45,6 +45,8 @@ class Row:
     num_examples: int
     bytes_down: int
     bytes_up: int
+    # Of both, what was sent again after a broken transfer or a wrong digest.
+    bytes_resent: int
     duration_seconds: float
     collect_seconds: float
     aggregate_seconds: float

@@ -328,8 +328,10 @@ def resume(policy: Policy, state: State) -> Step:
     """Begin, or go on: what to do first with the state that a run directory gave back.
 
     In SELECTING that is a selection if enough clients are awaited; in REPORTING the cohort
-    gets its work again, or its updates are already enough.
+    gets its work again, or its updates are already enough. In FINISHED there is only the end.
     """
+    if state.phase is Phase.FINISHED:
+        return state, (Finish(),)
     if state.phase is Phase.SELECTING:
         return _select_if_enough(policy, state)
     state, effects = _after_report(policy, state)

@@ -97,6 +97,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         check_length("client_version", request.client_version, limits.MAX_VERSION)
         limits.check_task_names(request.task_names)
         if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
+            self._sessions.await_no_more(request.client_id)
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         self._refuse_when_shutting_down()
         if self._task_name not in request.task_names:
@@ -202,11 +203,15 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         with session.pulling(), model.path.open("rb") as file:
             yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
             start = request.read_offset
+            version, reached = session.pulled
+            if version == model.version and 0 < start < reached:
+                self._coordinator.ledger.count_resent(reached - start)
             while True:
                 self._clients(context)  # May have been revoked meanwhile.
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
                 yield chunk
                 self._coordinator.ledger.count_down(session.client_id, end - start)
+                session.pulled = (model.version, end)
                 if end == size:
                     return
                 start = end

@@ -30,6 +30,8 @@ class Session:
     polls: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
     pulls: int = 0
+    # The version that was pulled last, and how far.
+    pulled: tuple[int, int] = (0, 0)
 
     def wake(self) -> None:
         """Let the waiting poll look again."""
@@ -109,6 +111,15 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._by_token)
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """The clients of before a restart that have not come again, while they count as live."""
+        return frozenset(self._awaited)
+
+    def await_no_more(self, client_id: str) -> None:
+        """Learn that a client of before a restart knows that the run has ended."""
+        self._awaited.pop(client_id, None)
 
     def await_clients(self, client_ids: Iterable[str]) -> None:
         """Count clients as live for one lease, although they have no session yet."""

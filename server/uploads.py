@@ -91,6 +91,9 @@ class Judge(Protocol):
     def refuse(self, assignment: Assignment, message: str) -> None:
         """Learn that the update was invalid."""
 
+    def count_resent(self, size: int) -> None:
+        """Learn how much of a chunk had come before."""
+
     def fail(self, error: OSError) -> None:
         """Learn that an update that counts may not be on the disk."""
 
@@ -102,6 +105,8 @@ class _Upload:
     path: Path
     file: DurableFile
     receiver: Receiver
+    # The end of what has come so far, which a wrong digest does not take back.
+    reached: int = 0
     # The newest stream's number: an older one that still writes must stop.
     stream: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -208,6 +213,9 @@ class Spool:
                     if upload.stream != stream:
                         message = "a newer stream took over"
                         return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
+                    end = chunk.offset + len(chunk.data)
+                    judge.count_resent(min(len(chunk.data), max(0, upload.reached - chunk.offset)))
+                    upload.reached = max(upload.reached, end)
                     result = await self._take(upload, chunk, judge)
                 if result is not None:
                     return result

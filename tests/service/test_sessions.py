@@ -246,3 +246,29 @@ def test_the_clients_that_share_a_partition_are_known(server):
     assert server.coordinator.sessions.holders(1) == ["a"]
     server.join("twin", partition=1)
     assert server.coordinator.sessions.holders(1) == ["a", "twin"]
+
+
+def test_who_did_not_hear_of_the_end_is_told_by_the_restarted_server(tmp_path):
+    folder = tmp_path / "run"
+    with LiveServer(folder, rounds=1) as server:
+        for client in [server.join("a"), server.join("b", partition=1)]:
+            client.push(client.assignment(), update())
+        server.wait_for(lambda run: run.state == pb.Run.STATE_SUCCEEDED)
+    with LiveServer(folder, rounds=1, resume=True) as server:
+        sessions = server.coordinator.sessions
+        assert sessions.awaited == {"a", "b"}
+        for name, left in (("a", {"b"}), ("b", set())):
+            assert _refused(lambda name=name: server.join(name))[1] == "RUN_ENDED"
+            assert sessions.awaited == left
+
+
+def test_what_was_on_its_way_when_a_pull_broke_is_counted(server):
+    client, _ = server.join("a"), server.join("b")
+    work = client.assignment()
+    whole = client.pull(work.model)[1]
+    assert server.coordinator.ledger.bytes_resent == 0
+    assert client.pull(work.model, offset=len(whole) - 60)[1] == whole[-60:]
+    assert server.coordinator.ledger.bytes_resent == 60
+    # Another start from the beginning is no resumption.
+    client.pull(work.model)
+    assert server.coordinator.ledger.bytes_resent == 60

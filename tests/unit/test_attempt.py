@@ -107,7 +107,7 @@ def test_bytes_add_up_by_client():
         attempt.count_down(client, size)
         attempt.count_up(client, 2 * size)
     row, _ = row_of(attempt)
-    assert (row.bytes_down, row.bytes_up) == (250, 500)
+    assert (row.bytes_down, row.bytes_up, row.bytes_resent) == (250, 500, 0)
     assert (attempt.bytes_down, attempt.bytes_up) == ({"a": 150, "b": 100}, {"a": 300, "b": 200})
 
 

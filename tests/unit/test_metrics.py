@@ -28,6 +28,7 @@ ROW = Row(
     num_examples=11,
     bytes_down=300,
     bytes_up=200,
+    bytes_resent=0,
     duration_seconds=1.25,
     collect_seconds=1.0,
     aggregate_seconds=0.125,

@@ -344,6 +344,11 @@ def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
     assert state.failure.endswith("overflow")
 
 
+def test_a_run_that_has_ended_only_ends_again():
+    state = State(phase=Phase.FINISHED, round=3, live=frozenset({"a"}))
+    assert resume(POLICY, state) == (state, (Finish(),))
+
+
 def test_each_round_begins_with_its_first_attempt():
     events = [deadline(), *updates("a", "b", "c", attempt=2), Aggregated(), ServerEvaluated()]
     events += [ClientEvaluated(1, 2, client) for client in "abc"]
