@@ -13,12 +13,15 @@ from common.errors import InputError, RunFailed
 from common.process import exit_status, keep_chunks_allocated
 from scripts.resilience import chaos, coverage
 from scripts.resilience import fuzz as fuzzing
-from scripts.resilience import kill_points as killing
 from scripts.resilience import leak as leaking
+from scripts.resilience.schedule import FULL, SMALL
 
 Seed = Annotated[int, Parameter(help="The first seed.", validator=Number(gte=0))]
 Seeds = Annotated[
     int, Parameter(help="How many seeds, one after the other.", validator=Number(gte=1))
+]
+Small = Annotated[
+    bool, Parameter(help="One server kill and a few faults, in half a minute.", negative=())
 ]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 Draw = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
@@ -38,15 +41,19 @@ app = App(
 
 
 @app.default
-def run(*, seed: Seed = 0, seeds: Seeds = 1, json: Json = False) -> None:
+def run(*, seed: Seed = 0, seeds: Seeds = 1, small: Small = False, json: Json = False) -> None:
     """Run seeds, and judge them."""
-    if not chaos.show(chaos.measure(range(seed, seed + seeds)), json):
+    shape = SMALL if small else FULL
+    if not chaos.show(chaos.measure(range(seed, seed + seeds), shape), json):
         raise RunFailed("an invariant did not hold")
 
 
 @app.command
 def kill_points(*, every: Every = 1, json: Json = False) -> None:
     """Kill a server at each of its writes, and look whether the next one goes on as if not."""
+    # Imports torch, which the other commands need not wait for.
+    from scripts.resilience import kill_points as killing
+
     killing.run(every, json)
 
 

@@ -21,10 +21,9 @@ from rich.table import Table
 from common.errors import RunFailed
 from scripts.resilience import invariants
 from scripts.resilience.proxy import Proxy
-from scripts.resilience.schedule import CLIENTS, QUIET_ROUND, ROUNDS, Fault, Kind, plan
+from scripts.resilience.schedule import CLIENTS, Fault, Kind, Shape, plan
 from scripts.resilience.training import KEEP_ROUNDS, Log, Training
 
-LEAST_SERVER_KILLS, LEAST_CLIENT_FAULTS = 5, 20
 _TRAINING_SECONDS = 0.3
 _PATIENCE = 240.0
 _DELAY_SECONDS = 0.03
@@ -58,21 +57,21 @@ class Reference:
     model: bytes
 
 
-def measure(seeds: range) -> Iterator[Result]:
+def measure(seeds: range, shape: Shape) -> Iterator[Result]:
     """Run each seed; the undisturbed run first, once."""
     with ExitStack() as ends:
-        reference = _undisturbed(_folder("undisturbed", ends), ends)
+        reference = _undisturbed(_folder("undisturbed", ends), ends, shape)
     _say(f"undisturbed run of {len(reference.metrics)} rounds: done")
     for seed in seeds:
         with ExitStack() as ends:
-            result = _run(seed, _folder(f"seed-{seed}", ends), reference)
+            result = _run(seed, _folder(f"seed-{seed}", ends), reference, shape)
             if not result.held:
                 ends.pop_all()
         yield result
 
 
-def _undisturbed(folder: Path, ends: ExitStack) -> Reference:
-    with Training(folder, ROUNDS, CLIENTS, 0.0, _PATIENCE) as training:
+def _undisturbed(folder: Path, ends: ExitStack, shape: Shape) -> Reference:
+    with Training(folder, shape.rounds, CLIENTS, 0.0, _PATIENCE) as training:
         training.start_together()
         training.wait_for_end()
         problems = invariants.ended_well(training.statuses)
@@ -82,14 +81,14 @@ def _undisturbed(folder: Path, ends: ExitStack) -> Reference:
     return Reference(_rows(training.run / "metrics.jsonl"), _model(training.run))
 
 
-def _run(seed: int, folder: Path, reference: Reference) -> Result:
+def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
     began = time.monotonic()
-    with Training(folder, ROUNDS, CLIENTS, _TRAINING_SECONDS, _PATIENCE) as training:
+    with Training(folder, shape.rounds, CLIENTS, _TRAINING_SECONDS, _PATIENCE) as training:
         disturber = Disturber(seed, training)
         problems = []
         try:
             training.start_behind_proxies()
-            for fault in plan(seed):
+            for fault in plan(seed, shape):
                 disturber.strike(fault)
             training.wait_for_end()
         except RunFailed as error:
@@ -99,7 +98,7 @@ def _run(seed: int, folder: Path, reference: Reference) -> Result:
     result.digest_equal = _model(training.run) == reference.model
     if not result.digest_equal:
         problems.append("the final model's bytes are not those of the undisturbed run")
-    result.violations = problems + _problems(training, result, reference)
+    result.violations = problems + _problems(training, result, reference, shape)
     for problem in result.violations:
         _say(f"seed {seed}: {problem}")
     if result.violations:
@@ -107,23 +106,23 @@ def _run(seed: int, folder: Path, reference: Reference) -> Result:
     return result
 
 
-def _problems(training: Training, result: Result, reference: Reference) -> list[str]:
+def _problems(training: Training, result: Result, reference: Reference, shape: Shape) -> list[str]:
     run, server = training.run, training.server.pid
     metrics, log = _rows(run / "metrics.jsonl"), _rows(run / "server.jsonl")
     clients = _rows(run / "clients.jsonl")
     client_logs = {name: _rows(run.parent / f"{name}.log") for name in _NAMES}
     files = [str(path.relative_to(run)) for path in run.rglob("*") if not path.is_dir()]
     client_faults = result.client_kills + result.pauses + result.connection_faults
-    levels = (training.levels.get((server, number)) for number in (QUIET_ROUND, ROUNDS))
+    levels = (training.levels.get((server, number)) for number in (shape.quiet_round, shape.rounds))
     return [
-        *invariants.rounds_grow_by_one(metrics, log, ROUNDS),
-        *invariants.counted_once(clients, _NAMES, ROUNDS),
+        *invariants.rounds_grow_by_one(metrics, log, shape.rounds),
+        *invariants.counted_once(clients, _NAMES, shape.rounds),
         *invariants.acknowledged_kept(clients, log, client_logs),
         *invariants.same_models(metrics, reference.metrics),
         *invariants.server_settled(*levels),
-        *invariants.no_orphans(files, ROUNDS, KEEP_ROUNDS),
-        *invariants.enough(result.server_kills, LEAST_SERVER_KILLS, "server kills"),
-        *invariants.enough(client_faults, LEAST_CLIENT_FAULTS, "client faults"),
+        *invariants.no_orphans(files, shape.rounds, KEEP_ROUNDS),
+        *invariants.enough(result.server_kills, shape.server_kills, "server kills"),
+        *invariants.enough(client_faults, shape.client_faults, "client faults"),
     ]
 
 

@@ -13,14 +13,6 @@ from itertools import chain
 from scripts.resilience.proxy import Way
 
 CLIENTS = 3
-# The last server's life: a quiet round to compare with, two under fire, and a quiet end.
-_KILL_ROUNDS = range(1, 6)
-_CALM_ROUND = 6
-QUIET_ROUND = 7
-_FAULTY_ROUNDS = (8, 9)
-# A process takes seconds to start: not more of them than there must be.
-_CLIENT_KILL_ROUNDS = (1, 4, 8)
-ROUNDS = 11
 _MEBIBYTE = 1 << 20
 
 
@@ -36,6 +28,51 @@ class Kind(Enum):
     HALF_OPEN = "connections half-open"
     DELAY = "connections delayed"
     CALM = "all faults end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How much is done: first rounds in which the server is killed, then the last server's life.
+
+    That is a round in which all faults end, a quiet one to compare with, some under fire, and a
+    quiet end.
+
+    Attributes:
+        server_kills: one a round, from the first one on.
+        client_kill_rounds: not more than there must be, since a process takes seconds to start.
+        last_faulty_rounds: in the last server's life.
+        client_faults: at least so many must hit.
+    """
+
+    server_kills: int
+    client_kill_rounds: tuple[int, ...]
+    last_faulty_rounds: int
+    client_faults: int
+
+    @property
+    def calm_round(self) -> int:
+        """The round in which the faults of before end."""
+        return self.server_kills + 1
+
+    @property
+    def quiet_round(self) -> int:
+        """The round after which the last server's levels are taken first."""
+        return self.calm_round + 1
+
+    @property
+    def faulty_rounds(self) -> tuple[int, ...]:
+        """The rounds in which something happens to the clients."""
+        late = range(self.quiet_round + 1, self.quiet_round + 1 + self.last_faulty_rounds)
+        return (*range(1, self.calm_round), *late)
+
+    @property
+    def rounds(self) -> int:
+        """All rounds: one for the last faults to end in, and a quiet one."""
+        return self.faulty_rounds[-1] + 2
+
+
+FULL = Shape(server_kills=5, client_kill_rounds=(1, 4, 8), last_faulty_rounds=2, client_faults=20)
+SMALL = Shape(server_kills=1, client_kill_rounds=(1,), last_faulty_rounds=1, client_faults=5)
 
 
 @dataclass(frozen=True)
@@ -57,28 +94,28 @@ class Fault:
     seconds: float = 0.0
 
 
-def plan(seed: int) -> list[Fault]:
+def plan(seed: int, shape: Shape) -> list[Fault]:
     """Return the faults of a seed, in their order."""
     draw = random.Random(seed)
     kinds = [kind for kind in Kind if kind not in _NOT_DEALT]
     # Each kind as often as the others, two ways for those that have a way.
     deck = list(chain.from_iterable(draw.sample(kinds, len(kinds)) for _ in range(4)))
     faults = []
-    for number in (*_KILL_ROUNDS, *_FAULTY_ROUNDS):
+    for number in shape.faulty_rounds:
         here = sorted(
             (_client_fault(draw, number, deck.pop()) for _ in range(3)),
             key=lambda fault: fault.accepted,
         )
         accepted = draw.randrange(CLIENTS + 1)
         after = round(draw.uniform(0, 0.3), 3)
-        if number in _CLIENT_KILL_ROUNDS:
+        if number in shape.client_kill_rounds:
             client = draw.randrange(CLIENTS)
             here.append(Fault(number, accepted, after, Kind.KILL_CLIENT, client))
-        if number in _KILL_ROUNDS:
+        if number <= shape.server_kills:
             here.append(Fault(number, accepted, after, Kind.KILL_SERVER))
         faults += here
-    faults.append(Fault(_CALM_ROUND, 0, 0.0, Kind.CALM))
-    faults.append(Fault(_FAULTY_ROUNDS[-1] + 1, 0, 0.0, Kind.CALM))
+    faults.append(Fault(shape.calm_round, 0, 0.0, Kind.CALM))
+    faults.append(Fault(shape.faulty_rounds[-1] + 1, 0, 0.0, Kind.CALM))
     return sorted(faults, key=lambda fault: fault.round)
 
 
