@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from common.errors import InputError
 from common.process import exit_status, keep_chunks_allocated
-from scripts.benchmarks import aggregate, client, rounds, scale, start
+from scripts.benchmarks import aggregate, client, rounds, scale, secure, start
 from scripts.benchmarks.figures import show
 
 Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
@@ -24,6 +24,7 @@ _SUBJECTS = {
     "scale": scale,
     "client": client,
     "start": start,
+    "tls": secure,
 }
 
 app = App(

@@ -137,6 +137,6 @@ def serving(*flags: object) -> Iterator[Server]:
             yield Server(process, run, json.loads(ready.read_text())["address"])
 
 
-def client_of(address: str, partitions: object) -> Process:
+def client_of(address: str, partitions: object, *flags: object) -> Process:
     """Start a client, e.g. of partition 3 or of 0-9."""
-    return Process("client", "--server", address, "--partition", partitions, "--task", TASK)
+    return Process("client", "--server", address, "--partition", partitions, "--task", TASK, *flags)

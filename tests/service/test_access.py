@@ -1,6 +1,7 @@
 """Who may call what: each method by each kind of caller, with certificates and with tokens."""
 
 import os
+import threading
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -11,6 +12,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.connection import Connection
+from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts import make_certs
@@ -287,6 +290,29 @@ def test_the_servers_certificate_can_be_exchanged_while_it_runs(tmp_path):
         with pytest.raises(grpc.RpcError) as caught:
             session.heartbeat()
         assert refusal(caught.value)[1] == "SESSION_SUPERSEDED"
+
+
+def test_a_server_of_another_ca_or_name_is_not_trusted_and_the_client_says_so(folder, tmp_path):
+    def join(address, place):
+        read = [(place / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")]
+        credentials = grpc.ssl_channel_credentials(*read)
+        connection = Connection(address, credentials, 20.0, threading.Event())
+        try:
+            connection.join(pb.JoinRequest(client_id="client-0", instance_id="x"))
+        finally:
+            connection.close()
+
+    server = SecureServer(tmp_path / "run", bind="0.0.0.0:0", **mutual_options(folder))
+    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
+    with server:
+        port = server.address.rpartition(":")[2]
+        own, stranger = (f / "clients" / "client-0" for f in (folder, folder.parent / "other"))
+        with pytest.raises(InputError, match=r"--tls-ca: 127.0.0.1:.* is not trusted"):
+            join(f"127.0.0.1:{port}", stranger)
+        with pytest.raises(InputError, match=r"--tls-ca: 127.0.0.2:.* is not trusted"):
+            join(f"127.0.0.2:{port}", own)
+        with pytest.raises(InputError, match="--task: "):  # Trusted, and let in.
+            join(f"127.0.0.1:{port}", own)
 
 
 # ----------------------------------------------------------------------------- join tokens

@@ -1,0 +1,83 @@
+"""A round with mutual TLS, against the same round in plain text.
+
+Both servers and their clients take turns in one run, each round without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts import make_certs
+from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.servers import Watched, client_of, folder, serving
+from scripts.benchmarks.tasks import SIZES
+
+_TIMES = 2
+
+
+class _Case(NamedTuple):
+    """A model by name, the clients, and how many rounds are measured."""
+
+    model: str
+    clients: int
+    rounds: int
+
+
+_FULL = [_Case("1.66M", 10, 20), _Case("25M", 2, 10), _Case("100M", 2, 5)]
+_SMALL = [_Case("1.66M", 2, 10)]
+
+
+def measure(small: bool) -> Iterator[Figure]:
+    """Yield each case's seconds and CPU seconds with TLS, beside those without."""
+    with folder() as place:
+        certs = place / "certs"
+        with redirect_stdout(StringIO()):
+            make_certs.new(host=["127.0.0.1"], folder=certs)
+            clients = max(case.clients for case in _FULL)
+            make_certs.client("client", partition=f"0-{clients - 1}", folder=certs)
+        for case in _SMALL if small else _FULL:
+            yield from _measure(case, certs, 1 if small else _TIMES)
+
+
+def _measure(case: _Case, certs: Path, times: int) -> Iterator[Figure]:
+    plain, secure = [], []
+    for _ in range(times):
+        plain.append(_run(case, (), ()))
+        server, client = certs / "server", certs / "clients" / "client"
+        secure.append(
+            _run(
+                case,
+                ("--tls-client-ca", server / "ca.pem", *_pair(server)),
+                ("--tls-ca", client / "ca.pem", *_pair(client)),
+            )
+        )
+    sizes = {"parameters": SIZES[case.model], "clients": case.clients}
+    for name, part in (("round", "round_seconds"), ("round, CPU", "round_cpu_seconds")):
+        floor, value = (min(getattr(seen, part) for seen in runs) for runs in (plain, secure))
+        yield Figure(name=f"{name}, with TLS", value=value, unit="s", floor=floor, sizes=sizes)
+
+
+def _pair(place: Path) -> tuple[object, ...]:
+    return ("--tls-cert", place / "cert.pem", "--tls-key", place / "key.pem")
+
+
+def _run(
+    case: _Case, server_flags: tuple[object, ...], client_flags: tuple[object, ...]
+) -> Watched:
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            serving(
+                *("--model", case.model, "--rounds", case.rounds + 1),
+                *("--min-clients", case.clients, "--num-partitions", case.clients),
+                *server_flags,
+            )
+        )
+        clients = [
+            stack.enter_context(client_of(server.address, number, *client_flags))
+            for number in range(case.clients)
+        ]
+        return server.watch(clients)
