@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import grpc
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
@@ -22,6 +22,7 @@ from rich.table import Table
 from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from scripts.commands import run_app
 from scripts.operators import Where, connect, newest_server, server_of
 
 _CALL_SECONDS = 10.0
@@ -206,16 +207,12 @@ def _show_rounds(found: Iterable[pb.Round], as_json: bool) -> None:
 def main() -> int:
     """Return the exit status: 0 done, 1 the server can't be reached or refuses, 2 wrong input."""
     try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, InputError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return run_app(app)
     except grpc.RpcError as error:
         print(f"error: {_explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _explain(error: grpc.RpcError) -> str:

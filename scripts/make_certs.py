@@ -21,13 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from client.options import ClientOptions, client_ids
 from common.errors import InputError
-from common.process import exit_status
 from common.tls import CLIENT, OPERATOR
+from scripts.commands import run_app
 
 _PORT = 7070
 # As federated.proto has it; the first is no dot or dash, since it names a folder, too.
@@ -280,13 +280,5 @@ def _write_toml(path: Path, values: dict[str, str]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _run() -> int:
-    try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        raise InputError(" ".join(str(error).split())) from error
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(exit_status(_run))
+    sys.exit(run_app(app))

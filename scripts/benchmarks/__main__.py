@@ -8,12 +8,12 @@ from itertools import chain
 from types import ModuleType
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from common.errors import InputError
-from common.process import exit_status, keep_chunks_allocated
+from common.process import keep_chunks_allocated
 from scripts.benchmarks import aggregate, client, rounds, scale, secure, start
 from scripts.benchmarks.figures import show
+from scripts.commands import run_app
 
 Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
@@ -56,15 +56,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         # By way of the context managers, so that the measured processes end, too.
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    return exit_status(_run)
-
-
-def _run() -> int:
-    try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        raise InputError(" ".join(str(error).split())) from error
-    return 0
+    return run_app(app)
 
 
 if __name__ == "__main__":

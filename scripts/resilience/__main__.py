@@ -6,11 +6,12 @@ import sys
 from types import FrameType
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from common.errors import InputError, RunFailed
-from common.process import exit_status, keep_chunks_allocated
+from common.errors import RunFailed
+from common.process import keep_chunks_allocated
+from scripts.commands import run_app
 from scripts.resilience import chaos, coverage
 from scripts.resilience import fuzz as fuzzing
 from scripts.resilience import leak as leaking
@@ -82,7 +83,7 @@ def main() -> int:
     keep_chunks_allocated()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    return exit_status(_run)
+    return run_app(app)
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -90,14 +91,6 @@ def _end(number: int, _: FrameType | None) -> None:
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
-
-
-def _run() -> int:
-    try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        raise InputError(" ".join(str(error).split())) from error
-    return 0
 
 
 if __name__ == "__main__":

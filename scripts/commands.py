@@ -1,0 +1,19 @@
+"""Runs a command line that has several commands, and ends as all of this project's do."""
+
+from cyclopts import App, CycloptsError
+
+from common.errors import InputError
+from common.process import exit_status
+
+
+def run_app(app: App) -> int:
+    """Return the exit status: 0 done, 1 failed, 2 wrong input; the last two with their line."""
+
+    def run() -> int:
+        try:
+            app(exit_on_error=False, print_error=False, result_action="return_value")
+        except CycloptsError as error:
+            raise InputError(" ".join(str(error).split())) from error
+        return 0
+
+    return exit_status(run)
