@@ -12,6 +12,7 @@ from pathlib import Path
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.operators import connect, server_of
+from tests.e2e.preloaded import Forked
 
 ROOT = Path(__file__).parents[2]
 TASK = "tests.tasks:Tiny"
@@ -19,20 +20,25 @@ PATIENCE = 90.0
 
 
 class Process:
-    """`python -m <arguments>`; its output goes to a file."""
+    """`python -m <arguments>`; its output goes to a file. `fresh`: with a start of its own."""
 
-    def __init__(self, output: Path, *arguments, **environment):
+    def __init__(self, output: Path, *arguments, fresh=False, **environment):
         self.output = output
         self.is_script = str(arguments[0]).startswith("scripts.")
-        self._file = output.open("ab")
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments)],
-            stdout=self._file,
-            stderr=self._file,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            start_new_session=True,
-        )
+        words = list(map(str, arguments))
+        variables = dict(os.environ) | environment
+        if fresh or self.is_script:
+            with output.open("ab") as file:
+                self.popen = subprocess.Popen(
+                    [sys.executable, "-m", *words],
+                    stdout=file,
+                    stderr=file,
+                    cwd=ROOT,
+                    env=variables,
+                    start_new_session=True,
+                )
+        else:
+            self.popen = Forked(words, output, ROOT, variables)
 
     def wait(self, timeout=PATIENCE):
         """Return the exit status."""
@@ -46,7 +52,6 @@ class Process:
             # A script has processes of its own to end; a server or client has not.
             (self.popen.terminate if self.is_script else self.popen.kill)()
         self.popen.wait()
-        self._file.close()
 
     @property
     def text(self):

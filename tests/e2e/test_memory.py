@@ -19,6 +19,7 @@ def test_a_round_of_20_clients_takes_less_than_three_models_of_memory(federation
         *("--rounds", 1, "--min-clients", CLIENTS, "--num-partitions", CLIENTS),
         *("--partitioner", "iid", "--client-evaluate-every", 0),
         task=TASK,
+        fresh=True,
     )
     size = len(federation.model)
     assert size > 64 * 2**20

@@ -195,3 +195,20 @@ def test_the_weighted_mean_of_the_accepted_updates_is_the_new_model(pair):
     old, new = (views(memoryview(bytearray(data))) for data in (before, path.read_bytes()))
     for name in old:
         assert torch.equal(new[name], (old[name].double() + 4.0).float())
+
+
+def test_a_client_that_is_slow_in_every_round_does_not_hold_the_run(tmp_path):
+    flags = {"fraction": 0.67, "over_select": 1.5, "min_clients": 3, "rounds": 3}
+    with LiveServer(tmp_path / "run", **flags) as server:
+        slow, *others = [server.join(name, partition=n) for n, name in enumerate("abc")]
+        for number in (1, 2, 3):
+            late = slow.assignment()
+            assert late.round == number
+            for client in others:
+                assert client.push(client.assignment(), update()).outcome == (
+                    OUTCOME.OUTCOME_ACCEPTED
+                )
+            server.wait_for(lambda run, number=number: run.model.version == number)
+            assert slow.push(late, update()).outcome == OUTCOME.OUTCOME_NOT_WANTED
+        ended = server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds
+        assert [(r.cohort_size, r.report_goal, r.accepted_count) for r in ended] == [(3, 2, 2)] * 3
