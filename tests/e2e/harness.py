@@ -63,7 +63,8 @@ class Process:
 
     def events(self, name):
         """Return the log's JSON lines with this event."""
-        lines = [line for line in self.text.splitlines() if line.startswith("{")]
+        whole = self.text.split("\n")[:-1]
+        lines = [line for line in whole if line.startswith("{")]
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
 

@@ -25,6 +25,7 @@ class Forked:
     """Like `subprocess.Popen`, as far as the harness needs it."""
 
     def __init__(self, arguments: list[str], output: Path, cwd: Path, environment: dict[str, str]):
+        output.touch()
         self._process = _CONTEXT.Process(
             target=_run, args=(arguments, output, cwd, environment), daemon=True
         )
@@ -51,7 +52,7 @@ class Forked:
 def _run(arguments: list[str], output: Path, cwd: Path, environment: dict[str, str]) -> None:
     os.setsid()
     os.chdir(cwd)
-    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.clear()

@@ -117,7 +117,7 @@ def test_the_readmes_own_task_trains(federation):
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(# moons.py.*?)```", readme, re.DOTALL).group(1)
     (federation.folder / "moons.py").write_text(code)
-    environment = {"PYTHONPATH": str(federation.folder)}
+    environment = {"PYTHONPATH": str(federation.folder), "fresh": True}
     flags = ("--num-partitions", 2, "--lr", 0.3, "--rounds", 5)
     server = federation.server(*flags, task="moons:Moons", **environment)
     clients = [federation.client(i, task="moons:Moons", **environment) for i in (0, 1)]
