@@ -290,7 +290,7 @@ class Connection:
                     raise Stopped("asked to end") from error
                 if error.code() not in _RETRIED and not _is_broken_stream(error):
                     raise self._translate(error) from error
-                problem, wanted = self._unreachable(error), _retry_delay(error)
+                problem, wanted = self._unreachable(error), retry_delay(error)
             except NotStored as error:
                 problem, wanted = str(error), None
             except ValueError as error:  # The channel was closed under the call.
@@ -374,7 +374,7 @@ def _is_broken_stream(error: grpc.RpcError) -> bool:
     )
 
 
-def _retry_delay(error: grpc.RpcError) -> float | None:
+def retry_delay(error: grpc.RpcError) -> float | None:
     """Return after how many seconds the server wants to be asked again, if it says so."""
     info = error_details_pb2.RetryInfo()
     return info.retry_delay.ToMilliseconds() / 1000 if _unpack(error, info) else None

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import grpc
 
+from client.connection import retry_delay
 from common.process import keep_chunks_allocated
 from common.tensors import digest_bytes
 from common.transfer import pieces
@@ -46,8 +47,15 @@ class Client:
                 task_names=[self._task],
                 partition=self._number,
             )
-            response = await self._stub.Join(request, timeout=60, wait_for_ready=True)
-            self._session = response.session_token
+            while not self._session:
+                try:
+                    response = await self._stub.Join(request, timeout=60, wait_for_ready=True)
+                    self._session = response.session_token
+                except grpc.aio.AioRpcError as error:
+                    seconds = retry_delay(error)
+                    if seconds is None:
+                        raise
+                    await asyncio.sleep(seconds)
 
     async def poll(self, updates: float = math.inf) -> None:
         """Take part until the run ends, or for so many updates."""
