@@ -325,7 +325,7 @@ class Connection:
                 "its certificate, and the server as its certificate does, or has it none?"
             ) from error
         if _CLOSED in problem:
-            return f"{problem}; does it want TLS, or another certificate?"
+            return f"{problem}; does it want TLS (--tls-ca), or another certificate (--tls-cert)?"
         return problem
 
     def _translate(self, error: grpc.RpcError) -> FolkmootError:

@@ -5,6 +5,7 @@ Wrong ones are found here, before anything is sent. Knows nothing about calls.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import grpc
@@ -12,6 +13,8 @@ import grpc
 from client.options import ClientOptions, SecurityOptions
 from common.errors import InputError
 from common.tls import identity_of, is_loopback, read_ca, read_pair
+
+_JOIN_TOKEN = re.compile(r"[0-9a-f]{8}\.[A-Za-z0-9_-]{32}")
 
 
 def channel_credentials(
@@ -61,12 +64,16 @@ def join_token(options: SecurityOptions) -> str:
     """Return the join token, empty if there is none.
 
     Raises:
-        InputError: its file can't be read.
+        InputError: its file can't be read, or holds something else.
     """
     path = options.join_token_file
     if path is None:
         return ""
     try:
-        return path.read_text(encoding="ascii").strip()
+        token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
         raise InputError(f"--join-token-file: can't read a join token from {path}") from error
+    # Whatever else the file holds, such as a key, is not for the server to see.
+    if not _JOIN_TOKEN.fullmatch(token):
+        raise InputError(f"--join-token-file: {path} holds no join token (ID.SECRET)")
+    return token

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from common.config import finite
 from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
@@ -45,6 +46,12 @@ tokens = App(name="token", help="Join tokens, for clients without a certificate.
 app.command(tokens)
 
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
+Admitted = Annotated[
+    int, Parameter(help="Clients that it admits.", validator=Number(gte=1, lte=1000))
+]
+Days = Annotated[
+    float, Parameter(help="How long it admits new ones.", validator=(finite, Number(gt=0, lte=366)))
+]
 Last = Annotated[int, Parameter(help="How many.", validator=Number(gte=1))]
 
 
@@ -69,6 +76,8 @@ def _connect(chosen: Server) -> grpc.Channel:
     if chosen.server is None:
         folder = chosen.run_dir or newest_server(Path("runs"))
         return connect(server_of(folder, chosen.certs))
+    if not chosen.server.rpartition(":")[2].isdecimal():
+        raise InputError(f"--server: {chosen.server!r} is not HOST:PORT, e.g. 127.0.0.1:7071")
     token = ""
     if chosen.token_file is not None:
         try:
@@ -124,8 +133,8 @@ def stop(*, server: Server = Server(), json: Json = False) -> None:
 def create(
     *,
     server: Server = Server(),
-    clients: Annotated[int, Parameter(help="Clients that it admits, at most 1000.")] = 1,
-    days: Annotated[float, Parameter(help="How long it admits new ones.")] = 1.0,
+    clients: Admitted = 1,
+    days: Days = 1.0,
     json: Json = False,
 ) -> None:
     """Print a new join token: what a client's --join-token-file holds. It is told only now."""
@@ -217,9 +226,11 @@ def main() -> int:
 
 def _explain(error: grpc.RpcError) -> str:
     details = f"{error.code().name}: {error.details()}"
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return f"{details}; is this the port for clients? The admin port is the one after it"
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return details
-    return f"{details}; is a server running there, and does it want TLS (--certs)?"
+    return f"{details}; is a server there, and does it want TLS or another certificate (--certs)?"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from common.tls import CLIENT, OPERATOR
 from scripts.commands import run_app
 
 _PORT = 7070
+# RFC 1123, section 2.1; not all digits and dots, which are an address. 0.0.0.0 is no address.
+_HOST = re.compile(r"(?=.*[A-Za-z])([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.(?=.)|$))+")
 # As federated.proto has it; the first is no dot or dash, since it names a folder, too.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -46,6 +48,8 @@ app = App(
 )
 
 Folder = Annotated[Path, Parameter(help="Where all of them are kept.")]
+Hosts = Annotated[list[str], Parameter(help="Name or address of the server, as clients say it.")]
+Count = Annotated[int, Parameter(help="Make client-0, client-1, ...", validator=Number(gte=0))]
 Days = Annotated[
     int, Parameter(help="How long the certificates are valid.", validator=Number(gte=1))
 ]
@@ -59,16 +63,18 @@ class _Authority(NamedTuple):
 @app.command
 def new(
     *,
-    host: Annotated[list[str], Parameter(help="Name or address of the server, as clients say it.")],
-    clients: Annotated[int, Parameter(help="Make client-0, client-1, ...: so many.")] = 0,
+    host: Hosts,
+    clients: Count = 0,
     folder: Folder = Path("certs"),
     days: Days = 365,
 ) -> None:
     """Make a CA, and certificates for the server, its operator, and clients."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--folder: {folder} is not empty; name another, or use `client`")
+    names = _server_names(host)
     authority = _make_authority(folder / "ca", days)
-    server(host=host, folder=folder, days=days)
+    _issue_server(authority, names, folder, days)
+    _publish(authority, folder / "public")
     place = folder / "server"
     _write_revoked(authority, place / "revoked.pem", [])
     _write_toml(
@@ -94,14 +100,13 @@ def new(
 @app.command
 def server(
     *,
-    host: Annotated[list[str], Parameter(help="Name or address of the server, as clients say it.")],
+    host: Hosts,
     folder: Folder = Path("certs"),
     days: Days = 365,
 ) -> None:
     """Make a new certificate for the server, which takes it without a restart."""
-    names = [_subject_name(name) for name in dict.fromkeys([*host, *_HERE])]
-    usage = ExtendedKeyUsageOID.SERVER_AUTH
-    _issue(_load_authority(folder / "ca"), folder / "server", host[0], names, usage, days)
+    _issue_server(_load_authority(folder / "ca"), _server_names(host), folder, days)
+    print(f"renewed in {folder / 'server'}; a server on another machine needs a copy of it")
 
 
 @app.command
@@ -142,14 +147,36 @@ def revoke(name: str, *, folder: Folder = Path("certs")) -> None:
     """Turn a client out: a running server refuses it from now on."""
     authority = _load_authority(folder / "ca")
     issued = folder / "ca" / _ISSUED
-    lines = issued.read_text(encoding="utf-8").splitlines() if issued.exists() else []
-    own = [line["serial"] for line in map(json.loads, lines) if line["client"] == name]
+    text = issued.read_text(encoding="utf-8") if issued.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    own = [line["serial"] for line in lines if line["client"] == name]
     if not own:
         raise InputError(f"no certificate was made for {name!r} in {folder}")
+    revoked = [line["serial"] for line in lines if line.get("revoked")]
+    with issued.open("a", encoding="utf-8") as file:
+        for serial in own:
+            line = {"client": name, "serial": serial, "revoked": True}
+            file.write(json.dumps(line) + "\n")
     listed = folder / "server" / "revoked.pem"
-    serials = [entry.serial_number for entry in x509.load_pem_x509_crl(listed.read_bytes())]
-    _write_revoked(authority, listed, [*serials, *own])
+    _write_revoked(authority, listed, [*revoked, *own])
     print(f"revoked in {listed}; a server on another machine needs a copy of it")
+
+
+def _server_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """Return what a server's certificate names: what it is called, and this machine."""
+    for host in hosts:
+        if not _HOST.fullmatch(host) and not _is_address(host):
+            raise InputError(
+                f"--host: {host!r} is no name or address; e.g. server.example.org or 10.0.0.5"
+            )
+    return [_subject_name(name) for name in dict.fromkeys([*hosts, *_HERE])]
+
+
+def _issue_server(
+    authority: _Authority, names: Sequence[x509.GeneralName], folder: Path, days: int
+) -> None:
+    usage = ExtendedKeyUsageOID.SERVER_AUTH
+    _issue(authority, folder / "server", str(names[0].value), names, usage, days)
 
 
 def _make_authority(folder: Path, days: int) -> _Authority:
@@ -210,8 +237,13 @@ def _issue(
     folder.mkdir(parents=True, exist_ok=True)
     _write_key(folder / "key.pem", key)
     _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
-    _write(folder / "ca.pem", authority.certificate.public_bytes(serialization.Encoding.PEM))
+    _publish(authority, folder)
     return certificate.serial_number
+
+
+def _publish(authority: _Authority, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "ca.pem", authority.certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _builder(
@@ -249,11 +281,15 @@ def _common_name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 
-def _subject_name(host: str) -> x509.GeneralName:
+def _is_address(host: str) -> bool:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return not ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        return x509.DNSName(host)
+        return False
+
+
+def _subject_name(host: str) -> x509.GeneralName:
+    return x509.IPAddress(ipaddress.ip_address(host)) if _is_address(host) else x509.DNSName(host)
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:

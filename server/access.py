@@ -123,21 +123,24 @@ def open_doors(options: SecurityOptions, operator_token: str) -> Access:
 def operator_token(folder: Path) -> str:
     """Return the operator's token of a run: the one in its directory, or a new one."""
     try:
-        return (folder / OPERATOR_TOKEN).read_text(encoding="ascii").strip()
+        kept = (folder / OPERATOR_TOKEN).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        return secrets.token_urlsafe(24)
+        kept = ""
+    return kept or secrets.token_urlsafe(24)
 
 
 def keep_secret(path: Path, secret: str) -> None:
-    """Write a file that only its owner can read, unless it is there.
+    """Write a file that only its owner can read.
 
     Raises:
         OSError: it can't be written.
     """
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secret + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secret + "\n")
+    temporary.replace(path)
 
 
 def _check(options: SecurityOptions) -> None:

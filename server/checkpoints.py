@@ -5,6 +5,7 @@ in progress has a cohort.json and accepted updates. Knows nothing about sessions
 """
 
 import fcntl
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from common.errors import CheckpointError, InputError
+from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
 from server.durable import link, read_sealed, seal, sync_file, sync_folder, write_json
 from server.metrics import Row
 from server.progress import Progress
+
+log = get_logger()
 
 
 class ModelFile(NamedTuple):
@@ -97,7 +101,7 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Say whether there is a run here."""
-        return (self.path / "config.json").exists()
+        return (self.path / "config.json").exists() or any(self._committed())
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""
@@ -239,8 +243,13 @@ class RunDirectory:
         Raises:
             CheckpointError: the last committed round is damaged; names the file and the remedy.
         """
-        committed = [n for n, folder in self._rounds() if (folder / "record.json").exists()]
+        committed = self._committed()
         if not committed:
+            if (self.path / "models" / "global.safetensors").exists():
+                raise CheckpointError(
+                    f"{self.path / 'rounds'} has lost all committed rounds; put back a copy of "
+                    "it, or begin a new run"
+                )
             return None
         record = self._load_record(max(committed))
         self.remove_spare()
@@ -253,10 +262,27 @@ class RunDirectory:
         self._publish("global", record)
         if record.progress.best_round in (record.round, None):
             self._publish("best", record)
+        else:
+            self._check_best()
         return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
 
+    def _committed(self) -> list[int]:
+        return [n for n, folder in self._rounds() if (folder / "record.json").exists()]
+
+    def _check_best(self) -> None:
+        """Warn if the best model, of an earlier round, is not what was published."""
+        path = self.path / "models" / "best.safetensors"
+        try:
+            said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            intact = digest_file(path) == Digest(said["blake3"], said["size_bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            log.warning("the best model so far is damaged or gone", file=str(path))
+
     def _rounds(self) -> list[tuple[int, Path]]:
-        folders = (self.path / "rounds").iterdir()
+        rounds = self.path / "rounds"
+        folders = rounds.iterdir() if rounds.exists() else ()
         return sorted((int(folder.name), folder) for folder in folders if folder.name.isdigit())
 
     def _load_record(self, number: int) -> Record:
@@ -343,10 +369,12 @@ def _read_sealed(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _check_digest(path: Path, expected: Digest, remedy: str) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; {remedy}")
     try:
         found = digest_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}; {remedy}") from error
+        raise CheckpointError(f"{path} can't be read: {error}; {remedy}") from error
     if found != expected:
         raise CheckpointError(
             f"{path} is damaged: its size or BLAKE3 digest is not what record.json says; {remedy}"

@@ -76,6 +76,7 @@ class Coordinator:
         self.sessions = Sessions(
             lease, clock, self._client_joined, self._client_left, settings.limits.max_clients
         )
+        self.sessions.await_clients(state.live)
         self.spool = spool
         self.revision = 1
         self.ended = False
@@ -108,7 +109,6 @@ class Coordinator:
             OSError: the run directory can't be written.
             TensorError: a file in it was damaged while in use.
         """
-        self.sessions.await_clients(self.state.live)
         self._settle(*rounds.resume(self.policy, self.state))
         if self.state.phase is Phase.SELECTING:
             self._log.info("waiting for clients", needed=self.policy.min_clients)

@@ -99,6 +99,9 @@ class JoinTokens:
         Raises:
             RequestError: JOIN_TOKEN_INVALID, or CLIENT_ID_TAKEN by another token.
         """
+        if not text:
+            message = "this server asks for a join token; get one from its operator"
+            raise RequestError(Status.UNAUTHENTICATED, "JOIN_TOKEN_INVALID", message)
         token = self._tokens.get(text.partition(".")[0])
         if token is None or not hmac.compare_digest(_digest(text), token.digest):
             raise _refused("is none of this server's; ask its operator for one")

@@ -134,6 +134,9 @@ class Sinks:
                 f"{self._rows} holds a line that is no row of metrics ({error}); "
                 "delete that line and resume again"
             ) from error
+        lost = last.round - 1 - len({row.round for row in found[:-1]})
+        if lost:
+            log.warning("rows of committed rounds are lost", file=str(self._rows), rows=lost)
         self._write(self._rows, [*rows, asdict(last)])
         self._write(self._clients, [*own, *clients])
         self._table.unlink(missing_ok=True)

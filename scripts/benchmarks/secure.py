@@ -1,6 +1,6 @@
 """A round with mutual TLS, against the same round in plain text.
 
-Both servers and their clients take turns in one run, each round without training.
+Both servers take turns in one run, with clients in two processes that do not train.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def _run(
                 *server_flags,
             )
         )
+        half = case.clients // 2
         clients = [
-            stack.enter_context(client_of(server.address, number, *client_flags))
-            for number in range(case.clients)
+            stack.enter_context(client_of(server.address, held, *client_flags))
+            for held in (f"0-{half - 1}", f"{half}-{case.clients - 1}")
         ]
         return server.watch(clients)

@@ -302,6 +302,43 @@ def test_a_cohort_that_lacks_a_field_is_of_another_version(tmp_path, name):
             directory.recover()
 
 
+def test_a_run_that_has_lost_all_its_rounds_is_not_begun_again_over_what_is_left(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 1)
+        for gone in (directory.path / "rounds").iterdir():
+            shutil.rmtree(gone)
+        with pytest.raises(CheckpointError, match="rounds has lost all committed rounds; put back"):
+            directory.recover()
+        assert (tmp_path / "models" / "global.safetensors").read_bytes() == b"model 1"
+
+
+def test_rounds_without_their_configuration_are_still_a_run(tmp_path):
+    with opened(tmp_path) as directory:
+        assert not directory.holds_run()
+        commit(directory, 1)
+        assert directory.holds_run()
+        with pytest.raises(CheckpointError, match=r"config\.json is missing; put back a copy"):
+            directory.load_config()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("x")])
+@pytest.mark.parametrize("name", ["best.safetensors", "best.json"])
+def test_a_best_model_that_is_damaged_or_gone_is_said(tmp_path, capsys, name, damage):
+    with opened(tmp_path) as directory:
+        progress = Progress(best_round=1, best_score=0.5, stale=1)
+        commit(directory, 1, progress=progress)
+        commit(directory, 2, progress=progress)
+        path = tmp_path / "models" / name
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)  # No other name of the round's own file.
+        directory.recover()
+        assert "best model" not in capsys.readouterr().out
+        damage(path)
+        directory.recover()
+        assert "best model so far is damaged or gone" in capsys.readouterr().out
+
+
 def test_the_remedy_for_a_damaged_round_helps(tmp_path):
     with opened(tmp_path) as directory:
         record = commit(directory, 1)

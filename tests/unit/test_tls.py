@@ -229,13 +229,43 @@ def test_plain_text_goes_to_this_machine_or_where_the_user_insists(folder):
 
 def test_a_join_token_is_what_its_file_holds(tmp_path):
     path = tmp_path / "token"
-    path.write_text(" abc.def\n")
-    assert join_token(ClientSecurity(join_token_file=path)) == "abc.def"
+    token = f"0123abcd.{'s' * 32}"
+    path.write_text(f" {token}\n")
+    assert join_token(ClientSecurity(join_token_file=path)) == token
     assert join_token(ClientSecurity()) == ""
-    for text in (None, b"\xff"):
-        path.unlink()
-        if text:
-            path.write_bytes(text)
-        with pytest.raises(InputError, match="--join-token-file: can't read"):
-            join_token(ClientSecurity(join_token_file=path))
-        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (None, "can't read a join token"),
+        (b"\xff", "can't read a join token"),
+        (b"", "holds no join token"),
+        (b"-----BEGIN PRIVATE KEY-----", "holds no join token"),
+    ],
+)
+def test_what_is_no_join_token_is_not_sent_anywhere(tmp_path, text, error):
+    path = tmp_path / "token"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(InputError, match=f"--join-token-file: .*{error}"):
+        join_token(ClientSecurity(join_token_file=path))
+
+
+@pytest.mark.parametrize(
+    "host", ["", "münchen.de", "https://x.org", "x.org:7070", "*.x", "::", "1.2.3", "-x"]
+)
+def test_what_is_no_name_or_address_makes_no_certificate(tmp_path, host):
+    with pytest.raises(InputError, match=r"--host: .* is no name or address"):
+        make_certs.new(host=["good.example.org", host], folder=tmp_path / "certs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_revocation_list_that_was_lost_is_made_again_by_the_next_revocation(tmp_path):
+    place = certs.make(tmp_path / "certs", clients=2)
+    serials = {identity(place / "clients" / f"client-{n}").serial for n in (0, 1)}
+    make_certs.revoke("client-0", folder=place)
+    (place / "server" / "revoked.pem").unlink()
+    make_certs.revoke("client-1", folder=place)
+    ca = (place / "server" / "ca.pem").read_bytes()
+    assert read_revoked(place / "server" / "revoked.pem", ca, "--tls-crl") == serials
