@@ -122,19 +122,19 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             raise InputError(f"--config: can't read {path}: {error.strerror}") from error
         except ValueError as error:
             raise InputError(f"--config: {path} is not TOML: {error}") from error
-        Toml(path, must_exist=True)(app, commands, arguments)
-        _resolve_paths(arguments, path)
+        toml = Toml(path, must_exist=True)
+        toml(app, commands, arguments)
+        _resolve_paths(arguments, path.parent, toml.source)
 
 
-def _resolve_paths(arguments: ArgumentCollection, file: Path) -> None:
-    """Let the relative paths in a file begin at its folder, so that both can be moved."""
-    source = str(file.resolve().absolute())
+def _resolve_paths(arguments: ArgumentCollection, folder: Path, source: str) -> None:
+    """Let the relative paths of a file begin at its folder, so that both can be moved."""
     for argument in arguments:
         if Path not in (argument.hint, *get_args(argument.hint)):
             continue
         for index, token in enumerate(argument.tokens):
             if token.source == source:
-                value = str(file.parent / token.value)
+                value = str(folder / token.value)
                 argument.tokens[index] = Token(keyword=token.keyword, value=value, source=source)
 
 

@@ -67,6 +67,11 @@ def connect(where: Where) -> grpc.Channel:
     return grpc.intercept_channel(channel, _ShowToken(where.token)) if where.token else channel
 
 
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata with which an operator calls."""
+    return (("authorization", f"Bearer {token}"),)
+
+
 def _credentials(certs: Path) -> grpc.ChannelCredentials:
     ca = read_ca(certs / "ca.pem", "--certs")
     if not (certs / "cert.pem").exists():
@@ -79,25 +84,15 @@ class _ShowToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterce
     """Adds the token to each call."""
 
     def __init__(self, token: str) -> None:
-        self._metadata = [("authorization", f"Bearer {token}")]
+        self._metadata = bearer(token)
 
-    def intercept_unary_unary(
+    def _show(
         self,
         continuation: Callable[..., Any],
         client_call_details: Any,  # noqa: ANN401
         request: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Add it to a call."""
-        return continuation(self._with_token(client_call_details), request)
+        shown = [*(client_call_details.metadata or ()), *self._metadata]
+        return continuation(client_call_details._replace(metadata=shown), request)
 
-    def intercept_unary_stream(
-        self,
-        continuation: Callable[..., Any],
-        client_call_details: Any,  # noqa: ANN401
-        request: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """Add it to a call that answers with a stream."""
-        return continuation(self._with_token(client_call_details), request)
-
-    def _with_token(self, details: Any) -> Any:  # noqa: ANN401
-        return details._replace(metadata=[*(details.metadata or ()), *self._metadata])
+    intercept_unary_unary = intercept_unary_stream = _show

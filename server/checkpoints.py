@@ -101,7 +101,7 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Say whether there is a run here."""
-        return (self.path / "config.json").exists() or any(self._committed())
+        return (self.path / "config.json").exists() or bool(self._committed())
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""

@@ -95,7 +95,7 @@ class Sessions:
         clock: Callable[[], float],
         on_joined: Callable[[str], None],
         on_left: Callable[[str], None],
-        most: int = 10_000,
+        most: int,
     ) -> None:
         self.lease = lease
         self._most = most

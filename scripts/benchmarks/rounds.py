@@ -26,6 +26,18 @@ class Case(NamedTuple):
     rounds: int
     together: int = 1
 
+    @property
+    def server_flags(self) -> tuple[object, ...]:
+        """A first round that is not measured, and then those that are."""
+        counts = ("--min-clients", self.clients, "--num-partitions", self.clients)
+        return ("--model", self.model, "--rounds", self.rounds + 1, *counts)
+
+    @property
+    def held(self) -> list[str]:
+        """The partitions of each client process."""
+        firsts = range(0, self.clients, self.together)
+        return [f"{first}-{first + self.together - 1}" for first in firsts]
+
 
 _FULL = [
     Case("1.66M", 10, 20),
@@ -48,21 +60,13 @@ def _measure(case: Case) -> Iterator[Figure]:
     sizes = {"parameters": SIZES[case.model], "clients": case.clients}
     floors = []
     with ExitStack() as stack:
-        server = stack.enter_context(
-            serving(
-                *("--model", case.model, "--rounds", case.rounds + 1),
-                *("--min-clients", case.clients, "--num-partitions", case.clients),
-            )
-        )
+        server = stack.enter_context(serving(*case.server_flags))
         size = server.model_size
         # Once before and once after: on a machine with neighbours, the quicker one is the floor.
         floors.append(floor_of(size, case.clients, case.rounds))
         anonymous, high_water = (server.process.memory(name) for name in ("RssAnon", "VmHWM"))
         server.process.forget_peak()
-        clients = [
-            stack.enter_context(client_of(server.address, f"{first}-{first + case.together - 1}"))
-            for first in range(0, case.clients, case.together)
-        ]
+        clients = [stack.enter_context(client_of(server.address, held)) for held in case.held]
         seen = server.watch(clients)
         parts = {part: server.median(f"{part}_seconds") for part in ("collect", "aggregate")}
     floors.append(floor_of(size, case.clients, case.rounds))

@@ -9,26 +9,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 from scripts import make_certs
 from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.rounds import Case
 from scripts.benchmarks.servers import Watched, client_of, folder, serving
 from scripts.benchmarks.tasks import SIZES
 
 _TIMES = 2
 
 
-class _Case(NamedTuple):
-    """A model by name, the clients, and how many rounds are measured."""
-
-    model: str
-    clients: int
-    rounds: int
-
-
-_FULL = [_Case("1.66M", 10, 20), _Case("25M", 2, 10), _Case("100M", 2, 5)]
-_SMALL = [_Case("1.66M", 2, 10)]
+_FULL = [Case("1.66M", 10, 20, together=5), Case("25M", 2, 10), Case("100M", 2, 5)]
+_SMALL = [Case("1.66M", 2, 10)]
 
 
 def measure(small: bool) -> Iterator[Figure]:
@@ -43,7 +35,7 @@ def measure(small: bool) -> Iterator[Figure]:
             yield from _measure(case, certs, 1 if small else _TIMES)
 
 
-def _measure(case: _Case, certs: Path, times: int) -> Iterator[Figure]:
+def _measure(case: Case, certs: Path, times: int) -> Iterator[Figure]:
     plain, secure = [], []
     for _ in range(times):
         plain.append(_run(case, (), ()))
@@ -65,20 +57,11 @@ def _pair(place: Path) -> tuple[object, ...]:
     return ("--tls-cert", place / "cert.pem", "--tls-key", place / "key.pem")
 
 
-def _run(
-    case: _Case, server_flags: tuple[object, ...], client_flags: tuple[object, ...]
-) -> Watched:
+def _run(case: Case, server_flags: tuple[object, ...], client_flags: tuple[object, ...]) -> Watched:
     with ExitStack() as stack:
-        server = stack.enter_context(
-            serving(
-                *("--model", case.model, "--rounds", case.rounds + 1),
-                *("--min-clients", case.clients, "--num-partitions", case.clients),
-                *server_flags,
-            )
-        )
-        half = case.clients // 2
+        server = stack.enter_context(serving(*case.server_flags, *server_flags))
         clients = [
             stack.enter_context(client_of(server.address, held, *client_flags))
-            for held in (f"0-{half - 1}", f"{half}-{case.clients - 1}")
+            for held in case.held
         ]
         return server.watch(clients)

@@ -25,9 +25,9 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.benchmarks.crowd import Client
 from scripts.benchmarks.servers import TASK, Server, serving
-from scripts.operators import server_of
+from scripts.operators import bearer, server_of
 from scripts.resilience.calls import JOIN, METHODS, UNKNOWN_METHOD, Call, Caller, draw
-from scripts.resilience.sending import bearer, garbage, send, speak
+from scripts.resilience.sending import garbage, send, speak
 from scripts.resilience.vitals import at_rest, growth, table_of, vitals
 
 _CALLERS = 16

@@ -11,6 +11,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos import federated_pb2 as pb
+from scripts.operators import bearer
 from scripts.resilience.calls import BROKEN_OFF, PUSH, Call
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -60,11 +61,6 @@ async def send(channel: grpc.aio.Channel, call: Call, token: str) -> tuple[str, 
         outcome = pb.PushUpdateResponse.FromString(answer).outcome
         return f"OK {pb.PushUpdateResponse.Outcome.Name(outcome)}", answer
     return "OK", answer
-
-
-def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata with which an operator calls."""
-    return (("authorization", f"Bearer {token}"),)
 
 
 async def _stream(call: Call) -> AsyncIterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
@@ -28,12 +27,11 @@ class Vitals(NamedTuple):
 
 def vitals(process: Process) -> Vitals:
     """Return what a process holds now."""
-    folder = Path(f"/proc/{process.pid}")
     return Vitals(
         process.memory("RssAnon"),
         process.memory("VmRSS"),
-        sum(1 for _ in (folder / "fd").iterdir()),
-        sum(1 for _ in (folder / "task").iterdir()),
+        process.count("fd"),
+        process.count("task"),
     )
 
 

@@ -151,10 +151,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mutual(folder, tmp_path_factory):
-    server = SecureServer(tmp_path_factory.mktemp("mutual") / "run", **mutual_options(folder))
-    server.client_certs = folder / "clients" / "client-0"
-    server.operator_certs = folder / "operator"
-    with server:
+    with mutual_server(folder, tmp_path_factory.mktemp("mutual")) as server:
         yield server
 
 
@@ -168,6 +165,13 @@ def mutual_options(folder):
         "max_attempts": 1000,
         "min_clients": 1,
     }
+
+
+def mutual_server(folder, place, **options):
+    """Return a server that asks for certificates, called as client-0 and as the operator."""
+    server = SecureServer(place / "run", **mutual_options(folder) | options)
+    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
+    return server
 
 
 def caller(folder, kind):
@@ -226,9 +230,7 @@ def test_the_table_holds_every_method():
 
 def test_a_client_that_is_revoked_is_out_at_once_and_another_comes_in(tmp_path):
     folder = certs.make(tmp_path / "certs", clients=1)
-    server = SecureServer(tmp_path / "run", **mutual_options(folder))
-    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
-    with server:
+    with mutual_server(folder, tmp_path) as server:
         client = server.join("client-0")
         work = client.assignment()
         client.push(work, update(), chunk_size=50, stop_after=1)
@@ -250,9 +252,7 @@ def test_a_client_that_is_revoked_is_out_at_once_and_another_comes_in(tmp_path):
 
 def test_a_revoked_client_is_stopped_in_the_middle_of_its_upload(tmp_path):
     folder = certs.make(tmp_path / "certs", clients=1)
-    server = SecureServer(tmp_path / "run", **mutual_options(folder))
-    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
-    with server:
+    with mutual_server(folder, tmp_path) as server:
         client = server.join("client-0")
         work, data = client.assignment(), update()
 
@@ -273,9 +273,7 @@ def test_a_revoked_client_is_stopped_in_the_middle_of_its_upload(tmp_path):
 def test_the_servers_certificate_can_be_exchanged_while_it_runs(tmp_path):
     folder = certs.make(tmp_path / "certs", clients=1)
     other = certs.make(tmp_path / "other", clients=1)
-    server = SecureServer(tmp_path / "run", **mutual_options(folder))
-    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
-    with server:
+    with mutual_server(folder, tmp_path) as server:
         session = server.join("client-0")
         for name in ("cert.pem", "ca.pem", "key.pem", "revoked.pem"):
             target = folder / "server" / name
@@ -302,9 +300,7 @@ def test_a_server_of_another_ca_or_name_is_not_trusted_and_the_client_says_so(fo
         finally:
             connection.close()
 
-    server = SecureServer(tmp_path / "run", bind="0.0.0.0:0", **mutual_options(folder))
-    server.client_certs, server.operator_certs = folder / "clients/client-0", folder / "operator"
-    with server:
+    with mutual_server(folder, tmp_path, bind="0.0.0.0:0") as server:
         port = server.address.rpartition(":")[2]
         own, stranger = (f / "clients" / "client-0" for f in (folder, folder.parent / "other"))
         with pytest.raises(InputError, match=r"--tls-ca: 127.0.0.1:.* is not trusted"):

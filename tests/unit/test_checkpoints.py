@@ -312,10 +312,11 @@ def test_a_run_that_has_lost_all_its_rounds_is_not_begun_again_over_what_is_left
         assert (tmp_path / "models" / "global.safetensors").read_bytes() == b"model 1"
 
 
-def test_rounds_without_their_configuration_are_still_a_run(tmp_path):
+@pytest.mark.parametrize("number", [0, 1])
+def test_rounds_without_their_configuration_are_still_a_run(tmp_path, number):
     with opened(tmp_path) as directory:
         assert not directory.holds_run()
-        commit(directory, 1)
+        commit(directory, number)
         assert directory.holds_run()
         with pytest.raises(CheckpointError, match=r"config\.json is missing; put back a copy"):
             directory.load_config()

@@ -137,6 +137,9 @@ def test_a_relative_path_in_the_file_begins_at_its_folder_and_others_where_one_i
     for named in (str(file), "there/options.toml"):
         found = parse("--config", named)
         assert (found.place.resolve(), found.name) == (file.parent / "near.pem", "near.pem")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "there")
+    linked = parse("--config", "elsewhere/options.toml").place
+    assert linked.resolve() == file.parent / "near.pem"
     assert parse("--config", str(file), "--place", "mine.pem").place == Path("mine.pem")
     file.write_text("place = '/far.pem'\n")
     assert parse("--config", str(file)).place == Path("/far.pem")
