@@ -198,10 +198,15 @@ class TaskSpec(_message.Message):
     TASK_NAME_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
+    LOCAL_LAYERS_FIELD_NUMBER: _builtins.int
     task_name: _builtins.str
     """In the task registry, or "package.module:attribute"."""
     model_name: _builtins.str
     """One of the task's models."""
+    local_layers: _builtins.str
+    """Tensors that stay with their client and never travel: those whose name
+    matches this Python regular expression, anywhere in it. Empty: none.
+    """
     @_builtins.property
     def split(self) -> Global___DataSplit: ...
     def __init__(
@@ -210,10 +215,11 @@ class TaskSpec(_message.Message):
         task_name: _builtins.str = ...,
         model_name: _builtins.str = ...,
         split: Global___DataSplit | None = ...,
+        local_layers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_layers", b"local_layers", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +245,10 @@ class DataSplit(_message.Message):
         PARTITIONER_SHARDS: DataSplit._Partitioner.ValueType  # 3
         PARTITIONER_NONE: DataSplit._Partitioner.ValueType  # 4
         """Each client keeps all of its own data."""
+        PARTITIONER_QUANTITY: DataSplit._Partitioner.ValueType  # 5
+        """Unequal sizes."""
+        PARTITIONER_NATURAL: DataSplit._Partitioner.ValueType  # 6
+        """By the examples' owners, e.g. a digit's writer."""
 
     class Partitioner(_Partitioner, metaclass=_PartitionerEnumTypeWrapper): ...
     PARTITIONER_UNSPECIFIED: DataSplit.Partitioner.ValueType  # 0
@@ -247,6 +257,10 @@ class DataSplit(_message.Message):
     PARTITIONER_SHARDS: DataSplit.Partitioner.ValueType  # 3
     PARTITIONER_NONE: DataSplit.Partitioner.ValueType  # 4
     """Each client keeps all of its own data."""
+    PARTITIONER_QUANTITY: DataSplit.Partitioner.ValueType  # 5
+    """Unequal sizes."""
+    PARTITIONER_NATURAL: DataSplit.Partitioner.ValueType  # 6
+    """By the examples' owners, e.g. a digit's writer."""
 
     PARTITIONER_FIELD_NUMBER: _builtins.int
     NUM_PARTITIONS_FIELD_NUMBER: _builtins.int
@@ -258,7 +272,7 @@ class DataSplit(_message.Message):
     num_partitions: _builtins.int
     """At least 1."""
     alpha: _builtins.float
-    """Concentration, for DIRICHLET."""
+    """Concentration, for DIRICHLET and QUANTITY."""
     shards_per_client: _builtins.int
     """For SHARDS."""
     seed: _builtins.int
@@ -445,12 +459,17 @@ class TaskAssignment(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_ROUND_FIELD_NUMBER: _builtins.int
     task_token: _builtins.bytes
     """Opaque; the same after a restart of the server."""
     round: _builtins.int
     """From 1."""
     seed: _builtins.int
     """Of every random choice in this work; not negative."""
+    previous_round: _builtins.int
+    """The last committed round that counted an update of this client; 0: none.
+    What a client keeps from one round to the next is what it had then.
+    """
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """To train from, or to evaluate."""
@@ -473,10 +492,11 @@ class TaskAssignment(_message.Message):
         seed: _builtins.int = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
+        previous_round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "time_remaining", b"time_remaining", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "round", b"round", "seed", b"seed", "task_token", b"task_token", "time_remaining", b"time_remaining", "train", b"train", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "previous_round", b"previous_round", "round", b"round", "seed", b"seed", "task_token", b"task_token", "time_remaining", b"time_remaining", "train", b"train", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["train", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
@@ -497,6 +517,7 @@ class TrainWork(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     PROXIMAL_MU_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
+    SCAFFOLD_FIELD_NUMBER: _builtins.int
     local_epochs: _builtins.int
     batch_size: _builtins.int
     learning_rate: _builtins.float
@@ -508,6 +529,10 @@ class TrainWork(_message.Message):
     def hyperparameters(self) -> _struct_pb2.Struct:
         """Of tasks that bring their own."""
 
+    @_builtins.property
+    def scaffold(self) -> Global___Scaffold:
+        """Set: SCAFFOLD (Karimireddy et al. 2020); how is written in client/scaffold.py."""
+
     def __init__(
         self,
         *,
@@ -518,14 +543,39 @@ class TrainWork(_message.Message):
         weight_decay: _builtins.float = ...,
         proximal_mu: _builtins.float = ...,
         hyperparameters: _struct_pb2.Struct | None = ...,
+        scaffold: Global___Scaffold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "scaffold", b"scaffold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "hyperparameters", b"hyperparameters", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "momentum", b"momentum", "proximal_mu", b"proximal_mu", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "hyperparameters", b"hyperparameters", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "momentum", b"momentum", "proximal_mu", b"proximal_mu", "scaffold", b"scaffold", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainWork: _TypeAlias = TrainWork  # noqa: Y015
+
+@_typing.final
+class Scaffold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def control(self) -> Global___Digest:
+        """The server's control variate, of the model's schema and with its version:
+        pull it as PART_CONTROL. Unset: all zeros.
+        """
+
+    def __init__(
+        self,
+        *,
+        control: Global___Digest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scaffold: _TypeAlias = Scaffold  # noqa: Y015
 
 @_typing.final
 class EvaluateWork(_message.Message):
@@ -533,12 +583,21 @@ class EvaluateWork(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FINE_TUNE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fine_tune(self) -> Global___TrainWork:
+        """Set: evaluate the model again after training it like this, for metrics
+        named "fine_tuned_loss" and so on. What was trained is not kept.
+        """
+
     def __init__(
         self,
+        *,
+        fine_tune: Global___TrainWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,23 +806,43 @@ Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 class PullModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Part:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PullModelRequest._Part.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PART_UNSPECIFIED: PullModelRequest._Part.ValueType  # 0
+        """The model."""
+        PART_CONTROL: PullModelRequest._Part.ValueType  # 1
+        """SCAFFOLD's control variate of that version."""
+
+    class Part(_Part, metaclass=_PartEnumTypeWrapper): ...
+    PART_UNSPECIFIED: PullModelRequest.Part.ValueType  # 0
+    """The model."""
+    PART_CONTROL: PullModelRequest.Part.ValueType  # 1
+    """SCAFFOLD's control variate of that version."""
+
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     READ_OFFSET_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     model_version: _builtins.int
     read_offset: _builtins.int
     """Bytes held already."""
+    part: Global___PullModelRequest.Part.ValueType
     def __init__(
         self,
         *,
         session_token: _builtins.str = ...,
         model_version: _builtins.int = ...,
         read_offset: _builtins.int = ...,
+        part: Global___PullModelRequest.Part.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "read_offset", b"read_offset", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "part", b"part", "read_offset", b"read_offset", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,6 +935,7 @@ class PushUpdateHeader(_message.Message):
     WRITE_OFFSET_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     task_token: _builtins.bytes
     """One assignment, one upload."""
@@ -865,6 +945,8 @@ class PushUpdateHeader(_message.Message):
     """Trained on; the FedAvg weight n_k; at least 1.
     (-- aip.dev/not-precedent (AIP-141 _count): the field's own term. --)
     """
+    num_steps: _builtins.int
+    """Local steps; at most local_epochs * num_examples. FedNova and SCAFFOLD refuse 0."""
     @_builtins.property
     def base_model(self) -> Global___ModelRef:
         """The update is local minus this."""
@@ -887,10 +969,11 @@ class PushUpdateHeader(_message.Message):
         write_offset: _builtins.int = ...,
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        num_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest", "metrics", b"metrics", "num_examples", b"num_examples", "session_token", b"session_token", "task_token", b"task_token", "write_offset", b"write_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest", "metrics", b"metrics", "num_examples", b"num_examples", "num_steps", b"num_steps", "session_token", b"session_token", "task_token", b"task_token", "write_offset", b"write_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
