@@ -96,9 +96,10 @@ class Training:
     def _start_all(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         given = [] if "--run-dir" in " ".join(self._argv) else ["--run-dir", str(self.folder)]
-        # As variables, because flags go before them.
-        least = str(len(self._clients))
-        defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": least}
+        # As variables, because flags go before them. All clients, so that the first cohort is not
+        # of those that are there first.
+        everyone = str(self._options.split.num_partitions)
+        defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": everyone}
         self._known = len(read_rows(self.folder))
         log = self._logs / "server.log"
         server = self._start(["server", *self._argv, *given], log, defaults | os.environ)

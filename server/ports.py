@@ -101,7 +101,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         coordinator,
         task_name,
         options.run.model or "",
-        _data_split(options.split),
+        data_split(options.split),
         configuration.train_config(options.training),
         ports.access.clients,
         tokens,
@@ -156,7 +156,7 @@ async def _add_health_and_reflection(server: grpc.aio.Server, service: str) -> N
     reflection.enable_server_reflection(names, server)
 
 
-def _data_split(options: SplitOptions) -> Split:
+def data_split(options: SplitOptions) -> Split:
     """Return resolved split options as a split."""
     return Split(
         partitioner=Partitioner(options.partitioner),

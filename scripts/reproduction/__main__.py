@@ -12,6 +12,7 @@ from scripts.reproduction import tables as cells
 from scripts.training import end_on_signals
 
 DataDir = Annotated[Path, Parameter(help="Folder of the data, downloaded there if missing.")]
+Names = Annotated[str, Parameter(help="Cells to run; all of them if none is named.")]
 Output = Annotated[Path, Parameter(help="Folder of the results, and of the runs that made them.")]
 Seeds = Annotated[int, Parameter(help="How many seeds, from 0.", validator=Number(gte=1))]
 Rate = Annotated[
@@ -32,7 +33,7 @@ app = App(
 
 @app.command
 def tables(
-    *names: str,
+    *names: Names,
     data_dir: DataDir = Path("data"),
     output: Output = Path("runs/reproduce-tables"),
     seeds: Seeds = 1,
@@ -40,11 +41,7 @@ def tables(
     grid: Grid = False,
     list: List = False,  # noqa: A002
 ) -> None:
-    """Count the rounds to a test accuracy: McMahan et al. 2017, tables 1 and 2, on MNIST.
-
-    Args:
-        names: of cells; all of them if none is given.
-    """
+    """Count the rounds to a test accuracy: McMahan et al. 2017, tables 1 and 2, on MNIST."""
     chosen = cells.choose(names)
     if list:
         cells.show(chosen)
