@@ -26,7 +26,7 @@ from common.process import exit_status
 from common.tasks import load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.training import Row, Training, end_on_signals, read_rows, spread
-from server.configuration import parse, resolve, train_config
+from server.configuration import parse, train_config
 from server.options import ServerOptions
 from server.ports import data_split
 
@@ -70,9 +70,14 @@ def _compare(argv: Sequence[str]) -> int:
         return 0
     if options.split.partitioner == "none":
         raise InputError("--partitioner: with none, there is no data to pool")
-    # Before anything starts, what can't be done.
-    options = resolve(options, load_task(options.run.task))
-    federated = _federated(options, rest)
+    _train_federated(options, rest)
+    # As the server resolved them.
+    options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
+    federated = _points(
+        read_rows(options.run.run_dir or Path()), options.training.local_epochs or 1
+    )
+    if not federated:
+        raise InputError("--evaluate-every: no round has an accuracy to compare")
     centralised = _centralised(options, federated, given.centralised_lr)
     output = given.output or options.run.run_dir or Path()
     output.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def _compare(argv: Sequence[str]) -> int:
     return 0
 
 
-def _federated(options: ServerOptions, argv: Sequence[str]) -> list[Point]:
+def _train_federated(options: ServerOptions, argv: Sequence[str]) -> None:
     console = Console()
     clients = spread(options.split.num_partitions, _CLIENTS)
     with Training(argv, options, clients) as training:
@@ -88,10 +93,6 @@ def _federated(options: ServerOptions, argv: Sequence[str]) -> list[Point]:
         for row in training.rows():
             if row["global_accuracy"] is not None:
                 console.print(_line(row["round"], row["global_accuracy"]), highlight=False)
-    points = _points(read_rows(training.folder), options.training.local_epochs or 1)
-    if not points:
-        raise InputError("--evaluate-every: no round has an accuracy to compare")
-    return points
 
 
 def _points(rows: Sequence[Row], epochs: int) -> list[Point]:

@@ -24,7 +24,7 @@ List = Annotated[bool, Parameter(help="Print the cells, and run none.", negative
 
 app = App(
     name="./scripts/reproduce",
-    help="Runs experiments of papers with real server and client processes. Results are kept as "
+    help="Runs experiments with real server and client processes. Results are kept as "
     "they come: started again, a command goes on where it was interrupted.",
     version_flags=(),
     help_format="plaintext",
@@ -47,6 +47,17 @@ def tables(
         cells.show(chosen)
     else:
         cells.run(chosen, data_dir, output, range(seeds), cells.rates(lr, grid))
+
+
+@app.command
+def hostile(
+    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-hostile")
+) -> None:
+    """Let 2 of 10 clients attack, under FedAvg and under strategies made to withstand it."""
+    # Imports torch, which the other commands need not wait for.
+    from scripts.reproduction import hostile as attacks
+
+    attacks.run(data_dir, output)
 
 
 def main() -> int:

@@ -65,7 +65,7 @@ class Cell:
         return f"{server}, lr {lr:g}"
 
 
-_AVERAGED_LONG = (("--server-momentum", 0.7), ("--server-lr", 0.6))
+_FEDAVGM = (("--server-momentum", 0.7), ("--server-lr", 0.6))
 
 CELLS = (
     Cell(
@@ -149,9 +149,9 @@ CELLS = (
         target=0.97,
         paper={"table 1": 664},
         aim=160,
-        lr=0.2,
+        lr=0.1,
         rounds=300,
-        strategy=_AVERAGED_LONG,
+        strategy=_FEDAVGM,
     ),
     Cell(
         name="cnn-e1-best",
@@ -164,7 +164,7 @@ CELLS = (
         aim=26,
         lr=0.2,
         rounds=60,
-        strategy=_AVERAGED_LONG,
+        strategy=_FEDAVGM,
     ),
     Cell(
         name="cnn-e5-best",
@@ -177,6 +177,6 @@ CELLS = (
         aim=18,
         lr=0.2,
         rounds=40,
-        strategy=_AVERAGED_LONG,
+        strategy=_FEDAVGM,
     ),
 )

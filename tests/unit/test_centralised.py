@@ -1,0 +1,53 @@
+"""The training on pooled data sees each example once a pass, and stops where it is told."""
+
+import torch
+from torch import nn
+
+from common.tasks import Examples, Task
+from common.training import TrainConfig
+from scripts.centralised import pool, train
+from scripts.compare import _points
+
+
+class Recording(Task):
+    """Notes the examples that it is trained on."""
+
+    models = {"linear": lambda: nn.Linear(1, 1)}
+
+    def __init__(self):
+        self.seen = []
+        self.configs = []
+
+    def data(self, data_dir, train):
+        raise NotImplementedError
+
+    def train(self, model, examples, config, seed, on_step):
+        self.seen.extend(examples.inputs.tolist())
+        self.configs.append(config)
+        return {}
+
+    def evaluate(self, model, examples):
+        return {"accuracy": float(len(self.seen))}
+
+
+def test_it_processes_as_many_examples_as_asked_each_once_a_pass():
+    task = Recording()
+    parts = (torch.arange(4), torch.arange(4, 10))
+    pooled = pool([Examples(part, part) for part in parts])
+    config = TrainConfig(local_epochs=5, learning_rate=0.3, proximal_mu=1.0)
+    points = list(train(task, nn.Linear(1, 1), pooled, pooled, config, 0, [7, 13, 30]))
+    assert [point.examples for point in points] == [7, 13, 30]
+    assert [point.metrics["accuracy"] for point in points] == [7, 13, 30]
+    passes = [sorted(task.seen[start : start + 10]) for start in (0, 10, 20)]
+    assert passes == [list(range(10))] * 3
+    assert task.seen[:10] != task.seen[10:20]
+    used = task.configs[0]
+    assert (used.local_epochs, used.learning_rate, used.proximal_mu) == (1, 0.3, 0.0)
+
+
+def test_a_point_stands_after_all_that_came_before_it():
+    rows = [
+        {"round": 1, "num_examples": 10, "duration_seconds": 1.0, "global_accuracy": None},
+        {"round": 2, "num_examples": 20, "duration_seconds": 2.0, "global_accuracy": 0.5},
+    ]
+    assert _points(rows, epochs=3) == [(2, 90, 3.0, 0.5)]
