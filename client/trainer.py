@@ -6,8 +6,8 @@ The same seed gives the same bytes. Knows nothing about the wire.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -15,7 +15,7 @@ from client.data import LocalData
 from common.errors import FolkmootError, InputError, TensorError
 from common.tasks import Task
 from common.tensors import check_finite
-from common.training import Metrics, OnStep, TrainConfig
+from common.training import Metrics, OnStep, TrainConfig, Trained
 
 
 class WorkFailed(FolkmootError):
@@ -24,13 +24,6 @@ class WorkFailed(FolkmootError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class Trained(NamedTuple):
-    """What belongs to an update: its weight n_k, and the training's metrics."""
-
-    num_examples: int
-    metrics: Metrics
 
 
 class Trainer:
@@ -53,19 +46,30 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         on_step: OnStep,
+        correction: Mapping[str, torch.Tensor] | None = None,
     ) -> Trained:
         """Train from `base` on the partition's training part; write local - base into `update`.
 
-        `update` may be `base` itself, which it then replaces.
+        `update` may be `base` itself, which it then replaces. `correction` is added to the
+        gradients of the parameters with these names, in each step.
 
         Raises:
             WorkFailed: the model diverged to NaN or infinity.
         """
+        steps = 0
+
+        def count(done: int, total: int) -> None:
+            nonlocal steps
+            steps = done
+            on_step(done, total)
+
         self._load(base)
         # For layers that draw, such as dropout; the order of examples has a generator of its own.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._corrected(correction or {}):
             torch.manual_seed(seed)
-            metrics = self._task.train(self._model, data.train, config, seed, on_step)
+            metrics = self._task.train(self._model, data.train, config, seed, count)
+        if correction is not None and not steps:
+            raise WorkFailed("STEPS_UNKNOWN", "the task's training never calls on_step")
         local = self._model.state_dict()
         for name, tensor in base.items():
             torch.sub(local[name].cpu(), tensor, out=update[name])
@@ -76,7 +80,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in metrics.values()):
             message = "the training loss is not finite; a smaller --lr may help"
             raise WorkFailed("LOSS_NOT_FINITE", message)
-        return Trained(len(data.train.inputs), metrics)
+        return Trained(len(data.train.inputs), steps, metrics)
 
     def evaluate(self, base: Mapping[str, torch.Tensor], data: LocalData) -> tuple[int, Metrics]:
         """Return the validation part's size, and the model's finite means over it."""
@@ -86,6 +90,24 @@ class Trainer:
         metrics = self._task.evaluate(self._model, data.validation)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return len(data.validation.inputs), finite
+
+    @contextmanager
+    def _corrected(self, correction: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Add to gradients as they are computed, whatever code takes the steps."""
+
+        def adding(values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda gradient: gradient + values
+
+        hooks = [
+            parameter.register_hook(adding(correction[name].to(parameter)))  # type: ignore[no-untyped-call]
+            for name, parameter in self._model.named_parameters()
+            if name in correction
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _load(self, base: Mapping[str, torch.Tensor]) -> None:
         self._model.load_state_dict(dict(base))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,14 @@ Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 Hyperparameter = str | float | bool
 
 _EVALUATION_BATCH_SIZE = 512
+
+
+class Trained(NamedTuple):
+    """What belongs to an update: its weight n_k, its local steps, and the training's metrics."""
+
+    num_examples: int
+    num_steps: int
+    metrics: Metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,9 +109,9 @@ class Training:
         run = self._options.run
         task = [] if run.task in BUILT_IN else ["--task", run.task]
         for held in self._clients:
-            arguments = ["--partition", held, "--data-dir", str(run.data_dir), *task]
+            folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
             self._start(
-                ["client", "--server", self.address, *arguments],
+                ["client", "--server", self.address, "--partition", held, *folders, *task],
                 self._log_of(held),
                 {**os.environ, **self._environments.get(held, {})},
             )

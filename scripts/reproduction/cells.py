@@ -61,11 +61,11 @@ class Cell:
 
     def label(self, lr: float) -> str:
         """Return how the server averages, and the learning rate."""
-        server = " ".join(f"{flag} {value}" for flag, value in self.strategy) or "FedAvg"
-        return f"{server}, lr {lr:g}"
+        values = [f"{flag.removeprefix('--')} {value}" for flag, value in self.strategy]
+        return ", ".join([*(values or ["strategy fedavg"]), f"lr {lr:g}"]).removeprefix("strategy ")
 
 
-_FEDAVGM = (("--server-momentum", 0.7), ("--server-lr", 0.6))
+_FEDAVGM = (("--strategy", "fedavgm"), ("--server-momentum", 0.7), ("--server-lr", 0.6))
 
 CELLS = (
     Cell(

@@ -29,7 +29,7 @@ _TRIALS: dict[str, tuple[Sequence[object], bool]] = {
     "FedAvg": (("--strategy", "fedavg"), True),
     "median": (("--strategy", "median"), True),
     "trimmed mean": (("--strategy", "trimmed-mean"), True),
-    "Multi-Krum": (("--strategy", "multi-krum"), True),
+    "Multi-Krum": (("--strategy", "multi-krum", "--num-hostile", 2), True),
 }
 
 
