@@ -67,14 +67,14 @@ def _flags(task: str, model: str, rounds: int, seed: int, data_dir: Path) -> lis
         *("--task", task, "--model", model, "--rounds", rounds, "--seed", seed),
         *("--data-dir", data_dir, "--num-partitions", 10, "--partitioner", "iid"),
         *("--min-clients", 10, "--validation-fraction", 0, "--client-evaluate-every", 0),
-        *("--local-epochs", 1, "--batch-size", 10, "--lr", 0.1, "--keep-rounds", 1),
+        *("--local-epochs", 1, "--batch-size", 32, "--lr", 0.1, "--keep-rounds", 1),
     ]
 
 
 def _write(output: Path, results: Sequence[Result]) -> None:
     text = f"""# Two hostile clients of ten
 
-MNIST, the 2NN, IID, one local epoch over batches of 10, learning rate 0.1. The hostile clients
+MNIST, the 2NN, IID, one local epoch over batches of 32, learning rate 0.1. The hostile clients
 push their update with the wrong sign and ten times as long.
 
 {_table(results)}
