@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from common.splits import Partitioner, Split, check_targets, hold_out, partition
 from common.tasks.base import Scheme
+from protos import federated_pb2 as pb
 
 # The same examples each time.
 PROFILE = settings(derandomize=True, deadline=None, database=None, max_examples=50)
@@ -141,8 +142,10 @@ def test_quantities_differ_and_classes_do_not():
         )
 
 
-def test_each_scheme_has_its_name_as_a_flag():
+def test_each_scheme_has_its_name_as_a_flag_and_on_the_wire():
     assert set(typing.get_args(Scheme)) == {partitioner.value for partitioner in Partitioner}
+    names = {f"PARTITIONER_{name}" for name in Partitioner.__members__}
+    assert names == {*pb.DataSplit.Partitioner.keys()} - {"PARTITIONER_UNSPECIFIED"}
 
 
 @pytest.mark.parametrize("partitioner", list(Partitioner))
