@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from common.seeds import derive_seed
+from common.splits import Indices, Split, hold_out
 from common.tasks import Examples, Task
 from common.training import Metrics, TrainConfig
 
@@ -25,10 +27,11 @@ class Point:
     metrics: Metrics
 
 
-def pool(parts: Sequence[Examples]) -> Examples:
-    """Return the examples of all parts together."""
-    inputs, targets = zip(*parts, strict=True)
-    return Examples(torch.cat(inputs), torch.cat(targets))
+def pool(examples: Examples, parts: Sequence[Indices], split: Split) -> Examples:
+    """Return the examples that some partition trains on, each once."""
+    trained = [hold_out(part, split, index)[0] for index, part in enumerate(parts)]
+    chosen = torch.from_numpy(np.unique(np.concatenate(trained)))
+    return Examples(examples.inputs[chosen], examples.targets[chosen])
 
 
 def train(

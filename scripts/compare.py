@@ -26,9 +26,8 @@ from common.process import exit_status
 from common.tasks import load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.training import Row, Training, end_on_signals, read_rows, spread
-from server.configuration import parse, train_config
+from server.configuration import data_split, parse, train_config
 from server.options import ServerOptions
-from server.ports import data_split
 
 _CLIENTS = 5
 _FLAGS = """
@@ -68,8 +67,6 @@ def _compare(argv: Sequence[str]) -> int:
     if options is None:
         print(_FLAGS)
         return 0
-    if options.split.partitioner == "none":
-        raise InputError("--partitioner: with none, there is no data to pool")
     _train_federated(options, rest)
     # As the server resolved them.
     options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
@@ -112,16 +109,15 @@ def _centralised(
     # What imports torch waits until the clients need it no more.
     import torch
 
-    from client.data import load_partitions
+    from client.data import divide
     from scripts.centralised import pool, train
     from server.app import initial_model
 
     run, console = options.run, Console()
     torch.set_num_threads(options.process.threads)
     task = load_task(run.task)
-    indices = list(range(options.split.num_partitions))
-    held = load_partitions(task, run.data_dir, data_split(options.split), indices, "cpu")
-    pooled = pool([held[index].train for index in indices])
+    split = data_split(options.split)
+    pooled = pool(*divide(task, run.data_dir, split), split)
     console.print(f"Centralised: {len(pooled.inputs)} examples")
     config = train_config(options.training)
     if lr:
