@@ -320,9 +320,16 @@ class Runner:
     def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
         base = site.model(self.session_token, assignment.model)
-        with site.turn:
+        work = assignment.evaluate
+        with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
             self._check_wanted()
-            num_examples, metrics = trainer.evaluate(base.tensors, data)
+            num_examples, metrics = trainer.evaluate(
+                base.tensors,
+                data,
+                train_config(work.fine_tune) if work.HasField("fine_tune") else None,
+                assignment.seed,
+                self._on_step(advance),
+            )
         report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
         site.connection.report(
             pb.ReportTaskResultRequest(

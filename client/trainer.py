@@ -62,10 +62,7 @@ class Trainer:
             WorkFailed: the model diverged to NaN or infinity.
         """
         self._load(base)
-        # For layers that draw, such as dropout; the order of examples has a generator of its own.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            metrics = self._task.train(self._model, data.train, config, seed, on_step)
+        metrics = self._train(data, config, seed, on_step)
         local = self._model.state_dict()
         for name, tensor in base.items():
             torch.sub(local[name].cpu(), tensor, out=update[name])
@@ -78,14 +75,34 @@ class Trainer:
             raise WorkFailed("LOSS_NOT_FINITE", message)
         return Trained(len(data.train.inputs), metrics)
 
-    def evaluate(self, base: Mapping[str, torch.Tensor], data: LocalData) -> tuple[int, Metrics]:
-        """Return the validation part's size, and the model's finite means over it."""
+    def evaluate(
+        self,
+        base: Mapping[str, torch.Tensor],
+        data: LocalData,
+        fine_tune: TrainConfig | None,
+        seed: int,
+        on_step: OnStep,
+    ) -> tuple[int, Metrics]:
+        """Return the validation part's size, and the model's finite means over it.
+
+        With `fine_tune` those after training, too, as fine_tuned_<name>; it is not kept.
+        """
         if not len(data.validation.inputs):
             return 0, {}
         self._load(base)
-        metrics = self._task.evaluate(self._model, data.validation)
+        metrics = self._task.evaluate(self._model, data.validation).metrics
+        if fine_tune is not None:
+            self._train(data, fine_tune, seed, on_step)
+            tuned = self._task.evaluate(self._model, data.validation).metrics
+            metrics = metrics | {f"fine_tuned_{name}": value for name, value in tuned.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return len(data.validation.inputs), finite
+
+    def _train(self, data: LocalData, config: TrainConfig, seed: int, on_step: OnStep) -> Metrics:
+        # For layers that draw, such as dropout; the order of examples has a generator of its own.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self._task.train(self._model, data.train, config, seed, on_step)
 
     def _load(self, base: Mapping[str, torch.Tensor]) -> None:
         self._model.load_state_dict(dict(base))

@@ -149,7 +149,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -245,6 +245,7 @@ def _policy(options: ServerOptions) -> Policy:
         client_evaluate_every=(
             options.evaluation.client_evaluate_every if options.split.validation_fraction else 0
         ),
+        evaluation_clients=options.evaluation.evaluation_clients,
     )
 
 

@@ -117,6 +117,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
                     f"{flag}: {wanted} clients are more than --num-partitions {partitions}, "
                     "and each holds one of its own"
                 )
+    _check_evaluation(options)
     given, default = options.training, task.defaults
     return replace(
         options,
@@ -135,6 +136,23 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
     )
+
+
+def _check_evaluation(options: ServerOptions) -> None:
+    """Refuse what asks for the clients' evaluation when there is none."""
+    wanted = options.evaluation
+    for flag, asked in (
+        ("--fine-tune-epochs", wanted.fine_tune_epochs > 0),
+        ("--evaluation-clients", wanted.evaluation_clients != "cohort"),
+    ):
+        for never, value in (
+            ("--client-evaluate-every", wanted.client_evaluate_every),
+            ("--validation-fraction", options.split.validation_fraction),
+        ):
+            if asked and not value:
+                raise InputError(
+                    f"{flag}: with {never} 0 no client evaluates; leave one of the two out"
+                )
 
 
 def train_config(options: TrainingOptions) -> TrainConfig:

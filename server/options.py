@@ -133,7 +133,11 @@ class EvaluationOptions:
     evaluate_every: Count = 1
     "The server evaluates on held-out data every this many rounds and in the last; 0 never."
     client_evaluate_every: Count = 1
-    "The cohort evaluates on its validation parts every this many rounds and in the last; 0 never."
+    "Clients evaluate on their validation parts every this many rounds and in the last; 0 never."
+    evaluation_clients: Literal["cohort", "all"] = "cohort"
+    "Who evaluates: those whose update was accepted, or every client that is there."
+    fine_tune_epochs: Count = 0
+    "Clients evaluate again after this many epochs on their own examples, and throw those away."
     target_accuracy: Share | None = None
     "Stop once the accuracy (the server's; if it never evaluates, the clients') reaches this."
     patience: Positive | None = None

@@ -103,6 +103,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         options.run.model or "",
         _data_split(options.split),
         configuration.train_config(options.training),
+        options.evaluation.fine_tune_epochs,
         ports.access.clients,
         tokens,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -45,6 +46,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     """Serves clients; the promises of each method are in federated.proto.
 
     Args:
+        fine_tune_epochs: of the clients' evaluations; 0: they evaluate the model as it is.
         clients: says whom a caller may act for.
         join_tokens: admit clients; None: no token is asked for.
     """
@@ -56,6 +58,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         model_name: str,
         split: Split,
         training: TrainConfig,
+        fine_tune_epochs: int,
         clients: Clients,
         join_tokens: JoinTokens | None,
     ) -> None:
@@ -67,6 +70,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._model_name = model_name
         self._split = split
         self._training = training
+        self._fine_tune_epochs = fine_tune_epochs
         self._outgoing = OutgoingChunks()
         self._pace = limits.Pace(coordinator.settings.limits.joins_per_second)
 
@@ -340,21 +344,26 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         )
         if assignment.work is Work.EVALUATE:
             message.evaluate.SetInParent()
+            if self._fine_tune_epochs:
+                tuning = replace(config, local_epochs=self._fine_tune_epochs)
+                message.evaluate.fine_tune.CopyFrom(_train_work(tuning))
             return message
-        hyperparameters = Struct()
-        hyperparameters.update(config.hyperparameters)
-        message.train.CopyFrom(
-            pb.TrainWork(
-                local_epochs=config.local_epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                proximal_mu=config.proximal_mu,
-                hyperparameters=hyperparameters,
-            )
-        )
+        message.train.CopyFrom(_train_work(config))
         return message
+
+
+def _train_work(config: TrainConfig) -> pb.TrainWork:
+    hyperparameters = Struct()
+    hyperparameters.update(config.hyperparameters)
+    return pb.TrainWork(
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        proximal_mu=config.proximal_mu,
+        hyperparameters=hyperparameters,
+    )
 
 
 def _upload(result: PushResult) -> pb.Upload:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.tasks import Examples, Task
-from common.training import TrainConfig
+from common.training import Evaluation, TrainConfig
 
 
 class Tiny(Task):
@@ -51,7 +51,7 @@ class Large(Tiny):
         return {"loss": 1.0}
 
     def evaluate(self, model, examples):
-        return {"loss": 1.0}
+        return Evaluation({"loss": 1.0})
 
 
 class Broken(Tiny):

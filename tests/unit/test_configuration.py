@@ -20,7 +20,8 @@ FLAGS = """
 --max-attempts --lease
 --local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
 --server-lr --server-momentum
---evaluate-every --client-evaluate-every --target-accuracy --patience --keep-rounds
+--evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
+--target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --threads
@@ -61,6 +62,8 @@ OTHER = {
     "--server-momentum": "0.25",
     "--evaluate-every": "7",
     "--client-evaluate-every": "7",
+    "--evaluation-clients": "all",
+    "--fine-tune-epochs": "7",
 }
 
 
@@ -179,6 +182,14 @@ def test_an_unknown_model_is_refused_and_the_known_ones_are_named():
 def test_a_quorum_above_the_goal_is_refused():
     with pytest.raises(InputError, match="--quorum: 3 updates are more than --report-goal 2"):
         resolve(parse(["--quorum", "3", "--report-goal", "2"]), load_task("digits"))
+
+
+@pytest.mark.parametrize("never", ["--client-evaluate-every", "--validation-fraction"])
+@pytest.mark.parametrize("asked", [("--fine-tune-epochs", "1"), ("--evaluation-clients", "all")])
+def test_what_clients_do_when_they_evaluate_needs_their_evaluation(never, asked):
+    message = f"^{asked[0]}: with {never} 0 no client evaluates"
+    with pytest.raises(InputError, match=message):
+        resolve(parse([*asked, never, "0"]), load_task("digits"))
 
 
 def test_the_saved_configuration_is_json_with_the_versions(tmp_path):

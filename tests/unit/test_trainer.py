@@ -10,7 +10,7 @@ from client.data import LocalData
 from client.trainer import Trainer, WorkFailed, choose_device
 from common.errors import InputError
 from common.tasks import Examples, Task
-from common.training import TrainConfig, train
+from common.training import Evaluation, TrainConfig, train
 
 CONFIG = TrainConfig(batch_size=2, learning_rate=0.1)
 
@@ -38,7 +38,7 @@ class Reporting(Small):
         return self.metrics
 
     def evaluate(self, *_):
-        return self.metrics
+        return Evaluation(self.metrics)
 
 
 class Diverging(Small):
@@ -69,6 +69,10 @@ def trained(trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: 
     """Return the update, and what belongs to it."""
     update = {name: torch.empty_like(tensor) for name, tensor in base.items()}
     return update, trainer.train(base, update, DATA, config, seed, on_step)
+
+
+def evaluated(trainer, base, data=DATA, fine_tune=None, on_step=lambda _done, _total: None):
+    return trainer.evaluate(base, data, fine_tune, 3, on_step)
 
 
 def same(first, second):
@@ -103,7 +107,7 @@ def test_the_global_model_and_the_global_random_state_stay_as_they_are():
     before = {name: tensor.clone() for name, tensor in base.items()}
     state = torch.get_rng_state()
     trained(trainer, base)
-    trainer.evaluate(base, DATA)
+    evaluated(trainer, base, fine_tune=CONFIG)
     assert same(base, before)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -147,17 +151,41 @@ def test_an_evaluation_is_over_the_validation_part():
     trainer, base = begin()
     model = nn.Linear(3, 2)
     model.load_state_dict(base)
-    assert trainer.evaluate(base, DATA) == (4, Small().evaluate(model, DATA.validation))
+    assert evaluated(trainer, base) == (4, Small().evaluate(model, DATA.validation).metrics)
+
+
+def test_fine_tuning_is_training_whose_evaluation_stands_beside_the_first():
+    trainer, base = begin("dropout")
+    plain = evaluated(trainer, base)[1]
+    update, _ = trained(trainer, base)
+    local = {name: tensor + update[name] for name, tensor in base.items()}
+    tuned = {f"fine_tuned_{k}": v for k, v in evaluated(trainer, local)[1].items()}
+    count, found = evaluated(trainer, base, fine_tune=CONFIG)
+    assert (count, found) == (4, pytest.approx(plain | tuned))
+    assert found["fine_tuned_loss"] != found["loss"]
+
+
+def test_what_was_fine_tuned_is_thrown_away_and_can_be_stopped():
+    trainer, base = begin()
+    first = evaluated(trainer, base, fine_tune=CONFIG)
+    assert evaluated(trainer, base, fine_tune=CONFIG) == first
+
+    def stop(_done, _total):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        evaluated(trainer, base, fine_tune=CONFIG, on_step=stop)
 
 
 def test_without_a_validation_part_there_is_nothing_to_evaluate():
     trainer, base = begin()
-    assert trainer.evaluate(base, LocalData(examples(8), examples(0))) == (0, {})
+    data = LocalData(examples(8), examples(0))
+    assert evaluated(trainer, base, data, fine_tune=CONFIG) == (0, {})
 
 
 def test_an_evaluation_reports_finite_numbers_only():
     trainer, base = begin(task=Reporting(loss=math.inf, accuracy=0.5))
-    assert trainer.evaluate(base, DATA) == (4, {"accuracy": 0.5})
+    assert evaluated(trainer, base) == (4, {"accuracy": 0.5})
 
 
 def test_the_cpu_is_always_there():
