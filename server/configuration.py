@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from common import __version__
 from common.config import parse_options
 from common.errors import InputError
+from common.local_layers import local_names
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
 from server.options import ServerOptions, TrainingOptions
@@ -52,6 +53,8 @@ _CHANGEABLE = frozenset(
 )
 # What a resumed run does not have from before.
 _SAID_ANEW = ("run_dir", "resume", "insecure")
+# Of a model's tensors, in a message.
+_NAMES_SHOWN = 8
 _DESCRIPTION = (
     "Trains one model with the clients that connect: waits for --min-clients of them, then "
     "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
@@ -118,6 +121,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
                     "and each holds one of its own"
                 )
     _check_evaluation(options)
+    _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
     return replace(
         options,
@@ -153,6 +157,25 @@ def _check_evaluation(options: ServerOptions) -> None:
                 raise InputError(
                     f"{flag}: with {never} 0 no client evaluates; leave one of the two out"
                 )
+
+
+def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
+    pattern = options.run.local_layers
+    if not pattern:
+        return
+    if options.evaluation.evaluate_every:
+        raise InputError(
+            "--local-layers: the server has none of the layers that stay at the clients, and "
+            "can't evaluate without; add --evaluate-every 0: the clients evaluate"
+        )
+    names = list(task.models[model]().state_dict())
+    local = local_names(names, pattern)
+    if not local or len(local) == len(names):
+        some = ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
+        raise InputError(
+            f"--local-layers: {pattern!r} matches {'all' if local else 'none'} of the model's "
+            f"tensors: {some}"
+        )
 
 
 def train_config(options: TrainingOptions) -> TrainConfig:

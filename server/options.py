@@ -37,6 +37,8 @@ class RunOptions:
     "digits, mnist, fashion_mnist, or your own as package.module:attribute."
     model: str | None = None
     "One of the task's models; the task's first if not given."
+    local_layers: str = ""
+    "Tensors that stay at each client: those whose name this regular expression finds, e.g. norm."
     data_dir: Path = Path("data")
     "Folder of the data that the server evaluates on, for tasks that read files."
     seed: Count = 0

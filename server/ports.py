@@ -101,6 +101,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         coordinator,
         task_name,
         options.run.model or "",
+        options.run.local_layers,
         _data_split(options.split),
         configuration.train_config(options.training),
         options.evaluation.fine_tune_epochs,

@@ -56,6 +56,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         coordinator: Coordinator,
         task_name: str,
         model_name: str,
+        local_layers: str,
         split: Split,
         training: TrainConfig,
         fine_tune_epochs: int,
@@ -68,6 +69,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._sessions = coordinator.sessions
         self._task_name = task_name
         self._model_name = model_name
+        self._local_layers = local_layers
         self._split = split
         self._training = training
         self._fine_tune_epochs = fine_tune_epochs
@@ -146,7 +148,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 max_concurrent_pulls=limits.MAX_PULLS,
             ),
             task=pb.TaskSpec(
-                task_name=self._task_name, model_name=self._model_name, split=self._data_split()
+                task_name=self._task_name,
+                model_name=self._model_name,
+                split=self._data_split(),
+                local_layers=self._local_layers,
             ),
         )
 

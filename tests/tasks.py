@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -21,6 +22,14 @@ class Tiny(Task):
         generator = torch.Generator().manual_seed(1 if train else 2)
         inputs = torch.randn(200, 4, generator=generator)
         return Examples(inputs, inputs[:, :3].argmax(1))
+
+
+class Normalised(Tiny):
+    """Tiny, with a layer whose tensors' names hold "norm"."""
+
+    models = {
+        "mlp": lambda: nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(4), linear=nn.Linear(4, 3)))
+    }
 
 
 class Gated(Tiny):

@@ -8,7 +8,7 @@ from torch import nn
 
 from client.data import LocalData
 from client.trainer import Trainer, WorkFailed, choose_device
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.tasks import Examples, Task
 from common.training import Evaluation, TrainConfig, train
 
@@ -186,6 +186,53 @@ def test_without_a_validation_part_there_is_nothing_to_evaluate():
 def test_an_evaluation_reports_finite_numbers_only():
     trainer, base = begin(task=Reporting(loss=math.inf, accuracy=0.5))
     assert evaluated(trainer, base) == (4, {"accuracy": 0.5})
+
+
+def with_local_layers(seed=7):
+    """Return a trainer whose normalisation stays with the client, and all tensors for it."""
+    trainer = Trainer(Small(), "normalised", "cpu", r"^0\.", seed)
+    _, base = begin("normalised")
+    shared = {name: tensor for name, tensor in base.items() if name.startswith("1.")}
+    return trainer, shared, shared | trainer.initial_layers
+
+
+def test_local_layers_are_trained_and_are_no_part_of_the_update():
+    trainer, shared, base = with_local_layers()
+    update = {name: torch.empty_like(tensor) for name, tensor in shared.items()}
+    trainer.train(base, update, DATA, CONFIG, 3, lambda _done, _total: None)
+    whole, _ = trained(begin("normalised")[0], base)
+    assert same(update, whole)
+    kept = trainer.local_layers()
+    assert kept.keys() | update.keys() == base.keys()
+    assert not kept.keys() & update.keys()
+    assert kept["0.num_batches_tracked"].item() == 4
+    assert not torch.equal(kept["0.weight"], base["0.weight"])
+    # Of the other client, who has its turn next.
+    assert same(trainer.initial_layers, with_local_layers()[0].initial_layers)
+
+
+def test_local_layers_begin_alike_with_the_same_seed():
+    def first_layer(seed):
+        return Trainer(Small(), "linear", "cpu", "weight", seed).initial_layers["weight"]
+
+    assert torch.equal(first_layer(1), first_layer(1))
+    assert not torch.equal(first_layer(1), first_layer(2))
+
+
+def test_what_travels_has_the_size_and_the_names_of_the_other_tensors():
+    trainer, shared, base = with_local_layers()
+    assert trainer.model_size_bytes == sum(tensor.nbytes for tensor in shared.values())
+    trainer.check_travels(shared)
+    with pytest.raises(RunFailed, match=r"'0\.bias'"):
+        trainer.check_travels(base)
+
+
+def test_a_local_layer_that_diverged_is_work_that_failed():
+    trainer, shared, base = with_local_layers()
+    base["0.running_mean"] = torch.full((3,), math.inf)
+    update = {name: torch.empty_like(tensor) for name, tensor in shared.items()}
+    with pytest.raises(WorkFailed, match=r"0\.running_mean"):
+        trainer.train(base, update, DATA, CONFIG, 3, lambda _done, _total: None)
 
 
 def test_the_cpu_is_always_there():
