@@ -52,6 +52,7 @@ def serve(options: ClientOptions) -> int:
         list(BUILT_IN) if options.task is None else [options.task],
         list(ids),
         options.data_dir,
+        options.state_dir,
         device,
         stop,
         StepProgress(),

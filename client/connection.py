@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
 from common.tensors import Digest
-from common.training import Metrics
+from common.training import Trained
 from common.transfer import (
     DigestMismatch,
     OffsetMismatch,
@@ -184,8 +184,17 @@ class Connection:
 
     # ---------------------------------------------------------------- transfers
 
-    def pull(self, session_token: str, model: pb.ModelRef, payload: memoryview) -> None:
-        """Fill `payload` with a model's safetensors bytes, resuming after each broken stream.
+    def pull(
+        self,
+        session_token: str,
+        model: pb.ModelRef,
+        payload: memoryview,
+        *,
+        control: bool = False,
+    ) -> None:
+        """Fill `payload` with the safetensors bytes of a model, or of its control variate.
+
+        Goes on after each broken stream.
 
         Raises:
             WorkLost: the run has moved on.
@@ -197,12 +206,15 @@ class Connection:
             payload[offset : offset + len(data)] = data
 
         receiver = Receiver(store, expected)
+        parts = pb.PullModelRequest
+        part = parts.PART_CONTROL if control else parts.PART_UNSPECIFIED
 
         def attempt() -> pb.PullModelRequest:
             request = pb.PullModelRequest(
                 session_token=session_token,
                 model_version=model.version,
                 read_offset=receiver.offset,
+                part=part,
             )
             for piece in self._pull_model(request, timeout=_TRANSFER_SECONDS):
                 if isinstance(piece, Piece):
@@ -227,8 +239,7 @@ class Connection:
         base: pb.ModelRef,
         update: memoryview,
         digest: Digest,
-        num_examples: int,
-        metrics: Metrics,
+        trained: Trained,
     ) -> pb.PushUpdateResponse:
         """Upload an update, resuming after each broken stream; return its final response.
 
@@ -242,8 +253,9 @@ class Connection:
             task_token=task_token,
             base_model=base,
             digest=pb.Digest(blake3=digest.blake3, size_bytes=digest.size_bytes),
-            num_examples=num_examples,
-            metrics=metrics,
+            num_examples=trained.num_examples,
+            num_steps=trained.num_steps,
+            metrics=trained.metrics,
         )
         first = True
 

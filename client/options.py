@@ -45,6 +45,8 @@ class ClientOptions:
     "The only task that the client is willing to train; any built-in one if not given."
     data_dir: Path = Path("data")
     "Folder of the training data, for tasks that read files."
+    state_dir: Path = Path("client-state")
+    "Folder for what the client keeps between rounds, where the strategy or the model needs it."
     client_id: str | None = None
     "Name that is the same after each start (with a range, its beginning); else client-PARTITION."
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

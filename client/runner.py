@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from google.protobuf.json_format import MessageToDict
 
+from client import scaffold
 from client.connection import Connection, RunEnded, SessionLost, Stopped, WorkLost
 from client.data import LocalData, load_partitions
 from client.progress import StepProgress
+from client.state import ClientState
 from client.trainer import Trainer, WorkFailed
 from common import __version__
 from common.errors import FolkmootError, InputError, RunFailed
@@ -27,7 +29,7 @@ from common.logs import get_logger
 from common.splits import Partitioner, Split
 from common.tasks import describe, load_task
 from common.tensors import Digest, allocate, copy_header, digest_bytes, views
-from common.training import Metrics, OnStep, TrainConfig
+from common.training import OnStep, TrainConfig, Trained
 from protos import federated_pb2 as pb
 
 if TYPE_CHECKING:
@@ -55,8 +57,7 @@ class Pushable:
     work: tuple[bytes, str, int]
     payload: memoryview
     digest: Digest
-    num_examples: int
-    metrics: Metrics
+    trained: Trained
 
 
 class Site:
@@ -71,12 +72,14 @@ class Site:
         task_names: list[str],
         partitions: list[int],
         data_dir: Path,
+        state_dir: Path,
         device: str,
         stop: threading.Event,
         progress: StepProgress,
         join_token: str = "",
     ) -> None:
         self.connection = connection
+        self.state_dir = state_dir
         self.join_token = join_token
         self.task_names = task_names
         self.stop = stop
@@ -91,8 +94,8 @@ class Site:
         self._data: dict[int, LocalData] = {}
         self._pulling = threading.Lock()
         self._sparing = threading.Lock()
-        self._digest: Digest | None = None
-        self._model: PulledModel | None = None
+        # The newest model and the newest control variate (True) that were pulled.
+        self._pulled: dict[bool, tuple[Digest, PulledModel]] = {}
         # The last update's bytes, once it is pushed: new memory costs more than a copy into old.
         self._spare: memoryview | None = None
 
@@ -121,8 +124,14 @@ class Site:
                 log.info("data loaded", task=spec.task_name, seconds=seconds)
             return self._trainer, self._data[partition]
 
-    def model(self, session_token: str, model: pb.ModelRef) -> PulledModel:
-        """Return a model, pulled once for all clients of the process.
+    def pull(
+        self,
+        session_token: str,
+        model: pb.ModelRef,
+        *,
+        control: bool = False,
+    ) -> PulledModel:
+        """Return a model, or its control variate, pulled once for all clients of the process.
 
         Raises:
             RunFailed: it is larger than the task's model, so no memory is taken for it.
@@ -135,12 +144,14 @@ class Site:
                 f"{most}; install the server's version of the task"
             )
         with self._pulling:
-            if self._model is None or self._digest != wanted:
-                self._model = None
+            held = self._pulled.get(control)
+            if held is None or held[0] != wanted:
+                held = None
+                self._pulled.pop(control, None)
                 payload = self._take_spare(wanted.size_bytes)
-                self.connection.pull(session_token, model, payload)
-                self._model, self._digest = PulledModel(payload, views(payload)), wanted
-            return self._model
+                self.connection.pull(session_token, model, payload, control=control)
+                held = self._pulled[control] = (wanted, PulledModel(payload, views(payload)))
+            return held[1]
 
     def update_of(self, base: PulledModel) -> memoryview:
         """Return the bytes for an update of `base`: its own, if no other client may need it."""
@@ -149,7 +160,7 @@ class Site:
             copy_header(base.payload, payload)
             return payload
         with self._pulling:
-            self._model = None
+            self._pulled.pop(False, None)
         return base.payload
 
     def give_back(self, payload: memoryview) -> None:
@@ -171,6 +182,7 @@ class Runner:
     partition: int
     instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     session_token: str = ""
+    run_id: str = ""
     # While it works, someone must renew the lease; a waiting poll does that by itself.
     busy: bool = False
     heartbeat_interval: float = 1.0
@@ -229,6 +241,7 @@ class Runner:
         self.lost.clear()
         self.heartbeat_interval = joined.heartbeat_interval.ToMilliseconds() / 1000
         self.session_token, self.busy = joined.session_token, True
+        self.run_id = joined.run_id
         structlog.contextvars.bind_contextvars(run_id=joined.run_id)
         log.info("joined", task=joined.task.task_name, partition=self.partition)
         try:
@@ -276,25 +289,29 @@ class Runner:
         work = (assignment.task_token, assignment.model.digest.blake3, assignment.seed)
         if ready is None or ready.work != work:
             self.unanswered = None
-            base = site.model(self.session_token, assignment.model)
+            base = site.pull(self.session_token, assignment.model)
+            control = self._control(assignment)
             payload = site.update_of(base)
+            config, update = train_config(assignment.train), views(payload)
             with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
                 self._check_wanted()
                 began = time.monotonic()
+                correction = self._correction(assignment, control)
                 trained = trainer.train(
                     base.tensors,
-                    views(payload),
+                    update,
                     data,
-                    train_config(assignment.train),
+                    config,
                     assignment.seed,
                     self._on_step(advance),
+                    correction,
                 )
+                if correction is not None:
+                    steps, rate = trained.num_steps, config.learning_rate
+                    own = scaffold.next_control(correction, update, steps, rate)
+                    self._state("control").save(assignment.round, own, assignment.previous_round)
             ready = self.unanswered = Pushable(
-                work=work,
-                payload=payload,
-                digest=digest_bytes(payload),
-                num_examples=trained.num_examples,
-                metrics=trained.metrics,
+                work=work, payload=payload, digest=digest_bytes(payload), trained=trained
             )
             log.info(
                 "trained",
@@ -308,8 +325,7 @@ class Runner:
             assignment.model,
             ready.payload,
             ready.digest,
-            ready.num_examples,
-            ready.metrics,
+            ready.trained,
         )
         self.unanswered = None
         site.give_back(ready.payload)
@@ -317,9 +333,31 @@ class Runner:
         why = {"why": response.message} if response.message else {}
         log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
 
+    def _control(self, assignment: pb.TaskAssignment) -> scaffold.Tensors | None:
+        """Return the server's control variate, empty if it is all zeros; None: not SCAFFOLD."""
+        work = assignment.train
+        if not work.HasField("scaffold"):
+            return None
+        if not work.scaffold.HasField("control"):
+            return {}
+        control = pb.ModelRef(version=assignment.model.version, digest=work.scaffold.control)
+        return self.site.pull(self.session_token, control, control=True).tensors
+
+    def _correction(
+        self, assignment: pb.TaskAssignment, control: scaffold.Tensors | None
+    ) -> dict[str, torch.Tensor] | None:
+        if control is None:
+            return None
+        own = self._state("control").load(assignment.previous_round)
+        # Who lost its own counts, like the server, on being like the others: no correction.
+        return scaffold.correction(control, control if own is None else own)
+
+    def _state(self, name: str) -> ClientState:
+        return ClientState(self.site.state_dir, self.run_id, f"{self.client_id}-{name}")
+
     def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
-        base = site.model(self.session_token, assignment.model)
+        base = site.pull(self.session_token, assignment.model)
         work = assignment.evaluate
         with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
             self._check_wanted()

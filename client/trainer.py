@@ -6,8 +6,8 @@ The same seed gives the same bytes. Knows nothing about the wire.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -17,7 +17,7 @@ from common.local_layers import local_names
 from common.seeds import derive_seed
 from common.tasks import Task
 from common.tensors import check_finite
-from common.training import Metrics, OnStep, TrainConfig
+from common.training import Metrics, OnStep, TrainConfig, Trained
 
 
 class WorkFailed(FolkmootError):
@@ -26,13 +26,6 @@ class WorkFailed(FolkmootError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class Trained(NamedTuple):
-    """What belongs to an update: its weight n_k, and the training's metrics."""
-
-    num_examples: int
-    metrics: Metrics
 
 
 class Trainer:
@@ -90,17 +83,28 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         on_step: OnStep,
+        correction: Mapping[str, torch.Tensor] | None = None,
     ) -> Trained:
         """Train from `base` on the partition's training part; write local - base into `update`.
 
         `base` has all tensors of the model, `update` those that travel; it may be the same
-        tensors, which it then replaces.
+        tensors, which it then replaces. `correction` is added to the gradients of the
+        parameters with these names, in each step.
 
         Raises:
             WorkFailed: the model diverged to NaN or infinity.
         """
+        steps = 0
+
+        def count(done: int, total: int) -> None:
+            nonlocal steps
+            steps = done
+            on_step(done, total)
+
         self._load(base)
-        metrics = self._train(data, config, seed, on_step)
+        metrics = self._train(data, config, seed, count, correction or {})
+        if correction is not None and not steps:
+            raise WorkFailed("STEPS_UNKNOWN", "the task's training never calls on_step")
         local = self._model.state_dict()
         for name, tensor in update.items():
             torch.sub(local[name].cpu(), base[name], out=tensor)
@@ -111,7 +115,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in metrics.values()):
             message = "the training loss is not finite; a smaller --lr may help"
             raise WorkFailed("LOSS_NOT_FINITE", message)
-        return Trained(len(data.train.inputs), metrics)
+        return Trained(len(data.train.inputs), steps, metrics)
 
     def evaluate(
         self,
@@ -130,17 +134,42 @@ class Trainer:
         self._load(base)
         metrics = self._task.evaluate(self._model, data.validation).metrics
         if fine_tune is not None:
-            self._train(data, fine_tune, seed, on_step)
+            self._train(data, fine_tune, seed, on_step, {})
             tuned = self._task.evaluate(self._model, data.validation).metrics
             metrics = metrics | {f"fine_tuned_{name}": value for name, value in tuned.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return len(data.validation.inputs), finite
 
-    def _train(self, data: LocalData, config: TrainConfig, seed: int, on_step: OnStep) -> Metrics:
+    def _train(
+        self,
+        data: LocalData,
+        config: TrainConfig,
+        seed: int,
+        on_step: OnStep,
+        correction: Mapping[str, torch.Tensor],
+    ) -> Metrics:
         # For layers that draw, such as dropout; the order of examples has a generator of its own.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._corrected(correction):
             torch.manual_seed(seed)
             return self._task.train(self._model, data.train, config, seed, on_step)
+
+    @contextmanager
+    def _corrected(self, correction: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Add to gradients as they are computed, whatever code takes the steps."""
+
+        def adding(values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda gradient: gradient + values
+
+        hooks = [
+            parameter.register_hook(adding(correction[name].to(parameter)))  # type: ignore[no-untyped-call]
+            for name, parameter in self._model.named_parameters()
+            if name in correction
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _load(self, base: Mapping[str, torch.Tensor]) -> None:
         self._model.load_state_dict(dict(base))

@@ -31,6 +31,14 @@ class Evaluation(NamedTuple):
     confusion: list[list[int]] | None = None
 
 
+class Trained(NamedTuple):
+    """What belongs to an update: its weight n_k, its local steps, and the training's metrics."""
+
+    num_examples: int
+    num_steps: int
+    metrics: Metrics
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a client trains in one round."""

@@ -1,4 +1,4 @@
-"""Strategies: how the cohort's updates become one step, on one window of coordinates.
+"""Weights, and the weighted mean on one window of coordinates: what most strategies share.
 
 Pure: tensors in, tensors out. Knows nothing about files, clients or rounds.
 """
@@ -35,14 +35,17 @@ def capped_weights(num_examples: Sequence[int], max_share: float) -> list[float]
     return [1.0] * len(num_examples)
 
 
-def weighted_mean(updates: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Return sum(w_k * update_k) / sum(w_k): FedAvg, McMahan et al. 2017, algorithm 1.
+def weighted_mean(
+    updates: Sequence[torch.Tensor], weights: Sequence[float], total: float | None = None
+) -> torch.Tensor:
+    """Return sum(w_k * update_k) / total: FedAvg, McMahan et al. 2017, algorithm 1.
 
     The sum runs in the order given, in float64, so the same order gives the same bytes.
 
     Args:
         updates: at least one tensor of shape [window], of any one dtype.
-        weights: of each, more than 0; for FedAvg n_k, the examples that it was trained on.
+        weights: of each; for FedAvg n_k, the examples that it was trained on.
+        total: the weights' sum if not given.
 
     Returns:
         float64, shape [window].
@@ -51,8 +54,8 @@ def weighted_mean(updates: Sequence[torch.Tensor], weights: Sequence[float]) -> 
     3.0
     """
     first, *others = zip(updates, weights, strict=True)
-    total = first[0].to(torch.float64, copy=True).mul_(first[1])
-    scratch = torch.empty_like(total)
+    mean = first[0].to(torch.float64, copy=True).mul_(first[1])
+    scratch = torch.empty_like(mean)
     for update, weight in others:
-        total.add_(scratch.copy_(update), alpha=weight)
-    return total.div_(sum(weights))
+        mean.add_(scratch.copy_(update), alpha=weight)
+    return mean.div_(sum(weights) if total is None else total)

@@ -28,11 +28,11 @@ from server.durable import write_json
 from server.evaluation import Evaluator
 from server.limits import Limits
 from server.metrics import Sinks
-from server.optimizers import Sgd
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
+from server.strategies.registry import build
 from server.terminal import show_progress
 from server.uploads import Spool
 
@@ -167,6 +167,8 @@ def prepare(
             committed_round=record.round,
             accepted=sorted(state.accepted),
         )
+    training = configuration.train_config(options.training)
+    strategy = build(options.strategy, training, options.split.num_partitions)
     return Coordinator(
         settings=RunSettings(
             run_id=run_id,
@@ -175,13 +177,15 @@ def prepare(
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
+            local_epochs=training.local_epochs,
+            least_steps=int(strategy.needs_steps),
             limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),
         state=state,
         record=record,
         rows=rows,
-        optimizer=Sgd(options.optimizer.server_lr, options.optimizer.server_momentum),
+        strategy=strategy,
         directory=directory,
         spool=spool,
         sinks=sinks,

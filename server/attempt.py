@@ -50,8 +50,8 @@ class Attempt:
     global_metrics: Metrics = field(default_factory=dict)
     confusion: list[list[int]] | None = None
     folded: Folded | None = None
-    # Of each update in the mean.
-    shares: dict[str, float] = field(default_factory=dict)
+    # Of each update in the step; None where the strategy knows no such thing.
+    shares: dict[str, float | None] = field(default_factory=dict)
 
     def count_down(self, client_id: str, size: int) -> None:
         """Add bytes that were sent to a client."""

@@ -37,7 +37,10 @@ class Record:
 
     round: int
     model: Digest
-    velocity: Digest | None = None
+    # What the strategy keeps, by name: files beside the model, of its schema.
+    state: Mapping[str, Digest] = field(default_factory=dict)
+    # The last round that counted an update of a client.
+    contributed: Mapping[str, int] = field(default_factory=dict)
     # Clients that had a session; a restarted server awaits them.
     live: tuple[str, ...] = ()
     progress: Progress = field(default_factory=Progress)
@@ -136,9 +139,9 @@ class RunDirectory:
         """Return where a round's model lies; before the commit, the candidate."""
         return self.round_folder(number) / "model.safetensors"
 
-    def velocity_path(self, number: int) -> Path:
-        """Return where the server optimizer's momentum after a round lies."""
-        return self.round_folder(number) / "velocity.safetensors"
+    def state_path(self, number: int, name: str) -> Path:
+        """Return where what the strategy keeps after a round, under this name, lies."""
+        return self.round_folder(number) / f"{name}.safetensors"
 
     def begin_initial(self, model: bytes) -> None:
         """Write the initial model; `commit` makes it round 0.
@@ -173,7 +176,7 @@ class RunDirectory:
     def commit(self, record: Record) -> ModelFile:
         """Make a round the last committed one.
 
-        Its model file (and velocity) must be durable already.
+        Its model file (and the strategy's) must be durable already.
 
         Raises:
             OSError: it can't be written.
@@ -295,21 +298,22 @@ class RunDirectory:
             record = Record(
                 round=value["round"],
                 model=Digest(*value["model"]),
-                velocity=Digest(*value["velocity"]) if value["velocity"] else None,
+                state={name: Digest(*digest) for name, digest in value["state"].items()},
+                contributed=value["contributed"],
                 live=tuple(value["live"]),
                 progress=Progress(**value["progress"]),
                 row=Row(**value["row"]) if value["row"] else None,
                 clients=tuple(value["clients"]),
                 evaluation=value["evaluation"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             name = folder / "record.json"
             raise CheckpointError(f"{name} is of another version of Folkmoot; {remedy}") from error
         if record.round != number:
             raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
-        if record.velocity:
-            _check_digest(self.velocity_path(number), record.velocity, remedy)
+        for kept, digest in record.state.items():
+            _check_digest(self.state_path(number, kept), digest, remedy)
         return record
 
     def _load_cohort(self, number: int) -> Cohort | None:

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from common.local_layers import local_names
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
 from server.options import ServerOptions, TrainingOptions
+from server.strategies import choices
 
 T = TypeVar("T")
 
@@ -123,6 +124,18 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     _check_evaluation(options)
     _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
+    momentum = _first(given.momentum, default.momentum)
+    strategy = options.strategy.strategy
+    values: dict[str, Any] = choices.resolve(
+        strategy,
+        {
+            **{k: v for k, v in asdict(options.strategy).items() if k != "strategy"},
+            "proximal_mu": given.proximal_mu or default.proximal_mu or given.proximal_mu,
+        },
+    )
+    partitions, max_share = options.split.num_partitions, options.limits.max_share
+    choices.check(strategy, values, momentum, max_share, partitions)
+    proximal_mu = values.pop("proximal_mu") or 0.0
     return replace(
         options,
         run=replace(options.run, model=model),
@@ -134,11 +147,12 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             local_epochs=_first(given.local_epochs, default.local_epochs),
             batch_size=_first(given.batch_size, default.batch_size),
             lr=_first(given.lr, default.learning_rate),
-            momentum=_first(given.momentum, default.momentum),
+            momentum=momentum,
             weight_decay=_first(given.weight_decay, default.weight_decay),
-            proximal_mu=_first(given.proximal_mu, default.proximal_mu),
+            proximal_mu=proximal_mu,
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
+        strategy=replace(options.strategy, **values),
     )
 
 

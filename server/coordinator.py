@@ -19,13 +19,14 @@ from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
-from server.folding import Folded, Overflow, WeightedUpdate, fold
+from server.folding import SpooledUpdate, fold
 from server.limits import Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
-from server.optimizers import Sgd
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
 from server.sessions import Sessions
+from server.strategies.base import CannotAggregate, Contribution, Strategy
+from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
 
 # Of a row, in the log's line.
@@ -46,6 +47,9 @@ class RunSettings:
     keep_rounds: int
     limits: Limits
     max_share: float
+    local_epochs: int
+    # Local steps that an update must have taken; 1 where the strategy needs their number.
+    least_steps: int
 
 
 class Coordinator:
@@ -67,7 +71,7 @@ class Coordinator:
         state: State,
         record: Record,
         rows: list[Row],
-        optimizer: Sgd,
+        strategy: Strategy,
         directory: RunDirectory,
         spool: Spool,
         sinks: Sinks,
@@ -90,7 +94,7 @@ class Coordinator:
         self.history = [committed(row) for row in rows]
         self._log = get_logger().bind(run_id=settings.run_id)
         self._record = record
-        self._optimizer = optimizer
+        self._strategy = strategy
         self.directory = directory
         self._sinks = sinks
         self._evaluator = evaluator
@@ -165,6 +169,10 @@ class Coordinator:
             return f"base_model must be version {assignment.model_version}"
         if base.digest != announcement.base_digest:
             return "base_model's digest is not that of the model that was handed out"
+        most_steps = self.settings.local_epochs * announcement.num_examples
+        if not self.settings.least_steps <= announcement.num_steps <= most_steps:
+            least = self.settings.least_steps
+            return f"num_steps must be {least} to {most_steps} (local_epochs * num_examples)"
         return metrics_objection(announcement.metrics)
 
     def offer(self, assignment: Assignment) -> bool:
@@ -221,6 +229,27 @@ class Coordinator:
             message = f"model {version} is not offered; poll for an assignment"
             raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
         return self._models[version]
+
+    @property
+    def uses_control(self) -> bool:
+        """Whether the strategy is SCAFFOLD."""
+        return CONTROL in self._strategy.state_names
+
+    def control(self, version: int) -> ModelFile | None:
+        """Return SCAFFOLD's control variate of a model; None: all zeros, or not SCAFFOLD.
+
+        Raises:
+            RequestError: MODEL_UNKNOWN.
+        """
+        self.model(version)
+        digest = self._record.state.get(CONTROL)
+        if digest is None or version != self._record.round:
+            return None
+        return ModelFile(version, self.directory.state_path(version, CONTROL), digest)
+
+    def previous_round(self, client_id: str) -> int:
+        """Return the last committed round that counted an update of a client; 0: none."""
+        return self._record.contributed.get(client_id, 0)
 
     @property
     def newest_model(self) -> ModelFile:
@@ -402,27 +431,28 @@ class Coordinator:
         number = self.state.round
         updates = sorted(self.spool.accepted.values(), key=lambda update: update.client_id)
         weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
-        try:
-            self._attempt.folded = await asyncio.to_thread(
-                fold,
-                self.directory.model_path(self._record.round),
-                self.directory.velocity_path(self._record.round) if self._record.velocity else None,
-                [
-                    WeightedUpdate(self.spool.path_of(update), weight)
-                    for update, weight in zip(updates, weights, strict=True)
-                ],
-                self._optimizer,
-                self.directory.model_path(number),
-                self.directory.velocity_path(number),
-            )
-        except Overflow as error:
-            self.apply(rounds.AggregationFailed(f"{error}; --max-update-norm refuses such updates"))
-            return
-        total = sum(weights)
-        self._attempt.shares = {
-            update.client_id: weight / total
+        spooled = [
+            SpooledUpdate(self.spool.path_of(update), Contribution(weight, update.num_steps))
             for update, weight in zip(updates, weights, strict=True)
-        }
+        ]
+        last, directory = self._record.round, self.directory
+        try:
+            folded = await asyncio.to_thread(
+                fold,
+                directory.model_path(last),
+                {name: directory.state_path(last, name) for name in self._record.state},
+                spooled,
+                self._strategy,
+                directory.model_path(number),
+                {name: directory.state_path(number, name) for name in self._strategy.state_names},
+            )
+        except CannotAggregate as error:
+            self.apply(rounds.AggregationFailed(str(error)))
+            return
+        self._attempt.folded = folded
+        self._attempt.shares = dict(
+            zip((update.client_id for update in updates), folded.shares, strict=True)
+        )
         self._attempt.aggregated = self.clock()
         self.apply(rounds.Aggregated())
 
@@ -448,11 +478,13 @@ class Coordinator:
         clients = self._attempt.client_rows(state, updates)
         confusion = self._attempt.confusion
         evaluation = by_class(state.round, confusion) if confusion else None
-        folded = self._attempt.folded or Folded(self._record.model, self._record.velocity)
+        if self._attempt.folded is None:
+            raise ValueError("a round is committed after its updates were aggregated")
         record = Record(
             round=state.round,
-            model=folded.model,
-            velocity=folded.velocity,
+            model=self._attempt.folded.model,
+            state=self._attempt.folded.state,
+            contributed={**self._record.contributed, **dict.fromkeys(updates, state.round)},
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,

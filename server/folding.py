@@ -1,28 +1,27 @@
 """Folds spooled updates into a new model, window by window, from mapped files to a file.
 
 Several windows are folded at once, and written and hashed in order: memory is a few windows,
-whatever the size of the model and the number of clients. The arithmetic is `aggregation`'s and
-`optimizers'`; this file only reads and writes.
+whatever the size of the model and the number of clients. The arithmetic is the strategy's; this
+file only reads and writes.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from blake3 import blake3
 from safetensors import safe_open
 
-from common.errors import FolkmootError
 from common.tensors import WINDOW, Digest, open_mapped
-from server.aggregation import weighted_mean
 from server.durable import DurableFile
-from server.optimizers import Sgd
+from server.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
 # Folding at once; more would wait for memory, not for processors.
 THREADS = min(4, os.cpu_count() or 1)
@@ -30,100 +29,124 @@ THREADS = min(4, os.cpu_count() or 1)
 _AHEAD = 2 * THREADS
 
 
-Window = tuple[torch.Tensor, torch.Tensor | None]
+Tensors = Mapping[str, torch.Tensor]
+# A window of the new model, and of each tensor that the strategy keeps.
+Window = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
+R = TypeVar("R")
 
 
-class Overflow(FolkmootError):
+class Overflow(CannotAggregate):
     """The updates, each finite, make values that are not."""
 
 
-class WeightedUpdate(NamedTuple):
-    """An update's file, and its weight in the mean."""
+class SpooledUpdate(NamedTuple):
+    """An update's file, and what the strategy knows of it beside its values."""
 
     path: Path
-    weight: float
+    contribution: Contribution
 
 
 class Folded(NamedTuple):
-    """The digests of the new model and, if there is momentum, of its velocity."""
+    """The digests of the new model and of what the strategy keeps, and each update's share."""
 
     model: Digest
-    velocity: Digest | None
+    state: Mapping[str, Digest]
+    shares: Sequence[float | None]
 
 
 def fold(
     base: Path,
-    velocity: Path | None,
-    updates: Sequence[WeightedUpdate],
-    optimizer: Sgd,
+    state: Mapping[str, Path],
+    updates: Sequence[SpooledUpdate],
+    strategy: Strategy,
     new_model: Path,
-    new_velocity: Path,
+    new_state: Mapping[str, Path],
 ) -> Folded:
-    """Write the new model, and its velocity if there is momentum; return their digests.
+    """Write the new model and what the strategy keeps; return their digests.
 
-    Floating-point tensors take the optimizer's step. Others (counters, such as BatchNorm's)
-    take the plain mean, rounded. Both files are durable on return. The result depends on
-    the order of `updates`, so callers pass them in client_id order.
+    Floating-point tensors take the server optimizer's step. Others (counters, such as
+    BatchNorm's) take the combined update, rounded. All files are durable on return. The result
+    depends on the order of `updates`, so callers pass them in client_id order.
 
     Args:
         base: the global model, a safetensors file.
-        velocity: the momentum of the round before, of the model's schema; None is 0.
+        state: what the strategy kept in the round before, by name, files of the model's schema.
         updates: at least one, each of the model's schema.
-        optimizer: takes the mean update.
+        strategy: combines the updates.
         new_model: where the new model goes.
-        new_velocity: where the new momentum goes, if the optimizer has one.
+        new_state: where what the strategy keeps goes, by name; more names than it has are fine.
 
     Raises:
-        Overflow: a new value does not fit its dtype.
+        CannotAggregate: the updates are not what the strategy needs, or a new value does not fit
+            its dtype.
         TensorError: a file is damaged.
         OSError: a file can't be written.
     """
     inputs = _Inputs(
         model=open_mapped(base),
-        velocity=open_mapped(velocity) if velocity else {},
+        state={name: open_mapped(path) for name, path in state.items()},
         updates=[open_mapped(update.path) for update in updates],
-        weights=[update.weight for update in updates],
-        optimizer=optimizer,
+        strategy=strategy,
     )
     with safe_open(base, framework="pt") as file:
-        names = file.offset_keys()
+        places = [
+            (name, start)
+            for name in file.offset_keys()
+            for start in range(0, inputs.model[name].numel(), WINDOW)
+        ]
+    measured = None
+    if strategy.measures:
+        floats = [place for place in places if inputs.model[place[0]].is_floating_point()]
+        for part in _in_order(inputs.measure_window, floats):
+            measured = part if measured is None else measured + part
+    plan = strategy.plan([update.contribution for update in updates], measured)
     with ExitStack() as stack:
         model = stack.enter_context(_Output(new_model, base, inputs.model))
-        moved = None
-        if optimizer.momentum:
-            moved = stack.enter_context(_Output(new_velocity, base, inputs.model))
-        for values, step in _in_order(inputs, names):
+        kept = {
+            name: stack.enter_context(_Output(new_state[name], base, inputs.model))
+            for name in strategy.state_names
+        }
+        for values, tensors in _in_order(partial(inputs.fold_window, plan), places):
             model.write(values)
-            if moved is not None and step is not None:
-                moved.write(step)
-    return Folded(model.digest, moved.digest if moved is not None else None)
+            for name, output in kept.items():
+                output.write(tensors[name])
+    return Folded(model.digest, {name: output.digest for name, output in kept.items()}, plan.shares)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What is folded: mapped tensors by name, and the updates' weights."""
+    """What is folded: mapped tensors by name."""
 
-    model: Mapping[str, torch.Tensor]
-    velocity: Mapping[str, torch.Tensor]
-    updates: Sequence[Mapping[str, torch.Tensor]]
-    weights: Sequence[float]
-    optimizer: Sgd
+    model: Tensors
+    state: Mapping[str, Tensors]
+    updates: Sequence[Tensors]
+    strategy: Strategy
 
-    def fold_window(self, name: str, start: int) -> Window:
-        """Return the new values of a window, and its velocity if there is momentum."""
+    def measure_window(self, name: str, start: int) -> torch.Tensor:
+        """Return what the strategy finds out about a window before it plans."""
+        return self.strategy.measure([_window(update, name, start) for update in self.updates])
 
-        def window_of(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return tensors[name].view(-1)[start : start + WINDOW]
+    def fold_window(self, plan: Plan, name: str, start: int) -> Window:
+        """Return the new values of a window, and of what the strategy keeps."""
+        strategy = self.strategy
+        window = _window(self.model, name, start)
+        updates = [_window(update, name, start) for update in self.updates]
+        if not window.is_floating_point():
+            counted = window.double() + strategy.combine(updates, plan)
+            return _cast(counted.round(), window.dtype, name), {
+                kept: torch.zeros_like(window) for kept in strategy.state_names
+            }
+        before = {
+            kept: _window(tensors, name, start).double() for kept, tensors in self.state.items()
+        }
+        value, state = strategy.apply(window, updates, plan, before)
+        return _cast(value, window.dtype, name), {
+            kept: _cast(tensor, window.dtype, name) for kept, tensor in state.items()
+        }
 
-        window = window_of(self.model)
-        mean = weighted_mean([window_of(update) for update in self.updates], self.weights)
-        if window.is_floating_point():
-            old = window_of(self.velocity).double() if name in self.velocity else None
-            value, step = self.optimizer.apply(window, mean, old)
-        else:
-            value, step = (window.double() + mean).round(), mean
-        velocity = _cast(step, window.dtype, name) if self.optimizer.momentum else None
-        return _cast(value, window.dtype, name), velocity
+
+def _window(tensors: Tensors, name: str, start: int) -> torch.Tensor:
+    return tensors[name].view(-1)[start : start + WINDOW]
 
 
 def _cast(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -134,19 +157,21 @@ def _cast(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         result, bounds = values.to(dtype), torch.iinfo(dtype)
         fits = all(bounds.min <= int(x) <= bounds.max for x in torch.aminmax(values))
     if not fits:
-        raise Overflow(f"tensor {name!r} of the new model overflows {dtype}")
+        raise Overflow(
+            f"tensor {name!r} of the new model overflows {dtype}; --max-update-norm refuses "
+            "such updates"
+        )
     return result
 
 
-def _in_order(inputs: _Inputs, names: Sequence[str]) -> Iterator[Window]:
-    """Yield all windows' results in the file's order, while the next ones are being folded."""
-    waiting: deque[Future[Window]] = deque()
+def _in_order(work: Callable[[str, int], R], places: Iterable[tuple[str, int]]) -> Iterator[R]:
+    """Yield all windows' results in the order of `places`, while the next ones are worked on."""
+    waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(THREADS, "fold") as pool:
-        for name in names:
-            for start in range(0, inputs.model[name].numel(), WINDOW):
-                waiting.append(pool.submit(inputs.fold_window, name, start))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
+        for name, start in places:
+            waiting.append(pool.submit(work, name, start))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 

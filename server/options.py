@@ -21,6 +21,21 @@ NonNegativeFloat = Annotated[float, Parameter(validator=(finite, Number(gte=0)))
 BelowOne = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
 Share = Annotated[float, Parameter(validator=(finite, Number(gt=0, lte=1)))]
 
+StrategyName = Literal[
+    "fedavg",
+    "fedavgm",
+    "fedadagrad",
+    "fedadam",
+    "fedyogi",
+    "fedprox",
+    "scaffold",
+    "fednova",
+    "median",
+    "trimmed-mean",
+    "multi-krum",
+    "norm-bounding",
+]
+
 
 def _group(name: str, order: int) -> Parameter:
     return Parameter(name="*", group=Group(name, sort_key=order), negative=())
@@ -111,20 +126,34 @@ class TrainingOptions:
     weight_decay: NonNegativeFloat | None = None
     "L2 penalty of the clients' SGD."
     proximal_mu: NonNegativeFloat | None = None
-    "FedProx: strength of the pull towards the global model."
+    "Strength of the pull towards the global model, for --strategy fedprox or fednova."
     hyperparameters: str = "{}"
     """For tasks with training of their own: a JSON object, e.g. '{"dropout": 0.1}'."""
 
 
-@_group("Server optimizer", 5)
+@_group("Strategy (if not given: the strategy's own)", 5)
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
-    """What the server does with the mean update; 1 and 0 is FedAvg."""
+class StrategyOptions:
+    """How the updates of a round change the model."""
 
-    server_lr: PositiveFloat = 1.0
-    "Learning rate on the mean update."
-    server_momentum: BelowOne = 0.0
-    "Momentum on the mean update (FedAvgM)."
+    strategy: StrategyName = "fedavg"
+    "Mean by examples; its server optimizers; FedProx, SCAFFOLD, FedNova; robust ones."
+    server_lr: PositiveFloat | None = None
+    "Learning rate on the combined update."
+    server_momentum: BelowOne | None = None
+    "Momentum on the combined update; beta1 of fedadagrad, fedadam and fedyogi."
+    server_beta2: BelowOne | None = None
+    "Decay of the second moment, for fedadam and fedyogi."
+    server_tau: PositiveFloat | None = None
+    "What is added to the second moment's root, for fedadagrad, fedadam and fedyogi."
+    trim_fraction: Annotated[float | None, Parameter(validator=(finite, Number(gte=0, lt=0.5)))] = (
+        None
+    )
+    "Share of the updates that trimmed-mean leaves out at each end."
+    num_hostile: Count | None = None
+    "Updates of a round that multi-krum takes for hostile; the most that it can, if not given."
+    norm_bound: PositiveFloat | None = None
+    "L2 norm that norm-bounding scales longer updates down to."
 
 
 @_group("Evaluation and checkpoints", 6)
@@ -202,7 +231,7 @@ class ServerOptions:
     split: SplitOptions = SplitOptions()
     cohort: CohortOptions = CohortOptions()
     training: TrainingOptions = TrainingOptions()
-    optimizer: OptimizerOptions = OptimizerOptions()
+    strategy: StrategyOptions = StrategyOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     limits: LimitOptions = LimitOptions()
     security: SecurityOptions = SecurityOptions()

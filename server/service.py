@@ -25,6 +25,7 @@ from protos.chunks import decode_message
 from server import limits
 from server.access import Clients
 from server.assignments import Assignment, Work
+from server.checkpoints import ModelFile
 from server.coordinator import Coordinator
 from server.edge import Context, duration, model_ref
 from server.join_tokens import JoinTokens
@@ -204,7 +205,14 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[bytes]:
         session = self._session(request.session_token, context)
-        model = self._coordinator.model(request.model_version)
+        model: ModelFile | None
+        if request.part == pb.PullModelRequest.PART_CONTROL:
+            model = self._coordinator.control(request.model_version)
+            if model is None:
+                message = f"model {request.model_version} has no control variate"
+                raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
+        else:
+            model = self._coordinator.model(request.model_version)
         size = model.digest.size_bytes
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
@@ -212,15 +220,15 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         with session.pulling(), model.path.open("rb") as file:
             yield pb.PullModelResponse(header=model_ref(model)).SerializeToString()
             start = request.read_offset
-            version, reached = session.pulled
-            if version == model.version and 0 < start < reached:
+            last, reached = session.pulled
+            if last == model.digest.blake3 and 0 < start < reached:
                 self._coordinator.ledger.count_resent(reached - start)
             while True:
                 self._clients(context)  # May have been revoked meanwhile.
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
                 yield chunk
                 self._coordinator.ledger.count_down(session.client_id, end - start)
-                session.pulled = (model.version, end)
+                session.pulled = (model.digest.blake3, end)
                 if end == size:
                     return
                 start = end
@@ -247,6 +255,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 header.base_model.digest.blake3, header.base_model.digest.size_bytes
             ),
             num_examples=header.num_examples,
+            num_steps=header.num_steps,
             metrics=dict(header.metrics),
         )
         result = await self._coordinator.spool.receive(
@@ -346,6 +355,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             model=model_ref(coordinator.model(assignment.model_version)),
             time_remaining=duration(coordinator.time_remaining),
             seed=coordinator.seed_of(assignment),
+            previous_round=coordinator.previous_round(assignment.client_id),
         )
         if assignment.work is Work.EVALUATE:
             message.evaluate.SetInParent()
@@ -354,6 +364,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 message.evaluate.fine_tune.CopyFrom(_train_work(tuning))
             return message
         message.train.CopyFrom(_train_work(config))
+        if coordinator.uses_control:
+            message.train.scaffold.SetInParent()
+            control = coordinator.control(assignment.model_version)
+            if control is not None:
+                message.train.scaffold.control.CopyFrom(model_ref(control).digest)
         return message
 
 

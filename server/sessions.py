@@ -30,8 +30,8 @@ class Session:
     polls: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
     pulls: int = 0
-    # The version that was pulled last, and how far.
-    pulled: tuple[int, int] = (0, 0)
+    # The BLAKE3 digest of what was pulled last, and how far.
+    pulled: tuple[str, int] = ("", 0)
 
     def wake(self) -> None:
         """Let the waiting poll look again."""

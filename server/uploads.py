@@ -60,6 +60,7 @@ class Announcement(NamedTuple):
     base_version: int
     base_digest: Digest
     num_examples: int
+    num_steps: int
     metrics: Metrics
 
 
@@ -70,6 +71,7 @@ class StoredUpdate:
     task_token: str
     client_id: str
     num_examples: int
+    num_steps: int
     metrics: Mapping[str, float]
     digest: Digest
     round: int
@@ -368,6 +370,7 @@ def _stored(upload: _Upload) -> StoredUpdate:
         task_token=upload.assignment.task_token,
         client_id=upload.assignment.client_id,
         num_examples=upload.announcement.num_examples,
+        num_steps=upload.announcement.num_steps,
         metrics=upload.announcement.metrics,
         digest=upload.announcement.digest,
         round=upload.assignment.round,

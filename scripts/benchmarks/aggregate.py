@@ -18,8 +18,13 @@ from common.tensors import encode, open_mapped
 from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.servers import folder
 from scripts.benchmarks.tasks import SIZES, Flat
-from server.folding import THREADS, WeightedUpdate, fold
+from server.folding import THREADS, SpooledUpdate, fold
 from server.optimizers import Sgd
+from server.strategies.base import Contribution, Strategy
+from server.strategies.fedavg import FedAvg
+from server.strategies.median import Median
+from server.strategies.multi_krum import MultiKrum
+from server.strategies.trimmed_mean import TrimmedMean
 
 _WINDOW = 1 << 18
 
@@ -30,10 +35,23 @@ class Case(NamedTuple):
     model: str
     updates: int
     times: int
+    name: str = "FedAvg"
+    strategy: Strategy = FedAvg(Sgd())
 
 
-_FULL = [Case("25M", 2, 5), Case("25M", 10, 5), Case("1.66M", 100, 5), Case("100M", 10, 3)]
-_SMALL = [Case("1.66M", 10, 5)]
+_ROBUST = {
+    "median": Median(Sgd()),
+    "trimmed mean": TrimmedMean(Sgd(), 0.2),
+    "Multi-Krum": MultiKrum(Sgd(), 4),
+}
+_FULL = [
+    *(Case("25M", 2, 5), Case("25M", 10, 5), Case("1.66M", 100, 5), Case("100M", 10, 3)),
+    *(Case("25M", 20, 3, name, strategy) for name, strategy in _ROBUST.items()),
+]
+_SMALL = [
+    Case("1.66M", 10, 5),
+    *(Case("1.66M", 20, 2, name, strategy) for name, strategy in _ROBUST.items()),
+]
 
 
 def measure(small: bool) -> Iterator[Figure]:
@@ -48,21 +66,23 @@ def _measure(case: Case, place: Path) -> Figure:
     files = [place / f"{number}.safetensors" for number in range(case.updates)]
     for path in files:
         path.write_bytes(encode(Flat(SIZES[case.model]).state_dict()))
-    updates = [WeightedUpdate(path, 1 + index) for index, path in enumerate(files)]
+    updates = [SpooledUpdate(path, Contribution(1 + index, 1)) for index, path in enumerate(files)]
     new = place / "new.safetensors"
 
     def aggregate() -> None:
-        fold(files[0], None, updates, Sgd(), new, place / "velocity.safetensors")
+        fold(files[0], {}, updates, case.strategy, new, {})
 
     floors, values = [], []
     for _ in range(case.times):
         floors.append(seconds_of(lambda: _read(files)))
         values.append(seconds_of(aggregate))
-    size = sum(path.stat().st_size for path in files)
+    size, unit = sum(path.stat().st_size for path in files), "B/s"
+    if case.name in _ROBUST:
+        size, unit = SIZES[case.model] * case.updates, "values/s"
     return Figure(
-        name="aggregate FedAvg",
+        name=f"aggregate {case.name}",
         value=size / statistics.median(values),
-        unit="B/s",
+        unit=unit,
         floor=size / statistics.median(floors),
         sizes={"parameters": SIZES[case.model], "updates": case.updates},
     )

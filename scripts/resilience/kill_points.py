@@ -40,9 +40,9 @@ from server.evaluation import Evaluator
 from server.options import (
     CohortOptions,
     EvaluationOptions,
-    OptimizerOptions,
     RunOptions,
     ServerOptions,
+    StrategyOptions,
 )
 from server.uploads import Announcement, Outcome
 
@@ -218,7 +218,7 @@ def _options(folder: Path, *, resume: bool) -> ServerOptions:
     options = ServerOptions(
         run=RunOptions(rounds=_ROUNDS, task=name, run_dir=folder, resume=resume),
         cohort=CohortOptions(min_clients=len(_CLIENTS), quorum=len(_CLIENTS)),
-        optimizer=OptimizerOptions(server_momentum=0.5),
+        strategy=StrategyOptions(strategy="fedavgm", server_momentum=0.5),
         evaluation=EvaluationOptions(keep_rounds=1),
     )
     return replace(options, split=replace(options.split, num_partitions=len(_CLIENTS)))
@@ -293,6 +293,7 @@ async def _push(coordinator: Coordinator, assignment: Assignment) -> Outcome:
         base_version=model.version,
         base_digest=model.digest,
         num_examples=10 + _CLIENTS.index(assignment.client_id),
+        num_steps=1,
         metrics={"loss": 1.0},
     )
 

@@ -70,7 +70,7 @@ def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
 
 
 def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, another_federation):
-    flags = ("--min-clients", 2, "--num-partitions", 2, "--server-momentum", 0.5)
+    flags = ("--min-clients", 2, "--num-partitions", 2, "--strategy", "fedavgm")
     undisturbed = another_federation.server("--rounds", 4, *flags)
     another_federation.client("0-1")
     assert undisturbed.wait() == 0, undisturbed.text

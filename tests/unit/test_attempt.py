@@ -10,7 +10,7 @@ from server.rounds import Phase, State
 from server.uploads import StoredUpdate
 
 MODEL = Digest("f" * 64, 100)
-FOLDED = Folded(MODEL, None)
+FOLDED = Folded(MODEL, {}, [])
 # Five were selected: two delivered, one was refused, one failed, one left.
 STATE = State(
     phase=Phase.COMMITTING,
@@ -29,6 +29,7 @@ def update(client, num_examples, **metrics):
         task_token=client,
         client_id=client,
         num_examples=num_examples,
+        num_steps=1,
         metrics=metrics,
         digest=MODEL,
         round=1,

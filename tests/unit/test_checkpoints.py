@@ -57,11 +57,12 @@ def row_of(number):
 def full_commit(directory, number):
     """Commit a round whose record has every field set."""
     directory.round_folder(number).mkdir()
-    directory.velocity_path(number).write_bytes(b"velocity")
+    directory.state_path(number, "momentum").write_bytes(b"momentum")
     return commit(
         directory,
         number,
-        velocity=digest_bytes(b"velocity"),
+        state={"momentum": digest_bytes(b"momentum")},
+        contributed={"a": number},
         live=("a", "b"),
         progress=Progress(best_round=number, best_score=0.1 + 0.2, stale=3),
         row=row_of(number),
@@ -235,7 +236,7 @@ def delete(path):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, delete])
-@pytest.mark.parametrize("name", ["model.safetensors", "velocity.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "momentum.safetensors"])
 def test_damaged_tensors_are_an_error_that_names_the_file_and_the_remedy(tmp_path, name, damage):
     with opened(tmp_path) as directory:
         full_commit(directory, 1)

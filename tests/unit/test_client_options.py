@@ -9,8 +9,8 @@ from common.config import parse_options
 from common.errors import InputError
 
 FLAGS = """
---partition --server --task --data-dir --client-id --device --threads --max-wait --config
---tls-ca --tls-cert --tls-key --join-token-file --insecure --help
+--partition --server --task --data-dir --state-dir --client-id --device --threads --max-wait
+--config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help
 """
 
 
@@ -21,7 +21,7 @@ def parse(*argv):
 def test_the_list_of_flags_is_frozen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert parse("--help") is None
-    assert re.findall(r"^\W*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE) == FLAGS.split()
+    assert re.findall(r"^\W*(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE) == FLAGS.split()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ FLAGS = """
 --min-clients --fraction --min-cohort --over-select --report-goal --quorum --report-deadline
 --max-attempts --lease
 --local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
---server-lr --server-momentum
+--strategy --server-lr --server-momentum --server-beta2 --server-tau --trim-fraction
+--num-hostile --norm-bound
 --evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
 --target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-share --max-clients
@@ -59,8 +60,14 @@ OTHER = {
     "--weight-decay": "0.25",
     "--proximal-mu": "0.25",
     "--hyperparameters": '{"dropout": 0.25}',
+    "--strategy": "fedavgm",
     "--server-lr": "0.25",
     "--server-momentum": "0.25",
+    "--server-beta2": "0.25",
+    "--server-tau": "0.25",
+    "--trim-fraction": "0.25",
+    "--num-hostile": "1",
+    "--norm-bound": "0.25",
     "--evaluate-every": "7",
     "--client-evaluate-every": "7",
     "--evaluation-clients": "all",
@@ -88,7 +95,7 @@ def resumed(folder, *argv):
 def test_the_list_of_flags_is_frozen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert parse(["--help"]) is None
-    assert re.findall(r"^\W*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE) == FLAGS.split()
+    assert re.findall(r"^\W*(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE) == FLAGS.split()
 
 
 def test_options_have_their_names_without_their_groups():

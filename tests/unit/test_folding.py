@@ -8,24 +8,32 @@ import torch
 
 from common.errors import TensorError
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
-from server.folding import Overflow, WeightedUpdate, fold
+from server.folding import Overflow, SpooledUpdate, fold
 from server.optimizers import Sgd
+from server.strategies.base import Contribution
+from server.strategies.fedavg import FedAvg
 
 COUNTS = (1, 10, 100)
 
 
-def folded(folder, model, updates, optimizer=None, velocity=None, counts=COUNTS):
+def spooled(path, count):
+    return SpooledUpdate(path, Contribution(count, 1))
+
+
+def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS):
     """Fold tensors by way of files; return the new model's tensors."""
     folder.mkdir(exist_ok=True)
     base = folder / "base.safetensors"
     base.write_bytes(encode(model))
-    spooled = []
+    files = []
     for index, (update, count) in enumerate(zip(updates, counts, strict=True)):
         path = folder / f"{index}.safetensors"
         path.write_bytes(encode(update))
-        spooled.append(WeightedUpdate(path, count))
+        files.append(spooled(path, count))
     new = folder / "new.safetensors"
-    fold(base, velocity, spooled, optimizer or Sgd(), new, folder / "velocity.safetensors")
+    state = {"momentum": momentum} if momentum else {}
+    strategy = FedAvg(optimizer or Sgd())
+    fold(base, state, files, strategy, new, {"momentum": folder / "momentum.safetensors"})
     return views(memoryview(bytearray(new.read_bytes())))
 
 
@@ -93,11 +101,11 @@ def test_a_model_keeps_its_names_dtypes_shapes_and_header(tmp_path):
 def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
-    update = WeightedUpdate(tmp_path / "0.safetensors", 1)
-    assert fold(base, None, [update], Sgd(), new, tmp_path / "unused") == (digest_file(new), None)
-    velocity = tmp_path / "velocity"
-    digests = fold(base, None, [update], Sgd(momentum=0.9), new, velocity)
-    assert digests == (digest_file(new), digest_file(velocity))
+    update = spooled(tmp_path / "0.safetensors", 1)
+    assert fold(base, {}, [update], FedAvg(Sgd()), new, {}) == (digest_file(new), {}, [1.0])
+    momentum = tmp_path / "momentum"
+    found = fold(base, {}, [update], FedAvg(Sgd(momentum=0.9)), new, {"momentum": momentum})
+    assert found == (digest_file(new), {"momentum": digest_file(momentum)}, [1.0])
 
 
 def test_the_result_depends_on_the_order_given_and_on_nothing_else(tmp_path):
@@ -117,9 +125,9 @@ def test_names_and_times_of_the_files_do_not_matter(tmp_path):
         path = tmp_path / name
         shutil.copy(tmp_path / "a" / f"{index}.safetensors", path)
         os.utime(path, (1000 - index, 1000 - index))
-        moved.append(WeightedUpdate(path, count))
+        moved.append(spooled(path, count))
     new = tmp_path / "new.safetensors"
-    fold(tmp_path / "a/base.safetensors", None, moved, Sgd(), new, tmp_path / "unused")
+    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), new, {})
     assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
 
 
@@ -127,20 +135,20 @@ def test_momentum_through_files_is_that_of_torch(tmp_path):
     model = random_tensors(0, WINDOW + 5, torch.float64)
     weight = torch.nn.Parameter(model["w"].clone())
     reference = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
-    velocity = None
+    momentum = None
     for round_number in (1, 2, 3):
         folder = tmp_path / str(round_number)
         update = random_tensors(round_number, WINDOW + 5, torch.float64)
         weight.grad = -update["w"]
         reference.step()
-        model = folded(folder, model, [update], Sgd(0.5, 0.9), velocity, counts=[7])
-        velocity = folder / "velocity.safetensors"
+        model = folded(folder, model, [update], Sgd(0.5, 0.9), momentum, counts=[7])
+        momentum = folder / "momentum.safetensors"
         torch.testing.assert_close(model["w"], weight.detach(), rtol=1e-13, atol=1e-13)
 
 
-def test_without_momentum_no_velocity_is_written(tmp_path):
+def test_without_momentum_none_is_written(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
-    assert not (tmp_path / "velocity.safetensors").exists()
+    assert not (tmp_path / "momentum.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -163,4 +171,4 @@ def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):
     update = tmp_path / "update.safetensors"
     update.write_bytes(base.read_bytes()[:-1])
     with pytest.raises(TensorError, match=r"update\.safetensors"):
-        fold(base, None, [WeightedUpdate(update, 1)], Sgd(), tmp_path / "n", tmp_path / "v")
+        fold(base, {}, [spooled(update, 1)], FedAvg(Sgd()), tmp_path / "n", {})

@@ -120,7 +120,7 @@ def test_a_file_that_is_left_behind_is_seen(orphan):
         "evaluations.jsonl",
         *("models/global.safetensors", "models/best.pth", "models/best.json"),
         *(f"rounds/0000{n}/{name}.json" for n in (3, 4, 5) for name in ("record", "cohort")),
-        *("rounds/00005/model.safetensors", "rounds/00005/velocity.safetensors"),
+        *("rounds/00005/model.safetensors", "rounds/00005/momentum.safetensors"),
     ]
     assert no_orphans(files, 5, 3) == []
     assert no_orphans([*files, orphan], 5, 3) == [f"{orphan} was left behind"]

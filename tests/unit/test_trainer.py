@@ -13,6 +13,7 @@ from common.tasks import Examples, Task
 from common.training import Evaluation, TrainConfig, train
 
 CONFIG = TrainConfig(batch_size=2, learning_rate=0.1)
+ONE_STEP = TrainConfig(batch_size=8, learning_rate=0.1)
 
 
 class Small(Task):
@@ -65,10 +66,12 @@ def begin(model="linear", task=None):
     return Trainer(task, model, "cpu"), base
 
 
-def trained(trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: None):
+def trained(
+    trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: None, correction=None
+):
     """Return the update, and what belongs to it."""
     update = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-    return update, trainer.train(base, update, DATA, config, seed, on_step)
+    return update, trainer.train(base, update, DATA, config, seed, on_step, correction)
 
 
 def evaluated(trainer, base, data=DATA, fine_tune=None, on_step=lambda _done, _total: None):
@@ -133,6 +136,32 @@ def test_a_loss_that_is_not_finite_is_work_that_failed(loss):
     with pytest.raises(WorkFailed, match="smaller --lr") as caught:
         trained(trainer, base)
     assert caught.value.reason == "LOSS_NOT_FINITE"
+
+
+@pytest.mark.parametrize("model", ["linear", "normalised"])
+def test_a_correction_is_added_to_each_gradient_and_to_none_after(model):
+    trainer, base = begin(model)
+    plain, found = trained(trainer, base, config=ONE_STEP)
+    correction = {name: torch.randn(tensor.shape) for name, tensor in base.items()}
+    corrected, _ = trained(trainer, base, config=ONE_STEP, correction=correction)
+    parameters = dict(Small.models[model]().named_parameters())
+    for name, tensor in plain.items():
+        moved = 0.1 * correction[name] if name in parameters else 0
+        torch.testing.assert_close(corrected[name], (tensor - moved).to(tensor.dtype))
+    assert found.num_steps == 1
+    assert same(trained(trainer, base, config=ONE_STEP)[0], plain)
+
+
+def test_each_local_step_is_counted():
+    config = TrainConfig(batch_size=3, local_epochs=5)
+    assert trained(*begin(), config=config)[1].num_steps == 5 * 3
+
+
+def test_without_a_number_of_steps_no_correction_can_be_counted():
+    trainer, base = begin(task=Reporting(loss=1.0))
+    with pytest.raises(WorkFailed, match="on_step") as caught:
+        trained(trainer, base, correction={})
+    assert caught.value.reason == "STEPS_UNKNOWN"
 
 
 def test_what_on_step_raises_ends_the_training_and_the_next_begins_anew():

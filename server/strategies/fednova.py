@@ -1,0 +1,61 @@
+"""FedNova: clients that do unequal numbers of local steps count as if they did equal ones."""
+
+from collections.abc import Sequence
+
+import torch
+
+from server.optimizers import Optimizer
+from server.strategies.base import Contribution, Plan, Strategy
+
+
+def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu: float) -> float:
+    """Return |a|_1, by how much `steps` local steps add up: with plain SGD, `steps`.
+
+    Wang et al. 2020 (arXiv 2007.07481), section 3.1: with momentum rho the gradient of step k
+    counts (1 - rho^(steps-k)) / (1 - rho) times, with a proximal term (1 - lr*mu)^(steps-1-k)
+    times. With both, each gradient's weights follow from the recursion of the local steps.
+
+    >>> norm_of_steps(4, 0.1, 0.0, 0.0)
+    4.0
+    >>> norm_of_steps(2, 0.1, 0.5, 0.0)
+    2.5
+    """
+    if not momentum and not proximal_mu:
+        return float(steps)
+    # A gradient of one: how far the parameter has moved, in units of the learning rate.
+    moved, velocity = 0.0, 0.0
+    for _ in range(steps):
+        velocity = momentum * velocity + 1.0 - learning_rate * proximal_mu * moved
+        moved += velocity
+    return moved
+
+
+class FedNova(Strategy):
+    """Wang et al. 2020 (arXiv 2007.07481), equation 10: normalised averaging.
+
+    w + tau_eff * sum(p_k * update_k / a_k), where p_k is n_k / sum(n), a_k = |a|_1 of the local
+    steps, and tau_eff = sum(p_k * a_k). With equal steps it is FedAvg.
+
+    Args:
+        optimizer: takes the step.
+        learning_rate: of the clients' SGD.
+        momentum: of the clients' SGD.
+        proximal_mu: FedProx's mu.
+    """
+
+    needs_steps = True
+
+    def __init__(
+        self, optimizer: Optimizer, learning_rate: float, momentum: float, proximal_mu: float
+    ) -> None:
+        super().__init__(optimizer)
+        self._sgd = (learning_rate, momentum, proximal_mu)
+
+    def plan(self, cohort: Sequence[Contribution], measured: torch.Tensor | None) -> Plan:
+        """See `Strategy.plan`."""
+        norms = [norm_of_steps(one.num_steps, *self._sgd) for one in cohort]
+        counts = [one.weight for one in cohort]
+        total = sum(counts)
+        effective = sum(n * norm for n, norm in zip(counts, norms, strict=True)) / total
+        weights = [n * (effective / norm) for n, norm in zip(counts, norms, strict=True)]
+        return Plan(cohort, weights, total)

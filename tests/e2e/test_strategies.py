@@ -1,0 +1,99 @@
+"""Strategies whose clients do more than train, as real processes."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from common.seeds import derive_seed
+from common.splits import Partitioner, Split, hold_out, partition
+from common.tasks import load_task
+from server.app import initial_model
+from tests.e2e.harness import TASK, json_lines
+
+ROUNDS, CLIENTS, LR = 4, 3, 0.1
+
+
+def _scaffold_in_process(seed, lost=()):
+    """Algorithm 1 with option II over Tiny; `lost` holds (round, client) whose c_i was lost."""
+    task = load_task(TASK)
+    data = task.data(None, train=True)
+    split = Split(
+        partitioner=Partitioner.DIRICHLET,
+        num_partitions=CLIENTS,
+        alpha=0.5,
+        shards_per_client=2,
+        seed=seed,
+        validation_fraction=0.1,
+    )
+    parts = partition(data.targets.numpy(), split)
+    shares = [torch.from_numpy(hold_out(parts[i], split, i)[0]) for i in range(CLIENTS)]
+    counts = [len(share) / sum(map(len, shares)) for share in shares]
+    x = [p.detach().clone() for p in initial_model(task, "linear", seed).parameters()]
+    c = [torch.zeros_like(p) for p in x]
+    own = [[torch.zeros_like(p) for p in x] for _ in shares]
+    for number in range(1, ROUNDS + 1):
+        means, new_x = [], [p.double() for p in x]
+        for index, chosen in enumerate(shares):
+            if (number, index) in lost:
+                own[index] = c
+            y, total, steps = [p.clone() for p in x], [torch.zeros_like(p) for p in x], 0
+            generator = torch.Generator().manual_seed(
+                derive_seed(seed, "train", number, f"client-{index}")
+            )
+            for batch in torch.randperm(len(chosen), generator=generator).split(8):
+                y = [p.requires_grad_() for p in y]
+                outputs = data.inputs[chosen[batch]] @ y[0].T + y[1]
+                loss = torch.nn.functional.cross_entropy(outputs, data.targets[chosen[batch]])
+                gradients = torch.autograd.grad(loss, y)
+                total = [t + g for t, g in zip(total, gradients, strict=True)]
+                y = [
+                    (p - LR * (g - mine + all_)).detach()
+                    for p, g, mine, all_ in zip(y, gradients, own[index], c, strict=True)
+                ]
+                steps += 1
+            means.append([t / steps for t in total])
+            new_x = [n + counts[index] * (q - p) for n, q, p in zip(new_x, y, x, strict=True)]
+        c = [
+            old + sum(p * (m[i] - mine[i]) for p, m, mine in zip(counts, means, own, strict=True))
+            for i, old in enumerate(c)
+        ]
+        own, x = means, [n.float() for n in new_x]
+    return dict(zip(("weight", "bias"), x, strict=True))
+
+
+def _run(federation, *flags, rounds=ROUNDS):
+    return federation.server(
+        *("--rounds", rounds, "--min-clients", CLIENTS, "--num-partitions", CLIENTS),
+        *("--seed", 5, *flags),
+    )
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_scaffold_is_that_of_the_paper_also_for_a_client_that_lost_its_state(federation, loses):
+    torch.set_num_threads(1)
+    state = federation.folder / "state"
+    flags = ("--strategy", "scaffold")
+    for rounds, resume in ((2, ()), (ROUNDS, ("--resume",))):
+        server = _run(federation, *flags, *resume, rounds=rounds)
+        clients = [federation.client(held, "--state-dir", state) for held in ("0", "1-2")]
+        assert server.wait() == 0, server.text
+        assert [client.wait() for client in clients] == [0, 0], clients[0].text
+        if loses and rounds == 2:
+            (folder,) = state.glob("client-1-*")
+            shutil.rmtree(folder)
+    assert len(clients[1].events("what was kept is lost")) == loses
+    found = load(federation.model)
+    for name, expected in _scaffold_in_process(5, [(3, 1)] if loses else []).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_robust_strategy_keeps_no_share_and_commits(federation):
+    server = _run(federation, "--strategy", "median", "--server-momentum", 0.5, rounds=2)
+    client = federation.client("0-2")
+    assert server.wait() == 0, server.text
+    assert client.wait() == 0
+    rows = json_lines(federation.run_dir / "clients.jsonl")
+    assert {row["share"] for row in rows} == {None}
+    assert (federation.run_dir / "rounds/00002/momentum.safetensors").exists()

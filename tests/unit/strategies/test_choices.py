@@ -1,0 +1,93 @@
+"""What each strategy takes, what it refuses, and what is built of it."""
+
+import re
+from typing import get_args
+
+import pytest
+
+from common.errors import InputError
+from common.tasks import load_task
+from common.training import TrainConfig
+from server.configuration import parse, resolve, train_config
+from server.options import StrategyName
+from server.strategies.registry import build
+from server.strategies.scaffold import Scaffold
+
+NEEDED = {"norm-bounding": ["--norm-bound", "1"]}
+
+
+def resolved(*argv, **defaults):
+    task = load_task("digits")
+    task.defaults = TrainConfig(**defaults)
+    return resolve(parse(list(argv)), task)
+
+
+def built(*argv):
+    options = resolved(*argv)
+    return build(options.strategy, train_config(options.training), options.split.num_partitions)
+
+
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_every_strategy_is_built_of_its_name_alone(name):
+    strategy = built("--strategy", name, *NEEDED.get(name, []))
+    assert type(strategy).__module__.startswith("server.strategies.")
+
+
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_what_is_resolved_resolves_to_itself(name):
+    """As a resumed run's saved options do."""
+    options = resolved("--strategy", name, *NEEDED.get(name, []))
+    assert resolve(options, load_task("digits")) == options
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("fedavg", (1.0, None, None, None)),
+        ("fedavgm", (1.0, 0.9, None, None)),
+        ("fedadagrad", (0.1, 0.0, None, 1e-3)),
+        ("fedadam", (0.01, 0.9, 0.99, 1e-3)),
+    ],
+)
+def test_each_has_its_own_defaults(name, values):
+    found = resolved("--strategy", name).strategy
+    assert (
+        found.server_lr,
+        found.server_momentum,
+        found.server_beta2,
+        found.server_tau,
+    ) == values
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--server-momentum", "0.9"], "--server-momentum: --strategy fedavg has none; it is for"),
+        (["--proximal-mu", "0.1"], "--proximal-mu: .* it is for fedprox, fednova"),
+        (["--strategy", "median", "--trim-fraction", "0.1"], "--trim-fraction: .* trimmed-mean"),
+        (["--strategy", "fedadagrad", "--server-beta2", "0.9"], "--server-beta2: .*fedadam"),
+        (["--strategy", "norm-bounding"], "--norm-bound: --strategy norm-bounding needs"),
+        (["--strategy", "scaffold", "--momentum", "0.9"], "--momentum: 0.9 does not go with"),
+        (["--strategy", "median", "--max-share", "0.5"], "--max-share: with --strategy median"),
+        (["--strategy", "multi-krum", "--num-hostile", "2"], "multi-krum needs 7 updates"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(argv, message):
+    with pytest.raises(InputError, match=message):
+        resolved(*argv)
+
+
+def test_a_tasks_own_momentum_counts_too():
+    with pytest.raises(InputError, match=re.escape("--momentum: 0.5")):
+        resolved("--strategy", "scaffold", momentum=0.5)
+
+
+def test_fedprox_has_a_proximal_term_and_fedavg_none():
+    assert resolved("--strategy", "fedprox").training.proximal_mu == 0.01
+    assert resolved("--strategy", "fedprox", proximal_mu=0.5).training.proximal_mu == 0.5
+    assert resolved().training.proximal_mu == 0.0
+
+
+def test_scaffold_counts_all_partitions_as_its_clients():
+    assert isinstance(built("--strategy", "scaffold"), Scaffold)
+    assert built("--strategy", "scaffold").state_names == ("control",)

@@ -1,0 +1,85 @@
+"""FedAvg, and what holds for every strategy."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from server.optimizers import Sgd
+from server.strategies.base import Contribution
+from server.strategies.fedavg import FedAvg
+from server.strategies.fednova import FedNova
+from server.strategies.median import Median
+from server.strategies.multi_krum import MultiKrum, krum_scores
+from server.strategies.norm_bounding import NormBounding
+from server.strategies.scaffold import Scaffold
+from server.strategies.trimmed_mean import TrimmedMean
+from tests.unit.strategies.rounds import one_round
+
+ALL = {
+    "fedavg": FedAvg(Sgd()),
+    "fednova": FedNova(Sgd(), 0.1, 0.0, 0.0),
+    "scaffold": Scaffold(Sgd(), 0.1, 10),
+    "median": Median(Sgd()),
+    "trimmed-mean": TrimmedMean(Sgd(), 0.2),
+    "multi-krum": MultiKrum(Sgd(), None),
+    "norm-bounding": NormBounding(Sgd(), 1e9),
+}
+NUMBERS = st.floats(-100, 100, width=32)
+
+
+@st.composite
+def cohorts(draw):
+    """Return updates of one size, with their examples and local steps."""
+    size, count = draw(st.integers(1, 5)), draw(st.integers(3, 9))
+    rows = st.lists(NUMBERS, min_size=size, max_size=size)
+    updates = draw(st.lists(rows, min_size=count, max_size=count))
+    numbers = st.lists(st.integers(1, 50), min_size=count, max_size=count)
+    weights, steps = draw(numbers), draw(numbers)
+    cohort = [Contribution(float(n), k) for n, k in zip(weights, steps, strict=True)]
+    return [torch.tensor(update) for update in updates], cohort
+
+
+def test_clients_count_by_their_examples():
+    updates = [torch.tensor([111.0]), torch.tensor([22.2]), torch.tensor([1.11])]
+    cohort = [Contribution(1.0, 1), Contribution(10.0, 1), Contribution(100.0, 1)]
+    # 1 + (1*111 + 10*22.2 + 100*1.11) / 111
+    assert one_round(FedAvg(Sgd()), updates, cohort, torch.ones(1)).item() == pytest.approx(5.0)
+
+
+def test_the_server_rate_scales_the_step():
+    updates, cohort = [torch.tensor([4.0])], [Contribution(3.0, 1)]
+    assert one_round(FedAvg(Sgd(0.25)), updates, cohort, torch.ones(1)).item() == 2.0
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=40, deadline=None)
+@given(cohorts(), st.randoms(use_true_random=False))
+def test_the_order_of_the_clients_changes_nothing(name, drawn, random):
+    updates, cohort = drawn
+    order = list(range(len(updates)))
+    random.shuffle(order)
+    strategy = ALL[name]
+    found = one_round(strategy, updates, cohort)
+    shuffled = one_round(strategy, [updates[i] for i in order], [cohort[i] for i in order])
+    if name == "multi-krum":
+        # Equal scores are told apart by the order: then the chosen ones may be others.
+        scores = {round(score, 3) for score in scores_of(strategy, updates)}
+        assume(len(scores) == len(updates))
+    torch.testing.assert_close(found, shuffled, rtol=1e-9, atol=1e-9)
+
+
+def scores_of(strategy, updates):
+    return krum_scores(strategy.measure(updates), max(0, (len(updates) - 3) // 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=30, deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=4), cohorts(), st.integers(1, 9))
+def test_identical_updates_give_back_that_update(name, values, drawn, steps):
+    _, cohort = drawn
+    # FedNova's too, as all clients take the same steps.
+    equal = [Contribution(one.weight, steps) for one in cohort]
+    update = torch.tensor(values)
+    found = one_round(ALL[name], [update] * len(equal), equal)
+    torch.testing.assert_close(found, update.double(), rtol=1e-9, atol=1e-9)

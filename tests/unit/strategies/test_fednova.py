@@ -1,0 +1,43 @@
+"""FedNova: clients that take unequal numbers of local steps."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.optimizers import Sgd
+from server.strategies.base import Contribution
+from server.strategies.fedavg import FedAvg
+from server.strategies.fednova import FedNova, norm_of_steps
+from tests.unit.strategies.rounds import one_round
+
+
+def nova(momentum=0.0, mu=0.0):
+    return FedNova(Sgd(), 0.1, momentum, mu)
+
+
+def test_each_update_counts_per_step_and_all_are_scaled_by_the_mean_steps():
+    updates = [torch.tensor([2.0]), torch.tensor([12.0])]
+    cohort = [Contribution(1.0, 2), Contribution(3.0, 4)]
+    # p = 1/4 and 3/4; tau_eff = 2/4 + 12/4 = 3.5; 3.5 * (1/4 * 2/2 + 3/4 * 12/4)
+    assert one_round(nova(), updates, cohort).item() == pytest.approx(3.5 * 2.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(-9, 9)), min_size=1), st.integers(1, 99))
+def test_with_equal_steps_it_is_fedavg_bit_for_bit(drawn, steps):
+    updates = [torch.tensor([value]) for _, value in drawn]
+    cohort = [Contribution(float(n), steps) for n, _ in drawn]
+    fedavg = one_round(FedAvg(Sgd()), updates, cohort)
+    assert one_round(nova(), updates, cohort).item() == pytest.approx(fedavg.item(), rel=1e-14)
+
+
+@pytest.mark.parametrize(("momentum", "mu"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.5), (0.9, 0.5)])
+def test_the_norm_is_how_far_steps_on_a_slope_of_one_lead(momentum, mu):
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=momentum)
+    for _ in range(5):
+        sgd.zero_grad()
+        (weight + mu / 2 * weight.square()).sum().backward()
+        sgd.step()
+    assert norm_of_steps(5, 0.1, momentum, mu) == pytest.approx(-weight.item() / 0.1)
