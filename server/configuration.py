@@ -3,6 +3,8 @@
 Knows nothing about networks or rounds.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import platform
@@ -10,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.config import parse_options
 from common.errors import InputError
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
-from server.options import ServerOptions, TrainingOptions
+from server.options import ServerOptions, SplitOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from common.splits import Split
 
 T = TypeVar("T")
 
@@ -106,8 +111,9 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         raise InputError(
             f"--quorum: {cohort.quorum} updates are more than --report-goal {cohort.report_goal}"
         )
-    if options.split.partitioner != "none":
-        partitions = options.split.num_partitions
+    split = resolve_split(options.split, task, options.run.seed)
+    if split.partitioner != "none":
+        partitions = split.num_partitions
         for flag, wanted in (
             ("--min-clients", cohort.min_clients),
             ("--report-goal", cohort.report_goal or 1),
@@ -121,10 +127,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     return replace(
         options,
         run=replace(options.run, model=model),
-        split=replace(
-            options.split,
-            partition_seed=_first(options.split.partition_seed, options.run.seed),
-        ),
+        split=split,
         training=TrainingOptions(
             local_epochs=_first(given.local_epochs, default.local_epochs),
             batch_size=_first(given.batch_size, default.batch_size),
@@ -134,6 +137,34 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             proximal_mu=_first(given.proximal_mu, default.proximal_mu),
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
+    )
+
+
+def resolve_split(options: SplitOptions, task: Task, seed: int) -> SplitOptions:
+    """Return the options with the task's own partitioner and --seed for what was not given.
+
+    Raises:
+        InputError: the task can't be split so.
+    """
+    partitioner = _first(options.partitioner, task.partitioner)
+    # Known without the training data, which a server need not have.
+    if partitioner == "natural" and type(task).owners is Task.owners:
+        task.owners(Path())
+    partition_seed = _first(options.partition_seed, seed)
+    return replace(options, partitioner=partitioner, partition_seed=partition_seed)
+
+
+def data_split(options: SplitOptions) -> Split:
+    """Return resolved split options as a split."""
+    from common.splits import Partitioner, Split
+
+    return Split(
+        partitioner=Partitioner(options.partitioner),
+        num_partitions=options.num_partitions,
+        alpha=options.alpha,
+        shards_per_client=options.shards_per_client,
+        seed=options.partition_seed or 0,
+        validation_fraction=options.validation_fraction,
     )
 
 

@@ -23,6 +23,13 @@ class Tiny(Task):
         return Examples(inputs, inputs[:, :3].argmax(1))
 
 
+class Pairs(Tiny):
+    """Two targets an example."""
+
+    def data(self, data_dir, train):
+        return Examples(torch.zeros(200, 4), torch.zeros(200, 2))
+
+
 class Gated(Tiny):
     """Tiny, whose training waits until the file named by GATE is there."""
 
