@@ -83,7 +83,15 @@ def _read(data_dir: Path) -> dict[str, str]:
             roles = json.load(file)["user_data"]
         return {str(role): str(data["raw"]) for role, data in roles.items()}
     # What gzip and json raise on files that are not what their names say.
-    except (OSError, EOFError, ValueError, zlib.error, LookupError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         reason = str(error) or type(error).__name__
         raise DataError(
             f"--data-dir: no readable {path} ({reason}); it is the all_data.json that LEAF's "

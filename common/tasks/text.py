@@ -101,7 +101,11 @@ class TextTask(Task):
             ):
                 outputs = model(x)
                 hits = outputs.topk(_TOP, dim=1).indices == y.unsqueeze(1)
-                means = (self.loss(outputs, y), hits[:, 0].float().mean(), hits.sum(1).float().mean())
+                means = (
+                    self.loss(outputs, y),
+                    hits[:, 0].float().mean(),
+                    hits.sum(1).float().mean(),
+                )
                 sums += torch.stack(means).double().cpu() * len(y)
         loss, accuracy, top3 = (sums / len(examples.inputs)).tolist()
         return {"loss": loss, "accuracy": accuracy, "top3_accuracy": top3}
