@@ -38,42 +38,51 @@ log = get_logger()
 # Where --data-dir points unless it is given.
 _NOT_NAMED = Path("data")
 _GROUPS = 10
+_EMBEDDING, _UNITS = 96, 96
 _VOCABULARY = Vocabulary(bundled_words(), buckets=128)
 
 
 class WordLstm(nn.Module):
-    """An LSTM of 96 units over embeddings of 64; both go into the scores.
+    """An LSTM of 96 units over embeddings of 96, and a liking for what was said just before.
 
-    The embedding's own way to the scores learns pairs of words, fast; the LSTM adds the rest.
+    The embeddings' own way to the scores learns pairs of words, fast; the LSTM adds the rest.
+    A word that came before in the sequence is likelier to come again; how much is learned for
+    each word: the idea of a cache (Kuhn and De Mori 1990), with one weight a word.
     """
 
     def __init__(self, vocabulary: Vocabulary = _VOCABULARY) -> None:
         super().__init__()
         known, classes = len(vocabulary.words), len(vocabulary)
-        self.embedding = nn.Embedding(classes, 64)
-        self.lstm = nn.LSTM(64, 96, batch_first=True)
+        # By Zipf's law the n-th word has a share of about 1 / 10n; so do the buckets' words.
+        rank = torch.arange(classes).clamp(max=known - 1) + 3.0
+        self.embedding = nn.Embedding(classes, _EMBEDDING)
+        self.lstm = nn.LSTM(_EMBEDDING, _UNITS, batch_first=True)
         self.dropout = nn.Dropout(0.3)
-        self.scores = nn.Linear(64 + 96, classes)
+        self.scores = nn.Linear(_EMBEDDING + _UNITS, classes)
+        # As if one word in 200 were that one again: the rarer it is, the more that tells.
+        self.again = nn.Parameter(torch.log1p(rank * 10 / 200))
         with torch.no_grad():
             self.scores.weight.mul_(0.1)
-            # Zipf's law: the n-th word of a vocabulary by frequency is 1/n as common as the first.
-            self.scores.bias[:known] = -torch.log(torch.arange(known) + 3.0)
-            self.scores.bias[known:] = self.scores.bias[known - 1]
+            self.scores.bias.copy_(-rank.log())
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return scores of shape [n, classes, T] for tokens of shape [n, T]."""
         embedded = self.dropout(self.embedding(tokens))
-        seen = torch.cat([embedded, self.dropout(self.lstm(embedded)[0])], dim=2)
-        scores: torch.Tensor = self.scores(seen)
-        return scores.transpose(1, 2)
+        scores = self.scores(torch.cat([embedded, self.dropout(self.lstm(embedded)[0])], dim=2))
+        # At each place, the tokens up to it; the first one stands for those to come.
+        length = tokens.shape[1]
+        there = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        past = torch.where(there, tokens.unsqueeze(1), tokens[:, :1, None])
+        said = torch.zeros_like(scores).scatter_(2, past, 1.0)
+        return torch.addcmul(scores, said, self.again).transpose(1, 2)
 
 
 class NextWord(TextTask):
-    """Sequences of 20 words of one owner, and the word after each of them."""
+    """Sequences of 40 words of one owner, and the word after each of them."""
 
     models = {"lstm": WordLstm}
-    defaults = TrainConfig(local_epochs=2, batch_size=8, learning_rate=3.0)
-    length: ClassVar[int] = 20
+    defaults = TrainConfig(local_epochs=2, batch_size=4, learning_rate=4.0)
+    length: ClassVar[int] = 40
     vocabulary: ClassVar[Vocabulary] = _VOCABULARY
 
     @property
