@@ -57,7 +57,7 @@ class WordLstm(nn.Module):
         rank = torch.arange(classes).clamp(max=known - 1) + 3.0
         self.embedding = nn.Embedding(classes, _EMBEDDING)
         self.lstm = nn.LSTM(_EMBEDDING, _UNITS, batch_first=True)
-        self.dropout = nn.Dropout(0.3)
+        self.dropout = nn.Dropout(0.4)
         self.scores = nn.Linear(_EMBEDDING + _UNITS, classes)
         # As if one word in 200 were that one again: the rarer it is, the more that tells.
         self.again = nn.Parameter(torch.log1p(rank * 10 / 200))

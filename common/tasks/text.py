@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from common.errors import DataError, InputError
-from common.tasks.base import Examples, Task
+from common.tasks.base import Examples, Scheme, Task
 from common.training import Metrics
 
 Tokens = NDArray[np.int64]
-T = TypeVar("T")
+T = TypeVar("T", list[str], Tokens)
 
 # Scores are large: sequences × classes × tokens.
 _EVALUATION_BATCH_SIZE = 32
@@ -43,11 +43,14 @@ class TextTask(Task):
     """
 
     # An owner's examples stay together.
-    partitioner: ClassVar[str] = "natural"
+    partitioner: ClassVar[Scheme] = "natural"
     # Tokens in a sequence.
     length: ClassVar[int]
-    # What the first classes stand for; classes after these are seen but never suggested.
-    symbols: Sequence[str]
+
+    @property
+    @abstractmethod
+    def symbols(self) -> Sequence[str]:
+        """What the first classes stand for; those after them are seen but never suggested."""
 
     @abstractmethod
     def encode(self, text: str) -> Tokens:
@@ -106,7 +109,7 @@ class TextTask(Task):
                     hits[:, 0].float().mean(),
                     hits.sum(1).float().mean(),
                 )
-                sums += torch.stack(means).double().cpu() * len(y)
+                sums += torch.stack(means).cpu().double() * len(y)
         loss, accuracy, top3 = (sums / len(examples.inputs)).tolist()
         return {"loss": loss, "accuracy": accuracy, "top3_accuracy": top3}
 
@@ -144,7 +147,7 @@ def sequences(tokens: Tokens, length: int) -> torch.Tensor:
     return torch.from_numpy(tokens[: count * length + 1]).unfold(0, length + 1, length)
 
 
-def split_in_time(parts: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+def split_in_time(parts: T) -> tuple[T, T]:
     """Return the first four fifths, rounded down, and the rest."""
     count = len(parts) * 4 // 5
     return parts[:count], parts[count:]
