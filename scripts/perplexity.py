@@ -13,6 +13,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from common.logs import configure_logs
 from common.ngrams import Pairs, baselines
 from common.tasks import Examples
 from scripts.commands import run_app
@@ -40,6 +41,7 @@ def perplexity(
         data_dir: The data directory of the run; both parts of its text are read.
         json: Print a JSON object.
     """
+    configure_logs()
     task, model, path = load_trained(run_dir)
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
     found = {"model": math.exp(task.evaluate(model, held_out)["loss"])}

@@ -28,6 +28,7 @@ app = App(
 @app.default
 def predict(
     prompt: str | None = None,
+    /,
     *,
     run_dir: Path,
     top: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
