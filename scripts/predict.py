@@ -49,6 +49,8 @@ def predict(
     for line in sys.stdin:
         try:
             _show(trained, line.rstrip("\n"), top, json)
+            if not json:
+                print(flush=True)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
 
