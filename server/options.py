@@ -50,7 +50,7 @@ class RunOptions:
     rounds: Positive = 10
     "Rounds to train."
     task: str = "digits"
-    "digits, mnist, fashion_mnist, or your own as package.module:attribute."
+    "digits, mnist, fashion_mnist, shakespeare, next_word, or your own as package.module:attribute."
     model: str | None = None
     "One of the task's models; the task's first if not given."
     local_layers: str = ""
