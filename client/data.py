@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError, InputError
-from common.splits import Indices, Split, hold_out, partition
+from common.splits import Indices, Partitioner, Split, check_targets, hold_out, partition
 from common.tasks import Examples, Task
 
 
@@ -28,13 +28,7 @@ def load_partitions(
     """
     import torch
 
-    examples = task.data(data_dir, train=True)
-    if len(examples.inputs) != len(examples.targets) or not len(examples.inputs):
-        raise DataError(
-            f"--data-dir: the task gave {len(examples.inputs)} inputs and "
-            f"{len(examples.targets)} targets; there must be as many of both, and some"
-        )
-    parts = partition(examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy(), split)
+    examples, parts = divide(task, data_dir, split)
 
     def take(chosen: Indices) -> Examples:
         where = torch.from_numpy(chosen)
@@ -50,3 +44,29 @@ def load_partitions(
         training, validation = hold_out(parts[index], split, index)
         held[index] = LocalData(take(training), take(validation))
     return held
+
+
+def divide(task: Task, data_dir: Path, split: Split) -> tuple[Examples, list[Indices]]:
+    """Return all training examples, and the indices of each partition's.
+
+    Raises:
+        DataError: the data is missing or can't be read.
+        InputError: it can't be divided so.
+    """
+    examples = task.data(data_dir, train=True)
+    if len(examples.inputs) != len(examples.targets) or not len(examples.inputs):
+        raise DataError(
+            f"--data-dir: the task gave {len(examples.inputs)} inputs and "
+            f"{len(examples.targets)} targets; there must be as many of both, and some"
+        )
+    check_targets(split.partitioner, examples.targets.shape)
+    labels = examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy()
+    if split.partitioner is not Partitioner.NATURAL:
+        return examples, partition(labels, split)
+    owners = task.owners(data_dir)
+    if len(owners) != len(labels):
+        raise DataError(
+            f"--data-dir: the task gave {len(labels)} examples and {len(owners)} owners; "
+            "there must be as many of both"
+        )
+    return examples, partition(labels, split, owners)

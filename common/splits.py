@@ -1,9 +1,10 @@
-"""How the training data is divided among partitions: pure functions of labels and a split.
+"""How the training data is divided among partitions: pure functions of labels, owners and a split.
 
 Every machine computes the same division by itself, so only the few numbers of a `Split`
 travel. Knows nothing about tensors, tasks or clients.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +17,7 @@ from common.seeds import derive_seed
 
 Indices = NDArray[np.int64]
 
-_DIRICHLET_DRAWS = 100
+_DRAWS = 100
 
 
 class Partitioner(Enum):
@@ -25,7 +26,12 @@ class Partitioner(Enum):
     IID = "iid"
     DIRICHLET = "dirichlet"
     SHARDS = "shards"
+    QUANTITY = "quantity"
+    NATURAL = "natural"
     NONE = "none"
+
+
+_BY_CLASS = (Partitioner.DIRICHLET, Partitioner.SHARDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +46,32 @@ class Split:
     validation_fraction: float
 
 
-def partition(labels: NDArray[np.int64], split: Split) -> list[Indices]:
+def check_targets(partitioner: Partitioner, shape: Sequence[int]) -> None:
+    """Refuse a scheme that divides by class where an example has more than one target.
+
+    Raises:
+        InputError: it does; `shape` is that of all targets, [n, ...].
+    """
+    count = math.prod(shape[1:])
+    if partitioner in _BY_CLASS and count != 1:
+        raise InputError(
+            f"--partitioner: {partitioner.value} divides by class, but this task's examples have "
+            f"{count} targets each, not one class; use iid, quantity, natural or none"
+        )
+
+
+def partition(labels: NDArray[np.int64], split: Split, owners: Sequence[str] = ()) -> list[Indices]:
     """Return, for each partition, the indices of its examples, ascending.
 
-    Partitions are disjoint, none is empty, and together they hold every example once
-    (with NONE, where nothing is divided, each holds all).
+    Partitions are disjoint, none is empty, and together they hold every example once.
+    Two schemes are otherwise: with NONE, where nothing is divided, each holds all; with
+    NATURAL, partition k holds the examples of the owner with the k-th most of them (of
+    equals, the first by name), and those of the owners after the last partition are in none.
 
     Args:
         labels: shape [n], the class of each example, from 0.
         split: how to divide; `validation_fraction` plays no part here.
+        owners: n names, whose each example is; for NATURAL.
 
     Raises:
         InputError: the labels can't be divided so; the message names the flag.
@@ -61,12 +84,14 @@ def partition(labels: NDArray[np.int64], split: Split) -> list[Indices]:
             "leave some empty; use fewer"
         )
     rng = np.random.default_rng(split.seed)
-    if split.partitioner is Partitioner.IID:
-        parts: Sequence[Indices] = np.array_split(
-            rng.permutation(len(labels)), split.num_partitions
-        )
+    if split.partitioner is Partitioner.NATURAL:
+        parts: Sequence[Indices] = _natural(owners, split.num_partitions)
+    elif split.partitioner is Partitioner.IID:
+        parts = np.array_split(rng.permutation(len(labels)), split.num_partitions)
     elif split.partitioner is Partitioner.DIRICHLET:
         parts = _dirichlet(labels, split.num_partitions, split.alpha, rng)
+    elif split.partitioner is Partitioner.QUANTITY:
+        parts = _quantity(len(labels), split.num_partitions, split.alpha, rng)
     else:
         parts = _shards(labels, split.num_partitions, split.shards_per_client, rng)
     return [np.sort(part) for part in parts]
@@ -91,21 +116,55 @@ def _dirichlet(
 
     (arXiv 2102.02079.) Drawn again while a partition is empty.
     """
-    for _ in range(_DIRICHLET_DRAWS):
+    for _ in range(_DRAWS):
         parts: list[list[Indices]] = [[] for _ in range(count)]
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            shares = np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1]
-            cuts = np.floor(shares * len(members)).astype(np.int64)
-            for part, chosen in zip(parts, np.split(members, cuts), strict=True):
+            for part, chosen in zip(parts, _cut(members, count, alpha, rng), strict=True):
                 part.append(chosen)
         joined = [np.concatenate(part) for part in parts]
         if all(len(part) for part in joined):
             return joined
-    raise InputError(
-        f"--alpha: {alpha} leaves a partition empty in each of {_DIRICHLET_DRAWS} draws over "
+    raise _always_empty(count, alpha)
+
+
+def _quantity(total: int, count: int, alpha: float, rng: np.random.Generator) -> Sequence[Indices]:
+    """Divide all examples by proportions from Dirichlet(alpha): Li et al. 2022, section IV-A.
+
+    (arXiv 2102.02079, quantity skew.) Drawn again while a partition is empty.
+    """
+    for _ in range(_DRAWS):
+        parts = _cut(rng.permutation(total), count, alpha, rng)
+        if all(len(part) for part in parts):
+            return parts
+    raise _always_empty(count, alpha)
+
+
+def _cut(members: Indices, count: int, alpha: float, rng: np.random.Generator) -> Sequence[Indices]:
+    shares = np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1]
+    return np.split(members, np.floor(shares * len(members)).astype(np.int64))
+
+
+def _always_empty(count: int, alpha: float) -> InputError:
+    return InputError(
+        f"--alpha: {alpha} leaves a partition empty in each of {_DRAWS} draws over "
         f"{count} partitions; use a larger alpha or fewer partitions"
     )
+
+
+def _natural(owners: Sequence[str], count: int) -> Sequence[Indices]:
+    """Give each partition one owner's examples, the largest owner's first."""
+    numbers: dict[str, int] = {}
+    by_example = np.fromiter((numbers.setdefault(o, len(numbers)) for o in owners), np.int64)
+    if count > len(numbers):
+        raise InputError(
+            f"--num-partitions: {count} partitions, but the examples have {len(numbers)} owners; "
+            "use as many, or fewer"
+        )
+    sizes = np.bincount(by_example)
+    ranked = sorted(numbers, key=lambda owner: (-sizes[numbers[owner]], owner))
+    parts = np.split(np.argsort(by_example, kind="stable"), np.cumsum(sizes)[:-1])
+    return [parts[numbers[owner]] for owner in ranked[:count]]
 
 
 def _shards(

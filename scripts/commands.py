@@ -1,5 +1,7 @@
 """Runs a command line that has several commands, and ends as all of this project's do."""
 
+import sys
+
 from cyclopts import App, CycloptsError
 
 from common.errors import InputError
@@ -11,7 +13,7 @@ def run_app(app: App) -> int:
 
     def run() -> int:
         try:
-            app(exit_on_error=False, print_error=False, result_action="return_value")
+            app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
         except CycloptsError as error:
             raise InputError(" ".join(str(error).split())) from error
         return 0

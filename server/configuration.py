@@ -3,6 +3,8 @@
 Knows nothing about networks or rounds.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import platform
@@ -10,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.config import parse_options
@@ -18,8 +20,11 @@ from common.errors import InputError
 from common.local_layers import local_names
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
-from server.options import ServerOptions, TrainingOptions
+from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
 from server.strategies import choices
+
+if TYPE_CHECKING:
+    from common.splits import Split
 
 T = TypeVar("T")
 
@@ -105,22 +110,8 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     if model not in task.models:
         known = ", ".join(task.models)
         raise InputError(f"--model: {options.run.task} has no model {model!r}; use one of {known}")
-    cohort = options.cohort
-    if cohort.quorum and cohort.report_goal and cohort.quorum > cohort.report_goal:
-        raise InputError(
-            f"--quorum: {cohort.quorum} updates are more than --report-goal {cohort.report_goal}"
-        )
-    if options.split.partitioner != "none":
-        partitions = options.split.num_partitions
-        for flag, wanted in (
-            ("--min-clients", cohort.min_clients),
-            ("--report-goal", cohort.report_goal or 1),
-        ):
-            if wanted > partitions:
-                raise InputError(
-                    f"{flag}: {wanted} clients are more than --num-partitions {partitions}, "
-                    "and each holds one of its own"
-                )
+    split = resolve_split(options.split, task, options.run.seed)
+    _check_cohort(options.cohort, split)
     _check_evaluation(options)
     _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
@@ -130,7 +121,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         strategy,
         {
             **{k: v for k, v in asdict(options.strategy).items() if k != "strategy"},
-            "proximal_mu": given.proximal_mu or default.proximal_mu or given.proximal_mu,
+            "proximal_mu": _first(given.proximal_mu, default.proximal_mu or None),
         },
     )
     partitions, max_share = options.split.num_partitions, options.limits.max_share
@@ -139,10 +130,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     return replace(
         options,
         run=replace(options.run, model=model),
-        split=replace(
-            options.split,
-            partition_seed=_first(options.split.partition_seed, options.run.seed),
-        ),
+        split=split,
         training=TrainingOptions(
             local_epochs=_first(given.local_epochs, default.local_epochs),
             batch_size=_first(given.batch_size, default.batch_size),
@@ -153,6 +141,50 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
         strategy=replace(options.strategy, **values),
+    )
+
+
+def _check_cohort(cohort: CohortOptions, split: SplitOptions) -> None:
+    if cohort.quorum and cohort.report_goal and cohort.quorum > cohort.report_goal:
+        raise InputError(
+            f"--quorum: {cohort.quorum} updates are more than --report-goal {cohort.report_goal}"
+        )
+    if split.partitioner == "none":
+        return
+    wanted_of = {"--min-clients": cohort.min_clients, "--report-goal": cohort.report_goal or 1}
+    for flag, wanted in wanted_of.items():
+        if wanted > split.num_partitions:
+            raise InputError(
+                f"{flag}: {wanted} clients are more than --num-partitions "
+                f"{split.num_partitions}, and each holds one of its own"
+            )
+
+
+def resolve_split(options: SplitOptions, task: Task, seed: int) -> SplitOptions:
+    """Return the options with the task's own partitioner and --seed for what was not given.
+
+    Raises:
+        InputError: the task can't be split so.
+    """
+    partitioner = _first(options.partitioner, task.partitioner)
+    # Known without the training data, which a server need not have.
+    if partitioner == "natural" and type(task).owners is Task.owners:
+        task.owners(Path())
+    partition_seed = _first(options.partition_seed, seed)
+    return replace(options, partitioner=partitioner, partition_seed=partition_seed)
+
+
+def data_split(options: SplitOptions) -> Split:
+    """Return resolved split options as a split."""
+    from common.splits import Partitioner, Split
+
+    return Split(
+        partitioner=Partitioner(options.partitioner),
+        num_partitions=options.num_partitions,
+        alpha=options.alpha,
+        shards_per_client=options.shards_per_client,
+        seed=options.partition_seed or 0,
+        validation_fraction=options.validation_fraction,
     )
 
 

@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from common.config import finite, whole
+from common.tasks.base import Scheme
 
 Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
@@ -72,11 +73,14 @@ class SplitOptions:
     """How the training data is divided among the clients."""
 
     num_partitions: Positive = 5
-    "Partitions that the training data is divided into; clients hold 0 to one less."
-    partitioner: Literal["iid", "dirichlet", "shards", "none"] = "dirichlet"
-    "At random; each class by Dirichlet shares; label-sorted shards; or none: all of one's data."
+    "Partitions that the training data is divided into; clients hold 0 to one less. With natural, \
+the owners with the most examples have one each, and the others' are left out."
+    partitioner: Scheme | None = None
+    "iid: at random; dirichlet: each class by Dirichlet shares; shards: of label-sorted data; \
+quantity: all by Dirichlet shares; natural: by owner, e.g. who wrote the digit; none: all of \
+one's data. The task's own if not given."
     alpha: PositiveFloat = 0.5
-    "Dirichlet concentration: the smaller, the more the clients differ."
+    "Dirichlet concentration of dirichlet and quantity: the smaller, the more the clients differ."
     shards_per_client: Positive = 2
     "Shards of the label-sorted data that each client holds."
     partition_seed: Count | None = None

@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha import reflection
 
 from common.errors import InputError
 from common.process import descriptors
-from common.splits import Partitioner, Split
 from common.tls import is_loopback
 from common.transfer import CHUNK_SIZE_BYTES
 from protos import federated_pb2 as pb
@@ -27,7 +26,7 @@ from server.admin import AdminService
 from server.coordinator import Coordinator
 from server.edge import Authorize, ErrorInterceptor
 from server.join_tokens import JoinTokens
-from server.options import ProcessOptions, ServerOptions, SplitOptions
+from server.options import ProcessOptions, ServerOptions
 from server.service import CoordinatorService
 
 # Connections of operators, and descriptors that are none of clients'.
@@ -102,7 +101,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         task_name,
         options.run.model or "",
         options.run.local_layers,
-        _data_split(options.split),
+        configuration.data_split(options.split),
         configuration.train_config(options.training),
         options.evaluation.fine_tune_epochs,
         ports.access.clients,
@@ -156,15 +155,3 @@ async def _add_health_and_reflection(server: grpc.aio.Server, service: str) -> N
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-
-
-def _data_split(options: SplitOptions) -> Split:
-    """Return resolved split options as a split."""
-    return Split(
-        partitioner=Partitioner(options.partitioner),
-        num_partitions=options.num_partitions,
-        alpha=options.alpha,
-        shards_per_client=options.shards_per_client,
-        seed=options.partition_seed or 0,
-        validation_fraction=options.validation_fraction,
-    )

@@ -24,6 +24,20 @@ class Tiny(Task):
         return Examples(inputs, inputs[:, :3].argmax(1))
 
 
+class Owned(Tiny):
+    """Half of its examples are ann's, a quarter each bob's and cem's."""
+
+    def owners(self, data_dir):
+        return ["ann", "bob", "ann", "cem"] * 50
+
+
+class Pairs(Tiny):
+    """Two targets an example."""
+
+    def data(self, data_dir, train):
+        return Examples(torch.zeros(200, 4), torch.zeros(200, 2))
+
+
 class Normalised(Tiny):
     """Tiny, with a layer whose tensors' names hold "norm"."""
 

@@ -6,15 +6,19 @@ Subclass `Task` for one's own. A task knows nothing about partitions, rounds or 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from common import training
+from common.errors import InputError
 from common.training import Evaluation, Metrics, OnStep, TrainConfig
 
 if TYPE_CHECKING:
     import torch
+
+# What --partitioner may be; common/splits.py says what each does.
+Scheme = Literal["iid", "dirichlet", "shards", "quantity", "natural", "none"]
 
 
 class Examples(NamedTuple):
@@ -32,17 +36,31 @@ class Task(ABC):
     models: ClassVar[Mapping[str, Callable[[], torch.nn.Module]]]
     # What --local-epochs, --batch-size, --lr and the like are when they are not given.
     defaults: ClassVar[TrainConfig] = TrainConfig()
+    # What --partitioner is when it is not given.
+    partitioner: ClassVar[Scheme] = "dirichlet"
 
     @abstractmethod
     def data(self, data_dir: Path, train: bool) -> Examples:
         """Return the training examples, or the held-out ones that the server evaluates on.
 
         Called once in a process. The targets' class indices (shape [n]) are what the
-        non-IID partitioners divide by.
+        partitioners dirichlet and shards divide by.
 
         Raises:
             DataError: the data is missing or can't be read.
         """
+
+    def owners(self, data_dir: Path) -> Sequence[str]:
+        """Return whose each training example is, in the order of `data`, for natural splits.
+
+        Raises:
+            DataError: what tells it is missing or can't be read.
+            InputError: the task does not say; so it is unless overridden.
+        """
+        raise InputError(
+            f"--partitioner natural: task {type(self).__name__} does not say whose each example "
+            "is; use another partitioner, or define the task's `owners`"
+        )
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch; cross-entropy unless overridden."""

@@ -6,10 +6,14 @@ The models are those of McMahan et al. 2017 (arXiv 1602.05629), section 3.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import tempfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,6 +67,29 @@ class Mnist(Task):
         inputs = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
         return Examples(inputs, labels.long())
 
+    def owners(self, data_dir: Path) -> Sequence[str]:
+        """Return the writers' numbers, which QMNIST adds (Yadav and Bottou 2019, arXiv 1905.10498).
+
+        Its training examples are MNIST's, in the same order. Read from the file that
+        torchvision.datasets.QMNIST downloads; not downloaded here.
+        """
+        _, labels = _load(self.source, data_dir, train=True)
+        path = data_dir / "QMNIST" / "raw" / "qmnist-train-labels-idx2-int.gz"
+        try:
+            # An idx file: type and dimensions, [n, 8], then the rows: class, series, writer, ...
+            numbers = np.frombuffer(gzip.decompress(path.read_bytes()), ">i4")
+            rows = numbers[3:].reshape(-1, 8)
+            if not np.array_equal(rows[:, 0], labels):
+                raise ValueError("its classes are not those of MNIST's training examples")
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(
+                f"--data-dir: no readable writers in {path} ({reason}), which --partitioner "
+                f"natural needs; torchvision.datasets.QMNIST({str(data_dir)!r}, what='train', "
+                "download=True) puts that file there"
+            ) from error
+        return [str(writer) for writer in rows[:, 2].tolist()]
+
 
 class FashionMnist(Mnist):
     """Zalando's images of clothes, in the same shapes as MNIST."""
@@ -70,6 +97,7 @@ class FashionMnist(Mnist):
     source = "FashionMNIST"
     mean = 0.2860
     std = 0.3530
+    owners = Task.owners
 
 
 def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,6 +65,28 @@ def test_quickstart_says_what_went_wrong_in_a_process(federation):
     assert _processes_of(federation.run_dir) == []
 
 
+def test_compare_trains_the_pooled_data_as_far_and_writes_both_curves(federation):
+    process = federation.start(
+        *("scripts.compare", "--run-dir", federation.run_dir, "--output", federation.folder),
+        *("--task", "tests.tasks:Tiny", "--num-partitions", 1, "--rounds", 3),
+        *("--centralised-lr", 0.2),
+    )
+    assert process.wait(180) == 0, process.text
+    text = (federation.folder / "comparison.md").read_text()
+    rounds = [line.split("|")[1:4] for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert [[int(number), int(examples)] for number, examples, _ in rounds] == [
+        [1, 180],
+        [2, 360],
+        [3, 540],
+    ]
+    assert [float(accuracy) for *_, accuracy in rounds] == [
+        round(row["global_accuracy"], 4) for row in federation.rows
+    ]
+    assert "learning rate 0.1, centralised 0.2" in text
+    assert (federation.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert _processes_of(federation.run_dir) == []
+
+
 def _admin(federation, *arguments):
     command = [sys.executable, "-m", "scripts.admin", *arguments]
     return subprocess.run(

@@ -15,6 +15,8 @@ WRONG_INPUT = {
     "server --task nowhere": "--task: no task 'nowhere'",
     "server --task nowhere.module:thing": "--task: 'nowhere.module:thing'",
     "server --model resnet": "--model: digits has no model 'resnet'; use one of cnn",
+    "server --partitioner natural": "--partitioner natural: task Digits does not say whose",
+    "server --task tests.tasks:Pairs": "--partitioner: dirichlet divides by class",
     "server --bind here": "--bind: 'here' is not HOST:PORT",
     "server --bind 0.0.0.0:0": "--bind: 0.0.0.0:0 is reached from other machines, in plain text",
     "server --admin-bind [::]:0 --bind 127.0.0.1:0": "--admin-bind: [::]:0 is reached from",

@@ -149,10 +149,23 @@ def test_a_new_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_what_is_not_given_comes_from_the_task():
     options = resolve(parse(["--seed", "5", "--lr", "0.25"]), load_task("digits"))
     assert options.run.model == "cnn"
-    assert options.split.partition_seed == 5
+    assert (options.split.partition_seed, options.split.partitioner) == (5, "dirichlet")
     assert train_config(options.training) == TrainConfig(
         local_epochs=5, batch_size=16, learning_rate=0.25
     )
+
+
+def test_the_partitioner_is_the_tasks_own_unless_it_is_given():
+    task = load_task("mnist")
+    task.partitioner = "natural"
+    assert resolve(parse([]), task).split.partitioner == "natural"
+    assert resolve(parse(["--partitioner", "iid"]), task).split.partitioner == "iid"
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_a_natural_split_of_a_task_without_owners_is_refused(name):
+    with pytest.raises(InputError, match=r"--partitioner natural: task .* does not say whose"):
+        resolve(parse(["--partitioner", "natural"]), load_task(name))
 
 
 def test_a_zero_is_given_too():

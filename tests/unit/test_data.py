@@ -72,11 +72,38 @@ def test_the_data_is_loaded_once_for_all_partitions():
     assert task.loads == 1
 
 
-def test_targets_of_several_numbers_are_divided_by_the_first():
-    task = Given(torch.arange(60), torch.stack([torch.arange(60) % 5, torch.arange(60)], 1))
-    shards = Split(**vars(SPLIT) | {"partitioner": Partitioner.SHARDS})
-    for data in held_by(task, [0, 1, 2, 3, 4], shards).values():
-        assert len(data.train.targets[:, 0].unique()) == 1
+def with_(partitioner):
+    return Split(**vars(SPLIT) | {"partitioner": partitioner})
+
+
+def test_targets_of_several_numbers_are_divided_but_not_by_class():
+    task = Given(torch.arange(60), torch.zeros(60, 8))
+    held = held_by(task, [0, 1, 2, 3, 4], with_(Partitioner.QUANTITY))
+    assert sum(len(part.inputs) for data in held.values() for part in data) == 60
+    with pytest.raises(InputError, match="--partitioner: shards divides by class"):
+        held_by(task, [0], with_(Partitioner.SHARDS))
+
+
+def test_a_natural_partition_holds_one_owners_examples():
+    task = numbered()
+    task.owners = lambda _: ["b" if number % 3 else "a" for number in range(60)]
+    natural = Split(**vars(with_(Partitioner.NATURAL)) | {"num_partitions": 2})
+    held = held_by(task, [0, 1], natural)
+    sizes = [(len(data.train.inputs), len(data.validation.inputs)) for data in held.values()]
+    assert sizes == [(30, 10), (15, 5)]
+    assert not held[1].train.inputs.remainder(3).any()
+
+
+def test_as_many_owners_as_examples_are_wanted():
+    task = numbered()
+    task.owners = lambda _: ["a"] * 59
+    with pytest.raises(DataError, match="60 examples and 59 owners"):
+        held_by(task, [0], with_(Partitioner.NATURAL))
+
+
+def test_a_task_that_knows_no_owners_says_so():
+    with pytest.raises(InputError, match="--partitioner natural: task Given does not say"):
+        held_by(numbered(), [0], with_(Partitioner.NATURAL))
 
 
 @pytest.mark.parametrize(("inputs", "targets"), [(3, 2), (0, 0)])

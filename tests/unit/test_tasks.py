@@ -1,5 +1,6 @@
 """The built-in tasks, and finding a task by its name."""
 
+import gzip
 import struct
 from pathlib import Path
 
@@ -93,6 +94,51 @@ def test_mnist_is_read_from_its_four_files_and_standardised(tmp_path, name, sour
         assert (inputs.shape, inputs.dtype) == ((size, 1, 28, 28), torch.float32)
         assert inputs[0, 0, 0, 0].item() == pytest.approx((7 / 255 - mean) / std, rel=1e-5)
         assert (targets.tolist(), targets.dtype) == ([7] * size, torch.int64)
+
+
+def write_writers(data_dir, classes, writers):
+    """Write QMNIST's file, of which MNIST's class and the writer are the first and third column."""
+    path = data_dir / "QMNIST" / "raw" / "qmnist-train-labels-idx2-int.gz"
+    path.parent.mkdir(parents=True)
+    rows = [
+        (c, 4, writer, 59, 35, 229421, 0, 0) for c, writer in zip(classes, writers, strict=True)
+    ]
+    numbers = [0x0C02, len(rows), 8, *(number for row in rows for number in row)]
+    path.write_bytes(gzip.compress(struct.pack(f">{len(numbers)}i", *numbers)))
+    return path
+
+
+def test_mnist_owners_are_the_writers_that_qmnist_names(tmp_path):
+    write_mnist(tmp_path)
+    write_writers(tmp_path, [7, 7, 7], [2170, 9, 2170])
+    assert load_task("mnist").owners(tmp_path) == ["2170", "9", "2170"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(gzip.compress(b"<html>")),
+        lambda path: path.write_bytes(gzip.compress(b"<html></html>")[::-1]),
+    ],
+)
+def test_unreadable_writers_are_an_error_that_says_where_they_come_from(tmp_path, damage):
+    write_mnist(tmp_path)
+    path = write_writers(tmp_path, [7, 7, 7], [1, 2, 3])
+    damage(path)
+    with pytest.raises(DataError) as caught:
+        load_task("mnist").owners(tmp_path)
+    assert str(caught.value).startswith(f"--data-dir: no readable writers in {path} (")
+    assert f"torchvision.datasets.QMNIST('{tmp_path}', what='train'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_writers_of_other_examples_than_mnists_are_an_error(tmp_path):
+    write_mnist(tmp_path)
+    write_writers(tmp_path, [7, 3, 7], [1, 2, 3])
+    with pytest.raises(DataError, match="its classes are not those of MNIST's"):
+        load_task("mnist").owners(tmp_path)
 
 
 def test_mnist_that_cannot_be_downloaded_is_an_error_that_says_where_it_goes(tmp_path, monkeypatch):

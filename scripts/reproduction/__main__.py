@@ -1,0 +1,74 @@
+"""`./scripts/reproduce`: a sub-command for each experiment."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from scripts.commands import run_app
+from scripts.reproduction import tables as cells
+from scripts.training import end_on_signals
+
+DataDir = Annotated[Path, Parameter(help="Folder of the data, downloaded there if missing.")]
+Names = Annotated[str, Parameter(help="Cells to run; all of them if none is named.")]
+Output = Annotated[Path, Parameter(help="Folder of the results, and of the runs that made them.")]
+Seeds = Annotated[int, Parameter(help="How many seeds, from 0.", validator=Number(gte=1))]
+Rate = Annotated[
+    float | None,
+    Parameter(help="Learning rate in place of the cells' own.", validator=Number(gt=0)),
+]
+Grid = Annotated[bool, Parameter(help="Try all learning rates of the grid.", negative=())]
+List = Annotated[bool, Parameter(help="Print the cells, and run none.", negative=())]
+
+app = App(
+    name="./scripts/reproduce",
+    help="Runs experiments with real server and client processes. Results are kept as "
+    "they come: started again, a command goes on where it was interrupted.",
+    version_flags=(),
+    help_format="plaintext",
+)
+
+
+@app.command
+def tables(
+    *names: Names,
+    data_dir: DataDir = Path("data"),
+    output: Output = Path("runs/reproduce-tables"),
+    seeds: Seeds = 1,
+    lr: Rate = None,
+    grid: Grid = False,
+    list: List = False,  # noqa: A002
+) -> None:
+    """Count the rounds to a test accuracy: McMahan et al. 2017, tables 1 and 2, on MNIST."""
+    chosen = cells.choose(names)
+    if list:
+        cells.show(chosen)
+    else:
+        cells.run(chosen, data_dir, output, range(seeds), cells.rates(lr, grid))
+
+
+@app.command
+def hostile(
+    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-hostile")
+) -> None:
+    """Let 2 of 10 clients attack, under FedAvg and under strategies made to withstand it."""
+    # Imports torch, which the other commands need not wait for.
+    from scripts.reproduction import hostile as attacks
+
+    attacks.run(data_dir, output)
+
+
+def main() -> int:
+    """Return the exit status: 0 done, 1 failed, 2 wrong input, 130 after Ctrl-C."""
+    end_on_signals()
+    try:
+        return run_app(app)
+    except KeyboardInterrupt:
+        print("\nEnded; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What experiments write: JSON lines as they come, Markdown tables, and curves by round.
+
+Knows nothing about how a result came to be.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: lines of (x, y) by their label, and horizontal lines to compare them with."""
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    x_label: str = "round"
+    y_label: str = "test accuracy"
+    levels: Mapping[str, float] | None = None
+
+
+def read_results(path: Path) -> list[Result]:
+    """Return the lines of a results file; none if there is no file yet."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def append_result(path: Path, result: Result) -> None:
+    """Add one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table whose columns are as wide as their widest cell; None is a dash."""
+    cells = [[*head], *(["–" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded) + "\n"
+
+
+def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
+    """Draw the panels, side by side, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(panels))
+    height = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.8 * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(height, columns, squeeze=False).flat
+    for axis, panel in zip(axes, panels, strict=False):
+        for label, line in panel.lines.items():
+            axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
+        for label, level in (panel.levels or {}).items():
+            axis.axhline(level, label=label, color="black", linestyle="--", linewidth=0.8)
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel(panel.x_label)
+        axis.set_ylabel(panel.y_label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    for axis in list(axes)[len(panels) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,161 @@
+"""`./scripts/reproduce tables`: rounds to a test accuracy, the paper's beside ours.
+
+The results are one JSON line for each training as it ends; table and picture are made of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from common.errors import InputError
+from scripts.reproduction.cells import CELLS, GRID, Cell
+from scripts.reproduction.results import (
+    Panel,
+    Result,
+    append_result,
+    markdown_table,
+    plot,
+    read_results,
+)
+from scripts.reproduction.running import train
+from scripts.training import Row
+
+_HEAD = ("cell", "model", "split", "C", "E", "B", "target")
+
+
+def choose(names: Sequence[str]) -> list[Cell]:
+    """Return the cells of these names; all, if there are none.
+
+    Raises:
+        InputError: there is no such cell.
+    """
+    known = {cell.name: cell for cell in CELLS}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no cell {name!r}; use some of {', '.join(known)}")
+    return [known[name] for name in names] or list(CELLS)
+
+
+def rates(lr: float | None, grid: bool) -> Sequence[float] | None:
+    """Return the learning rates that were asked for; None for the cells' own."""
+    if lr and grid:
+        raise InputError("--lr: not together with --grid")
+    if grid:
+        return GRID
+    return [lr] if lr else None
+
+
+def show(cells: Iterable[Cell]) -> None:
+    """Print the cells."""
+    rows = [(*_setting(c), c.label(c.lr), _paper(c), f"≤ {c.aim}") for c in cells]
+    print(markdown_table((*_HEAD, "ours by", "paper", "aim"), rows), end="")
+
+
+def run(
+    cells: Sequence[Cell],
+    data_dir: Path,
+    output: Path,
+    seeds: Iterable[int],
+    rates: Sequence[float] | None = None,
+) -> None:
+    """Train what the output folder lacks, and write table and picture after each training.
+
+    Raises:
+        RunFailed: a process of a training did.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lines = output / "results.jsonl"
+    asked = [(cell, seed, lr) for cell in cells for seed in seeds for lr in rates or [cell.lr]]
+    for cell, seed, lr in asked:
+        wanted = (cell.name, seed, cell.label(lr))
+        if wanted not in [(r["cell"], r["seed"], r["by"]) for r in read_results(lines)]:
+            name = f"{cell.name}-seed{seed}-lr{lr:g}"
+            flags = [*cell.flags(seed, lr), "--data-dir", data_dir]
+            rows = train(name, output / "runs" / name, flags)
+            append_result(lines, _result(cell, seed, lr, rows))
+        _write(output, read_results(lines))
+    print("\n" + _table(read_results(lines)))
+    print(f"Table:   {output / 'tables.md'}\nPicture: {output / 'tables.png'}\nResults: {lines}")
+
+
+def _result(cell: Cell, seed: int, lr: float, rows: Sequence[Row]) -> Result:
+    accuracies = [row["global_accuracy"] for row in rows]
+    reached = [row["round"] for row in rows if row["global_accuracy"] >= cell.target]
+    return {
+        "cell": cell.name,
+        "seed": seed,
+        "by": cell.label(lr),
+        "rounds": reached[0] if reached else None,
+        "best": max(accuracies),
+        "seconds": sum(row["duration_seconds"] for row in rows),
+        "accuracies": accuracies,
+    }
+
+
+def _write(output: Path, results: Sequence[Result]) -> None:
+    grid = ", ".join(f"{lr:g}" for lr in GRID)
+    text = f"""# Rounds of communication to a test accuracy on MNIST
+
+Tables 1 and 2 of McMahan et al. 2017 (arXiv 1602.05629) beside the same training with Folkmoot's
+server and client processes: 100 clients of 600 examples each, the share C of them in a round, E
+epochs over batches of B. A round counts once the best accuracy so far on the 10,000 test images
+is at the target. The learning rates (lr) are from the grid {grid};
+the paper's are from a finer one. "Aim" is what the cell should take here.
+
+{_table(results)}
+![Test accuracy by round](tables.png)
+"""
+    (output / "tables.md").write_text(text, encoding="utf-8")
+    plot(output / "tables.png", [_panel(cell, results) for cell in _of(results)])
+
+
+def _table(results: Sequence[Result]) -> str:
+    head = (*_HEAD, "by", "seed", "paper, rounds", "aim", "ours, rounds", "seconds")
+    rows = [
+        (
+            *_setting(cell),
+            result["by"],
+            result["seed"],
+            _paper(cell),
+            f"≤ {cell.aim}",
+            _outcome(cell, result),
+            f"{result['seconds']:.0f}",
+        )
+        for cell in _of(results)
+        for result in results
+        if result["cell"] == cell.name
+    ]
+    return markdown_table(head, rows)
+
+
+def _of(results: Sequence[Result]) -> list[Cell]:
+    """Return the cells that have results, in their order."""
+    there = {result["cell"] for result in results}
+    return [cell for cell in CELLS if cell.name in there]
+
+
+def _setting(cell: Cell) -> tuple[object, ...]:
+    split = "IID" if cell.partitioner == "iid" else "non-IID"
+    model = "2NN" if cell.model == "mlp" else cell.model.upper()
+    target = f"{cell.target:.0%}"
+    return (cell.name, model, split, cell.fraction, cell.epochs, cell.batch_size, target)
+
+
+def _paper(cell: Cell) -> str:
+    return ", ".join(f"{rounds} ({table})" for table, rounds in cell.paper.items())
+
+
+def _outcome(cell: Cell, result: Result) -> str:
+    rounds = result["rounds"]
+    if rounds is None:
+        return f"missed: {result['best']:.4f} at best in {len(result['accuracies'])}"
+    return f"{rounds}" if rounds <= cell.aim else f"{rounds}, over the aim"
+
+
+def _panel(cell: Cell, results: Sequence[Result]) -> Panel:
+    lines = {
+        f"{result['by']}, seed {result['seed']}": list(enumerate(result["accuracies"], 1))
+        for result in results
+        if result["cell"] == cell.name
+    }
+    levels = {f"target {cell.target:.0%}": cell.target}
+    return Panel(title=cell.name, lines=lines, levels=levels)

@@ -1,0 +1,214 @@
+"""A training as processes of this machine: a server and its clients, followed and ended.
+
+Reads the run directory only. Knows nothing about what is shown of it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from common.errors import InputError, RunFailed
+from common.tasks.registry import BUILT_IN
+from server.options import ServerOptions
+
+Row = dict[str, Any]
+
+_POLL_SECONDS = 0.1
+_END_SECONDS = 5.0
+
+
+class Training:
+    """A server and clients that begin and end with the `with` block.
+
+    Args:
+        argv: the server's flags.
+        options: what they say, as `server.configuration.parse` returns it.
+        clients: the partitions that each client process holds, as its --partition.
+        environments: more variables of a client process, by its partitions.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        options: ServerOptions,
+        clients: Sequence[str],
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.folder = options.run.run_dir or Path()
+        # Where the server listens; None where the run had ended before.
+        self.address: str | None = None
+        self._argv = argv
+        self._options = options
+        self._clients = clients
+        self._environments = environments or {}
+        self._logs = self.folder / "logs"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._known = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._start_all()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield each round's row of metrics as it is committed, until all processes have ended.
+
+        Raises:
+            RunFailed: a process did.
+        """
+        if self.address is None:
+            return
+        server, clients = self._processes[0], self._processes[1:]
+        while True:
+            ended = server.poll() is not None
+            rows = read_rows(self.folder)
+            yield from rows[self._known :]
+            self._known = max(self._known, len(rows))
+            if ended:
+                break
+            for held, client in zip(self._clients, clients, strict=True):
+                if client.poll() not in (None, 0):
+                    raise RunFailed(f"client {held}: {_last_words(self._log_of(held))}")
+            time.sleep(_POLL_SECONDS)
+        if server.wait() != 0:
+            raise RunFailed(_last_words(self._logs / "server.log"))
+        for client in clients:
+            client.wait()
+
+    def _start_all(self) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        given = [] if "--run-dir" in " ".join(self._argv) else ["--run-dir", str(self.folder)]
+        # As variables, because flags go before them. All clients, so that the first cohort is not
+        # of those that are there first.
+        everyone = str(self._options.split.num_partitions)
+        defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": everyone}
+        self._known = len(read_rows(self.folder))
+        log = self._logs / "server.log"
+        server = self._start(["server", *self._argv, *given], log, defaults | os.environ)
+        self.address = _wait_for_address(server, self.folder, log)
+        if self.address is None:
+            return
+        run = self._options.run
+        task = [] if run.task in BUILT_IN else ["--task", run.task]
+        for held in self._clients:
+            folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
+            self._start(
+                ["client", "--server", self.address, "--partition", held, *folders, *task],
+                self._log_of(held),
+                {**os.environ, **self._environments.get(held, {})},
+            )
+
+    def _log_of(self, held: str) -> Path:
+        return self._logs / f"client-{held}.log"
+
+    def _start(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdout=file,
+                stderr=file,
+                env=environment,
+                # So that Ctrl-C reaches only this process, which then ends the others in order.
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def _end(self) -> None:
+        # The second Ctrl-C of someone in a hurry must not leave a process behind.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        until = time.monotonic() + _END_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        signal.signal(signal.SIGINT, before)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP be what Ctrl-C is: a KeyboardInterrupt, so that blocks are left."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
+def spread(partitions: int, clients: int) -> list[str]:
+    """Spread partitions over at most so many clients, as their --partition.
+
+    >>> spread(5, 3)
+    ['0-1', '2-3', '4']
+    """
+    clients = min(clients, partitions)
+    held, start = [], 0
+    for client in range(clients):
+        size = partitions // clients + (client < partitions % clients)
+        held.append(str(start) if size == 1 else f"{start}-{start + size - 1}")
+        start += size
+    return held
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Return the rows of metrics that a run directory holds."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # Half a line: it is being written.
+            break
+    return found
+
+
+def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) -> str | None:
+    """Return where the server listens, once it does; None if it ended, well, before that."""
+    while True:
+        ended = server.poll()
+        if ended == 0:
+            return None
+        if ended is not None:
+            error = _last_words(log)
+            raise InputError(error) if ended == 2 else RunFailed(error)
+        ready = _read_json(folder / "server.json")
+        if ready.get("pid") == server.pid:
+            return str(ready["address"])
+        time.sleep(_POLL_SECONDS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _last_words(log: Path) -> str:
+    """Return the last `error: ...` line of a log, without its beginning."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"a process ended; {log} tells why"

@@ -1,0 +1,122 @@
+"""What ./scripts/reproduce trains, keeps and writes; the trainings themselves are replaced."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import InputError, RunFailed
+from common.tasks import Examples
+from common.training import TrainConfig
+from scripts.reproduction import hostile, tables
+from scripts.reproduction.cells import CELLS, GRID
+from scripts.reproduction.results import append_result, markdown_table, read_results
+from scripts.reproduction.tasks import HOSTILE, AttackedMnist
+from server.configuration import parse
+
+
+def _rows(*accuracies):
+    return [
+        {"round": number, "global_accuracy": accuracy, "duration_seconds": 2.0}
+        for number, accuracy in enumerate(accuracies, 1)
+    ]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_cells_flags_are_the_servers(cell):
+    options = parse(list(map(str, cell.flags(3, cell.lr))))
+    assert (options.run.seed, options.split.num_partitions) == (3, 100)
+    assert options.split.validation_fraction == 0
+    assert options.evaluation.target_accuracy == cell.target
+    assert cell.lr in GRID
+
+
+def test_a_cell_that_does_not_exist_is_wrong_input():
+    with pytest.raises(InputError, match="no cell '3nn'; use some of 2nn-iid, "):
+        tables.choose(["3nn"])
+    assert [cell.name for cell in tables.choose(["cnn-e1"])] == ["cnn-e1"]
+    with pytest.raises(InputError, match="--lr"):
+        tables.rates(0.1, grid=True)
+
+
+def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path, monkeypatch):
+    outcomes = [_rows(0.5, 0.971, 0.96), _rows(0.5, 0.9), _rows(*[0.5] * 60, 0.97)]
+    monkeypatch.setattr(tables, "train", lambda *_: outcomes.pop(0))
+    tables.run(tables.choose(["2nn-iid"]), Path("data"), tmp_path, range(3))
+    lines = (tmp_path / "tables.md").read_text().splitlines()
+    table = [line.split("|") for line in lines if line.startswith("| 2nn-iid")]
+    assert [row[-3].strip() for row in table] == [
+        "2",
+        "missed: 0.9000 at best in 2",
+        "61, over the aim",
+    ]
+    assert [row[-5].strip() for row in table] == ["87 (table 1)"] * 3
+    assert [row[-2].strip() for row in table] == ["6", "4", "122"]
+    assert (tmp_path / "tables.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_done_again_and_the_rest_is(tmp_path, monkeypatch):
+    trained = []
+
+    def train(title, *_):
+        trained.append(title)
+        if title == "cnn-e1-seed1-lr0.2":
+            raise RunFailed("broken")
+        return _rows(0.5)
+
+    monkeypatch.setattr(tables, "train", train)
+    monkeypatch.setattr(tables, "_write", lambda *_: None)
+    cells = tables.choose(["cnn-e1"])
+    with pytest.raises(RunFailed):
+        tables.run(cells, Path("data"), tmp_path, range(2))
+    with pytest.raises(RunFailed):
+        tables.run(cells, Path("data"), tmp_path, range(2))
+    assert trained == ["cnn-e1-seed0-lr0.2"] + ["cnn-e1-seed1-lr0.2"] * 2
+    assert [result["seed"] for result in read_results(tmp_path / "results.jsonl")] == [0]
+
+
+def test_results_are_lines_that_stay(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert read_results(path) == []
+    append_result(path, {"a": 1})
+    append_result(path, {"a": None})
+    assert read_results(path) == [{"a": 1}, {"a": None}]
+
+
+def test_a_table_is_as_wide_as_its_cells():
+    expected = "| a   | b |\n| --- | - |\n| 100 | – |\n"
+    assert markdown_table(("a", "b"), [(100, None)]) == expected
+
+
+def test_an_attack_turns_the_update_around_and_makes_it_ten_times_as_long(monkeypatch):
+    examples = Examples(torch.randn(20, 1, 28, 28), torch.arange(20) % 10)
+    torch.manual_seed(0)
+    base = AttackedMnist.models["mlp"]().state_dict()
+
+    def update(hostile_value):
+        monkeypatch.setitem(os.environ, HOSTILE, hostile_value)
+        model = AttackedMnist.models["mlp"]()
+        model.load_state_dict(base)
+        AttackedMnist().train(model, examples, TrainConfig(), 0, lambda *_: None)
+        return torch.cat([(v - base[k]).flatten() for k, v in model.state_dict().items()])
+
+    torch.testing.assert_close(update("1"), -10 * update(""), rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_an_attack_ended_is_in_the_table(tmp_path, monkeypatch):
+    attacked = []
+
+    def train(name, folder, flags, clients, environments):
+        attacked.append((name, list(environments)))
+        if name == "FedAvg":
+            raise RunFailed("round 4 was abandoned")
+        return _rows(0.5, 0.9, 0.8)
+
+    monkeypatch.setattr(hostile, "train", train)
+    monkeypatch.setattr(hostile, "plot", lambda *_: None)
+    hostile.run(Path("data"), tmp_path)
+    assert attacked[:2] == [("FedAvg, no attack", []), ("FedAvg", ["8-9"])]
+    text = (tmp_path / "hostile.md").read_text()
+    assert "round 4 was abandoned" in text
+    assert "| median            | 3      | 0.8000         | 0.9000 " in text
