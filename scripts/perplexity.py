@@ -44,7 +44,7 @@ def perplexity(
     configure_logs()
     task, model, path = load_trained(run_dir)
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
-    found = {"model": math.exp(task.evaluate(model, held_out)["loss"])}
+    found = {"model": math.exp(task.evaluate(model, held_out).metrics["loss"])}
     # Of one symbol, so that what comes out has one place.
     classes = model(held_out.inputs[:1, :1]).shape[1]
     found |= baselines(_pairs(train), _pairs(held_out), classes)

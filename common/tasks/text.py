@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from common.errors import DataError, InputError
 from common.tasks.base import Examples, Scheme, Task
-from common.training import Metrics
+from common.training import Evaluation
 
 Tokens = NDArray[np.int64]
 T = TypeVar("T", list[str], Tokens)
@@ -91,7 +91,7 @@ class TextTask(Task):
         # Twice as fast as cross_entropy along the middle of three dimensions.
         return cross_entropy(outputs.transpose(1, 2).flatten(0, 1), targets.flatten())
 
-    def evaluate(self, model: torch.nn.Module, examples: Examples) -> Metrics:
+    def evaluate(self, model: torch.nn.Module, examples: Examples) -> Evaluation:
         """Return means over all places: "loss", "accuracy", and "top3_accuracy".
 
         The last is the share of the places where the true token is among the three likeliest.
@@ -111,7 +111,7 @@ class TextTask(Task):
                 )
                 sums += torch.stack(means).cpu().double() * len(y)
         loss, accuracy, top3 = (sums / len(examples.inputs)).tolist()
-        return {"loss": loss, "accuracy": accuracy, "top3_accuracy": top3}
+        return Evaluation({"loss": loss, "accuracy": accuracy, "top3_accuracy": top3})
 
     def suggest(self, model: torch.nn.Module, text: str, count: int) -> list[tuple[str, float]]:
         """Return the likeliest symbols after a text, with their probabilities.

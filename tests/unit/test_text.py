@@ -238,7 +238,7 @@ def test_loss_accuracy_and_top_3_are_means_over_all_places():
     # The likeliest are 1, 0 and 3; class 2 is the fourth.
     model = Fixed([0.3, 0.4, 0.1, 0.2])
     targets = torch.tensor([[1, 1], [0, 2], [3, 2]])
-    metrics = Letters().evaluate(model, Examples(torch.zeros_like(targets), targets))
+    metrics = Letters().evaluate(model, Examples(torch.zeros_like(targets), targets)).metrics
     logs = [0.4, 0.4, 0.3, 0.1, 0.2, 0.1]
     assert metrics == pytest.approx(
         {
@@ -251,9 +251,8 @@ def test_loss_accuracy_and_top_3_are_means_over_all_places():
 
 def test_evaluation_in_batches_is_that_of_the_whole():
     targets = torch.arange(2 * 71).reshape(71, 2) % 4
-    metrics = Letters().evaluate(
-        Fixed([0.3, 0.4, 0.1, 0.2]), Examples(torch.zeros_like(targets), targets)
-    )
+    examples = Examples(torch.zeros_like(targets), targets)
+    metrics = Letters().evaluate(Fixed([0.3, 0.4, 0.1, 0.2]), examples).metrics
     assert metrics["accuracy"] == pytest.approx((targets == 1).double().mean().item())
     assert metrics["top3_accuracy"] == pytest.approx((targets != 2).double().mean().item())
 
