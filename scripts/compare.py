@@ -49,13 +49,19 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit status: 0 done, 1 failed, 2 wrong input, 130 after Ctrl-C."""
     end_on_signals()
     try:
-        return exit_status(lambda: _compare(argv))
+        return exit_status(lambda: compare(argv))
     except KeyboardInterrupt:
         print("\nEnding the processes ...", file=sys.stderr)
         return 130
 
 
-def _compare(argv: Sequence[str]) -> int:
+def compare(argv: Sequence[str]) -> int:
+    """Train both ways by the server's flags and compare's own; return 0.
+
+    Raises:
+        InputError: wrong input.
+        RunFailed: a process did.
+    """
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--output", type=Path)
     own.add_argument("--centralised-lr", type=float)

@@ -1,6 +1,6 @@
 """Prints the perplexity of a run's model on held-out text, beside what it has to beat.
 
-That are a unigram and a bigram model of all training text in one place (common/ngrams.py).
+That are a unigram and a bigram model of all training text in one place (scripts/ngrams.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from common.logs import configure_logs
-from common.ngrams import Pairs, baselines
 from common.tasks import Examples
 from scripts.commands import run_app
+from scripts.ngrams import Pairs, baselines
 from scripts.trained import load_trained
 
 app = App(
@@ -42,18 +42,27 @@ def perplexity(
         json: Print a JSON object.
     """
     configure_logs()
-    task, model, path = load_trained(run_dir)
-    train, held_out = (task.data(data_dir, train=train) for train in (True, False))
-    found = {"model": math.exp(task.evaluate(model, held_out).metrics["loss"])}
-    # Of one symbol, so that what comes out has one place.
-    classes = model(held_out.inputs[:1, :1]).shape[1]
-    found |= baselines(_pairs(train), _pairs(held_out), classes)
+    found = perplexities(run_dir, data_dir)
     if json:
         print(json_format.dumps(found))
         return
-    names = {"model": str(path), "unigram": "unigram", "bigram": "bigram (Kneser-Ney)"}
+    names = {"model": f"best model of {run_dir}", "bigram": "bigram (Kneser-Ney)"}
     for name, value in found.items():
-        print(f"{value:8.2f}  {names[name]}")
+        print(f"{value:8.2f}  {names.get(name, name)}")
+
+
+def perplexities(run_dir: Path, data_dir: Path) -> dict[str, float]:
+    """Return the held-out perplexity of a run's best model, of "unigram" and of "bigram".
+
+    Raises:
+        InputError: there is no run of a text task, or no text.
+    """
+    task, model, _ = load_trained(run_dir)
+    train, held_out = (task.data(data_dir, train=train) for train in (True, False))
+    loss = task.evaluate(model, held_out).metrics["loss"]
+    # Of one symbol, so that what comes out has one place.
+    classes = model(held_out.inputs[:1, :1]).shape[1]
+    return {"model": math.exp(loss)} | baselines(_pairs(train), _pairs(held_out), classes)
 
 
 def _pairs(examples: Examples) -> Pairs:

@@ -59,7 +59,7 @@ class Shakespeare(TextTask):
     """Sequences of 80 characters of one role, and the character after each of them."""
 
     models = {"lstm": CharacterLstm}
-    defaults = TrainConfig(local_epochs=1, batch_size=10, learning_rate=1.0)
+    defaults = TrainConfig(local_epochs=1, batch_size=10, learning_rate=2.0)
     length: ClassVar[int] = _LENGTH
     symbols = _ALPHABET
 

@@ -60,6 +60,36 @@ def hostile(
     attacks.run(data_dir, output)
 
 
+@app.command
+def writers(
+    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-writers")
+) -> None:
+    """Train on MNIST's 539 writers, and see the model at each of them, also fine-tuned."""
+    from scripts.reproduction import writers as experiment
+
+    experiment.run(data_dir, output)
+
+
+@app.command
+def shakespeare(
+    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-shakespeare")
+) -> None:
+    """Predict the next character on the 100 largest roles, against centralised training."""
+    from scripts.reproduction import shakespeare as experiment
+
+    experiment.run(data_dir, output)
+
+
+@app.command
+def next_word(
+    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-next-word")
+) -> None:
+    """Predict the next word, against unigrams and bigrams."""
+    from scripts.reproduction import next_word as experiment
+
+    experiment.run(data_dir, output)
+
+
 def main() -> int:
     """Return the exit status: 0 done, 1 failed, 2 wrong input, 130 after Ctrl-C."""
     end_on_signals()

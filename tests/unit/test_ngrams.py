@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.ngrams import Pairs, baselines, bigram, perplexity, unigram
+from scripts.ngrams import Pairs, baselines, bigram, perplexity, unigram
 
 
 def pairs(*sequences):
