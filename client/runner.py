@@ -118,7 +118,9 @@ class Site:
                 self._data = load_partitions(
                     task, self._data_dir, split_of(spec.split), self._partitions, self._device
                 )
-                self._trainer = Trainer(task, spec.model_name, self._device)
+                self._trainer = Trainer(
+                    task, spec.model_name, self._device, spec.local_layers, spec.split.seed
+                )
                 self._spec = key
                 seconds = round(time.monotonic() - began, 1)
                 log.info("data loaded", task=spec.task_name, seconds=seconds)
@@ -298,7 +300,7 @@ class Runner:
                 began = time.monotonic()
                 correction = self._correction(assignment, control)
                 trained = trainer.train(
-                    base.tensors,
+                    self._with_own_layers(base, assignment, trainer),
                     update,
                     data,
                     config,
@@ -310,6 +312,9 @@ class Runner:
                     steps, rate = trained.num_steps, config.learning_rate
                     own = scaffold.next_control(correction, update, steps, rate)
                     self._state("control").save(assignment.round, own, assignment.previous_round)
+                if trainer.initial_layers:
+                    own_layers, previous = trainer.local_layers(), assignment.previous_round
+                    self._state("layers").save(assignment.round, own_layers, previous)
             ready = self.unanswered = Pushable(
                 work=work, payload=payload, digest=digest_bytes(payload), trained=trained
             )
@@ -352,15 +357,37 @@ class Runner:
         # Who lost its own counts, like the server, on being like the others: no correction.
         return scaffold.correction(control, control if own is None else own)
 
+    def _with_own_layers(
+        self, model: PulledModel, assignment: pb.TaskAssignment, trainer: Trainer
+    ) -> dict[str, torch.Tensor]:
+        """Return a model's tensors with those that stay here, as they were when last counted.
+
+        An evaluated model is what this round's training made, here too if it was trained here.
+        """
+        trainer.check_travels(model.tensors)
+        if not trainer.initial_layers:
+            return model.tensors
+        state, number = self._state("layers"), assignment.previous_round
+        if assignment.HasField("evaluate") and state.holds(assignment.round):
+            number = assignment.round
+        return model.tensors | (state.load(number) or trainer.initial_layers)
+
     def _state(self, name: str) -> ClientState:
         return ClientState(self.site.state_dir, self.run_id, f"{self.client_id}-{name}")
 
     def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
         base = site.pull(self.session_token, assignment.model)
-        with site.turn:
+        work = assignment.evaluate
+        with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
             self._check_wanted()
-            num_examples, metrics = trainer.evaluate(base.tensors, data)
+            num_examples, metrics = trainer.evaluate(
+                self._with_own_layers(base, assignment, trainer),
+                data,
+                train_config(work.fine_tune) if work.HasField("fine_tune") else None,
+                assignment.seed,
+                self._on_step(advance),
+            )
         report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
         site.connection.report(
             pb.ReportTaskResultRequest(

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import torch
 
 from client.data import LocalData
-from common.errors import FolkmootError, InputError, TensorError
+from common.errors import FolkmootError, InputError, RunFailed, TensorError
+from common.local_layers import local_names
+from common.seeds import derive_seed
 from common.tasks import Task
 from common.tensors import check_finite
 from common.training import Metrics, OnStep, TrainConfig, Trained
@@ -27,16 +29,51 @@ class WorkFailed(FolkmootError):
 
 
 class Trainer:
-    """Trains and evaluates one model object, which the clients of a process take turns with."""
+    """Trains and evaluates one model object, which the clients of a process take turns with.
 
-    def __init__(self, task: Task, model_name: str, device: str) -> None:
+    Args:
+        task: brings the model, its training and its evaluation.
+        model_name: one of the task's.
+        device: where the model is.
+        local_layers: the tensors that stay with each client, as a regular expression.
+        seed: of what these are at first, for all clients.
+
+    Raises:
+        InputError: `local_layers` is no regular expression.
+    """
+
+    def __init__(
+        self, task: Task, model_name: str, device: str, local_layers: str = "", seed: int = 0
+    ) -> None:
         self._task = task
-        self._model = task.models[model_name]().to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "local layers"))
+            self._model = task.models[model_name]().to(device)
+        self._local = local_names(self._model.state_dict(), local_layers)
+        self.initial_layers = self.local_layers()
 
     @property
     def model_size_bytes(self) -> int:
-        """Bytes of the model's values."""
-        return sum(value.nbytes for value in self._model.state_dict().values())
+        """Bytes of the values that travel."""
+        tensors = self._model.state_dict().items()
+        return sum(value.nbytes for name, value in tensors if name not in self._local)
+
+    def local_layers(self) -> dict[str, torch.Tensor]:
+        """Return a copy of what stays with a client, as the last work has left it."""
+        tensors = self._model.state_dict()
+        return {name: tensors[name].to("cpu", copy=True) for name in sorted(self._local)}
+
+    def check_travels(self, base: Mapping[str, torch.Tensor]) -> None:
+        """Check that a model of the server has none of the tensors that stay here.
+
+        Raises:
+            RunFailed: it has one.
+        """
+        unexpected = sorted(self._local & base.keys())
+        if unexpected:
+            raise RunFailed(
+                f"the server sent {unexpected[0]!r}, which its --local-layers keeps at the clients"
+            )
 
     def train(
         self,
@@ -50,8 +87,9 @@ class Trainer:
     ) -> Trained:
         """Train from `base` on the partition's training part; write local - base into `update`.
 
-        `update` may be `base` itself, which it then replaces. `correction` is added to the
-        gradients of the parameters with these names, in each step.
+        `base` has all tensors of the model, `update` those that travel; it may be the same
+        tensors, which it then replaces. `correction` is added to the gradients of the
+        parameters with these names, in each step.
 
         Raises:
             WorkFailed: the model diverged to NaN or infinity.
@@ -64,17 +102,14 @@ class Trainer:
             on_step(done, total)
 
         self._load(base)
-        # For layers that draw, such as dropout; the order of examples has a generator of its own.
-        with torch.random.fork_rng(), self._corrected(correction or {}):
-            torch.manual_seed(seed)
-            metrics = self._task.train(self._model, data.train, config, seed, count)
+        metrics = self._train(data, config, seed, count, correction or {})
         if correction is not None and not steps:
             raise WorkFailed("STEPS_UNKNOWN", "the task's training never calls on_step")
         local = self._model.state_dict()
-        for name, tensor in base.items():
-            torch.sub(local[name].cpu(), tensor, out=update[name])
+        for name, tensor in update.items():
+            torch.sub(local[name].cpu(), base[name], out=tensor)
         try:
-            check_finite(update)
+            check_finite({**update, **self.local_layers()})
         except TensorError as error:
             raise WorkFailed("UPDATE_NOT_FINITE", f"{error}; a smaller --lr may help") from error
         if not all(math.isfinite(value) for value in metrics.values()):
@@ -82,14 +117,41 @@ class Trainer:
             raise WorkFailed("LOSS_NOT_FINITE", message)
         return Trained(len(data.train.inputs), steps, metrics)
 
-    def evaluate(self, base: Mapping[str, torch.Tensor], data: LocalData) -> tuple[int, Metrics]:
-        """Return the validation part's size, and the model's finite means over it."""
+    def evaluate(
+        self,
+        base: Mapping[str, torch.Tensor],
+        data: LocalData,
+        fine_tune: TrainConfig | None,
+        seed: int,
+        on_step: OnStep,
+    ) -> tuple[int, Metrics]:
+        """Return the validation part's size, and the model's finite means over it.
+
+        With `fine_tune` those after training, too, as fine_tuned_<name>; it is not kept.
+        """
         if not len(data.validation.inputs):
             return 0, {}
         self._load(base)
-        metrics = self._task.evaluate(self._model, data.validation)
+        metrics = self._task.evaluate(self._model, data.validation).metrics
+        if fine_tune is not None:
+            self._train(data, fine_tune, seed, on_step, {})
+            tuned = self._task.evaluate(self._model, data.validation).metrics
+            metrics = metrics | {f"fine_tuned_{name}": value for name, value in tuned.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return len(data.validation.inputs), finite
+
+    def _train(
+        self,
+        data: LocalData,
+        config: TrainConfig,
+        seed: int,
+        on_step: OnStep,
+        correction: Mapping[str, torch.Tensor],
+    ) -> Metrics:
+        # For layers that draw, such as dropout; the order of examples has a generator of its own.
+        with torch.random.fork_rng(), self._corrected(correction):
+            torch.manual_seed(seed)
+            return self._task.train(self._model, data.train, config, seed, on_step)
 
     @contextmanager
     def _corrected(self, correction: Mapping[str, torch.Tensor]) -> Iterator[None]:

@@ -19,6 +19,16 @@ Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 Hyperparameter = str | float | bool
 
 _EVALUATION_BATCH_SIZE = 512
+# A matrix of more is no longer looked at.
+_MOST_CLASSES = 100
+
+
+class Evaluation(NamedTuple):
+    """Means over the examples and, of a classifier, its confusion matrix."""
+
+    metrics: Metrics
+    # Examples by true class (rows) and predicted class (columns).
+    confusion: list[list[int]] | None = None
 
 
 class Trained(NamedTuple):
@@ -111,8 +121,10 @@ def train(
 
 def evaluate(
     model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss: Loss
-) -> Metrics:
-    """Evaluate a classifier: "loss" and "accuracy", means over the examples.
+) -> Evaluation:
+    """Evaluate a classifier, in one pass: "loss" and "accuracy", means over the examples.
+
+    The confusion matrix is there where an example has one class, of at most 100.
 
     Args:
         model: returns scores of shape [batch, classes, ...]; on the examples' device.
@@ -124,6 +136,7 @@ def evaluate(
 
     model.eval()
     total, correct = 0.0, 0.0
+    confusion: torch.Tensor | None = None
     with torch.inference_mode():
         for x, y in zip(
             torch.split(inputs, _EVALUATION_BATCH_SIZE),
@@ -132,5 +145,26 @@ def evaluate(
         ):
             outputs = model(x)
             total += loss(outputs, y).item() * len(y)
-            correct += (outputs.argmax(1) == y).double().mean().item() * len(y)
-    return {"loss": total / len(inputs), "accuracy": correct / len(inputs)}
+            predicted = outputs.argmax(1)
+            correct += (predicted == y).double().mean().item() * len(y)
+            if _are_classes(outputs, y):
+                counts = _count(predicted, y, outputs.shape[1])
+                confusion = counts if confusion is None else confusion + counts
+    metrics = {"loss": total / len(inputs), "accuracy": correct / len(inputs)}
+    return Evaluation(metrics, None if confusion is None else confusion.tolist())
+
+
+def _are_classes(outputs: torch.Tensor, targets: torch.Tensor) -> bool:
+    """Say whether each example has one class, of few."""
+    shapes = (outputs.ndim, targets.ndim) == (2, 1) and outputs.shape[1] <= _MOST_CLASSES
+    return shapes and not targets.is_floating_point()
+
+
+def _count(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return how many examples of each true class (rows) were taken for each class (columns)."""
+    import torch
+
+    # An index that is no class, such as one to ignore, counts nowhere.
+    known = (targets >= 0) & (targets < classes)
+    cells = targets[known] * classes + predicted[known]
+    return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)

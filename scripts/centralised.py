@@ -61,7 +61,7 @@ def train(
             part = Examples(pooled.inputs[chosen], pooled.targets[chosen])
             task.train(model, part, config, derive_seed(seed, "pooled", done), _ignore)
             done += len(chosen)
-        metrics = task.evaluate(model, held_out)
+        metrics = task.evaluate(model, held_out).metrics
         yield Point(done, time.monotonic() - began, metrics)
 
 

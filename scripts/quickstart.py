@@ -22,6 +22,7 @@ _COLUMNS = {
     "accuracy": "global_accuracy",
     "loss": "global_loss",
     "clients' accuracy": "client_accuracy",
+    "10th percentile": "client_accuracy_p10",
     "updates": "accepted",
     "seconds": "duration_seconds",
 }

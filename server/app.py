@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from common.errors import InputError, RunFailed, TensorError
+from common.local_layers import local_names
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
@@ -153,7 +154,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -205,14 +206,16 @@ def initial_model(task: Task, name: str, seed: int) -> torch.nn.Module:
 
 
 def _begin_run(options: ServerOptions, task: Task, directory: RunDirectory) -> Recovered:
-    model = initial_model(task, options.run.model or "", options.run.seed)
-    for name, tensor in model.state_dict().items():
+    model = initial_model(task, options.run.model or "", options.run.seed).state_dict()
+    local = local_names(model, options.run.local_layers)
+    shared = {name: tensor for name, tensor in model.items() if name not in local}
+    for name, tensor in shared.items():
         if tensor.dtype is torch.bool or tensor.is_complex():
             raise InputError(
                 f"--model: {name!r} is of dtype {tensor.dtype}, which has no mean; "
                 "keep it out of the state dict (register_buffer(..., persistent=False))"
             )
-    directory.begin_initial(encode(model.state_dict()))
+    directory.begin_initial(encode(shared))
     record = Record(round=0, model=digest_file(directory.model_path(0)))
     directory.commit(record)
     return Recovered(record=record)
@@ -253,6 +256,7 @@ def _policy(options: ServerOptions) -> Policy:
         client_evaluate_every=(
             options.evaluation.client_evaluate_every if options.split.validation_fraction else 0
         ),
+        evaluation_clients=options.evaluation.evaluation_clients,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.training import Metrics
 from server.folding import Folded
-from server.metrics import Row, weighted_means
+from server.metrics import Row, spread, weighted_means
 from server.progress import Progress, advance, score_of
 from server.rounds import State
 from server.uploads import StoredUpdate
@@ -48,6 +48,7 @@ class Attempt:
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
+    confusion: list[list[int]] | None = None
     folded: Folded | None = None
     # Of each update in the step; None where the strategy knows no such thing.
     shares: dict[str, float | None] = field(default_factory=dict)
@@ -110,6 +111,10 @@ class Attempt:
             global_loss=loss,
             client_accuracy=client_accuracy,
             client_loss=client_loss,
+            **spread("client_accuracy", self._evaluated("accuracy")),
+            **spread("client_loss", self._evaluated("loss")),
+            **spread("fine_tuned_accuracy", self._evaluated("fine_tuned_accuracy")),
+            fine_tuning_gain=self._fine_tuning_gain(),
             train_loss=trained.get("loss"),
             num_clients=self.num_clients,
             cohort_size=len(state.cohort),
@@ -134,15 +139,32 @@ class Attempt:
         )
         return row, progress
 
+    def _evaluated(self, name: str) -> list[float]:
+        """Return a metric of each client that evaluated on examples of its own."""
+        found = self.evaluations.values()
+        return [metrics[name] for count, metrics in found if count > 0 and name in metrics]
+
+    def _fine_tuning_gain(self) -> float | None:
+        """Return the mean gain in accuracy of the clients that evaluated twice."""
+        before, after = "accuracy", "fine_tuned_accuracy"
+        gains = (
+            (count, {"gain": metrics[after] - metrics[before]})
+            for _, (count, metrics) in sorted(self.evaluations.items())
+            if {before, after} <= metrics.keys()
+        )
+        return weighted_means(gains).get("gain")
+
     def client_rows(
         self, state: State, updates: Mapping[str, StoredUpdate]
     ) -> list[dict[str, Any]]:
-        """Return a row for each client of the cohort, in client_id order; absent is None."""
+        """Return a row for each client of the cohort and each that evaluated; absent is None."""
         rows = []
-        for client in state.cohort:
+        for client in sorted({*state.cohort, *self.evaluations}):
             update = updates.get(client)
             examples, evaluation = self.evaluations.get(client, (None, {}))
             outcome = "refused" if client in self.refused else "dropped"
+            if client not in state.cohort:
+                outcome = "not_selected"
             rows.append(
                 {
                     "round": state.round,
@@ -154,6 +176,8 @@ class Attempt:
                     "validation_examples": examples,
                     "validation_loss": evaluation.get("loss"),
                     "validation_accuracy": evaluation.get("accuracy"),
+                    "fine_tuned_loss": evaluation.get("fine_tuned_loss"),
+                    "fine_tuned_accuracy": evaluation.get("fine_tuned_accuracy"),
                     "seconds": self.report_seconds.get(client),
                     "bytes_down": self.bytes_down.get(client),
                     "bytes_up": self.bytes_up.get(client),

@@ -46,6 +46,8 @@ class Record:
     progress: Progress = field(default_factory=Progress)
     row: Row | None = None
     clients: tuple[dict[str, Any], ...] = ()
+    # By class, on the server's held-out data.
+    evaluation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +304,7 @@ class RunDirectory:
                 progress=Progress(**value["progress"]),
                 row=Row(**value["row"]) if value["row"] else None,
                 clients=tuple(value["clients"]),
+                evaluation=value["evaluation"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             name = folder / "record.json"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import __version__
 from common.config import parse_options
 from common.errors import InputError
+from common.local_layers import local_names
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
@@ -58,6 +59,8 @@ _CHANGEABLE = frozenset(
 )
 # What a resumed run does not have from before.
 _SAID_ANEW = ("run_dir", "resume", "insecure")
+# Of a model's tensors, in a message.
+_NAMES_SHOWN = 8
 _DESCRIPTION = (
     "Trains one model with the clients that connect: waits for --min-clients of them, then "
     "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
@@ -109,6 +112,8 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         raise InputError(f"--model: {options.run.task} has no model {model!r}; use one of {known}")
     split = resolve_split(options.split, task, options.run.seed)
     _check_cohort(options.cohort, split)
+    _check_evaluation(options)
+    _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
     momentum = _first(given.momentum, default.momentum)
     strategy = options.strategy.strategy
@@ -181,6 +186,42 @@ def data_split(options: SplitOptions) -> Split:
         seed=options.partition_seed or 0,
         validation_fraction=options.validation_fraction,
     )
+
+
+def _check_evaluation(options: ServerOptions) -> None:
+    """Refuse what asks for the clients' evaluation when there is none."""
+    wanted = options.evaluation
+    for flag, asked in (
+        ("--fine-tune-epochs", wanted.fine_tune_epochs > 0),
+        ("--evaluation-clients", wanted.evaluation_clients != "cohort"),
+    ):
+        for never, value in (
+            ("--client-evaluate-every", wanted.client_evaluate_every),
+            ("--validation-fraction", options.split.validation_fraction),
+        ):
+            if asked and not value:
+                raise InputError(
+                    f"{flag}: with {never} 0 no client evaluates; leave one of the two out"
+                )
+
+
+def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
+    pattern = options.run.local_layers
+    if not pattern:
+        return
+    if options.evaluation.evaluate_every:
+        raise InputError(
+            "--local-layers: the server has none of the layers that stay at the clients, and "
+            "can't evaluate without; add --evaluate-every 0: the clients evaluate"
+        )
+    names = list(task.models[model]().state_dict())
+    local = local_names(names, pattern)
+    if not local or len(local) == len(names):
+        some = ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
+        raise InputError(
+            f"--local-layers: {pattern!r} matches {'all' if local else 'none'} of the model's "
+            f"tensors: {some}"
+        )
 
 
 def train_config(options: TrainingOptions) -> TrainConfig:

@@ -21,13 +21,19 @@ from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
 from server.limits import Limits, metrics_objection
-from server.metrics import Row, Sinks, finite_only
+from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
 from server.sessions import Sessions
 from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
+
+# Of a row, in the log's line.
+_HEADLINE = (
+    *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
+    *("fine_tuning_gain", "train_loss"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,8 +465,9 @@ class Coordinator:
             self._assign(clients, Work.EVALUATE, number)
         if on_server and self._evaluator is not None:
             found = await asyncio.to_thread(self._evaluator.evaluate, path)
-            attempt.global_metrics = finite_only(found)
-            if len(attempt.global_metrics) < len(found):
+            attempt.global_metrics = finite_only(found.metrics)
+            attempt.confusion = found.confusion
+            if len(attempt.global_metrics) < len(found.metrics):
                 self._log.warning("evaluation is not finite")
             self.apply(rounds.ServerEvaluated())
 
@@ -469,6 +476,8 @@ class Coordinator:
         self.assignments.replace(())
         row, progress = self._attempt.row(state, updates, self._record.progress, self.clock())
         clients = self._attempt.client_rows(state, updates)
+        confusion = self._attempt.confusion
+        evaluation = by_class(state.round, confusion) if confusion else None
         if self._attempt.folded is None:
             raise ValueError("a round is committed after its updates were aggregated")
         record = Record(
@@ -480,10 +489,11 @@ class Coordinator:
             progress=progress,
             row=row,
             clients=tuple(clients),
+            evaluation=evaluation,
         )
         model = await asyncio.to_thread(self.directory.commit, record)
         self._record, self._models = record, {model.version: model}
-        await asyncio.to_thread(self._sinks.append, row, clients)
+        await asyncio.to_thread(self._sinks.append, row, clients, evaluation)
         self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
         settings = self.settings
@@ -499,9 +509,7 @@ def _headline(row: Row) -> dict[str, int | float]:
     """Return what a person wants to see of a row in one line."""
     return {
         **{
-            name: round(value, 4)
-            for name in ("global_accuracy", "global_loss", "client_accuracy", "train_loss")
-            if (value := getattr(row, name)) is not None
+            name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
         },
         "updates": row.accepted,
         "seconds": round(row.duration_seconds, 2),

@@ -6,7 +6,7 @@ import torch
 
 from common.tasks import Examples, Task
 from common.tensors import open_mapped
-from common.training import Metrics
+from common.training import Evaluation
 
 
 class Evaluator:
@@ -17,8 +17,8 @@ class Evaluator:
         self._model = model
         self._examples = examples
 
-    def evaluate(self, path: Path) -> Metrics:
-        """Return the task's metrics of a model file.
+    def evaluate(self, path: Path) -> Evaluation:
+        """Return the task's evaluation of a model file.
 
         Raises:
             TensorError: the file is damaged.

@@ -1,4 +1,4 @@
-"""A committed round's row, and the files that rows go to: metrics.jsonl, .csv, clients.jsonl.
+"""A committed round's rows, and their files: metrics.jsonl, .csv, clients.jsonl, evaluations.jsonl.
 
 The files follow the commits: after a crash they are brought back in line with them.
 Absent is null, never 0. Knows nothing about models.
@@ -7,7 +7,7 @@ Absent is null, never 0. Knows nothing about models.
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,24 @@ class Row:
     # The committed model on the server's held-out data.
     global_accuracy: float | None
     global_loss: float | None
-    # The committed model on the cohort's validation parts, weighted by their examples.
+    # The committed model on the clients' own validation parts: means weighted by their examples,
+    # and how they spread over the clients, each of which counts as one.
     client_accuracy: float | None
     client_loss: float | None
+    client_accuracy_min: float | None
+    client_accuracy_p10: float | None
+    client_accuracy_median: float | None
+    client_accuracy_max: float | None
+    client_loss_min: float | None
+    client_loss_p10: float | None
+    client_loss_median: float | None
+    client_loss_max: float | None
+    # The same after fine-tuning; the gain is the weighted mean of the accuracies' difference.
+    fine_tuned_accuracy_min: float | None
+    fine_tuned_accuracy_p10: float | None
+    fine_tuned_accuracy_median: float | None
+    fine_tuned_accuracy_max: float | None
+    fine_tuning_gain: float | None
     # During local training, weighted by num_examples.
     train_loss: float | None
     # Clients there when the round began; those selected; the updates wanted of them and those
@@ -90,6 +105,46 @@ def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metric
     return finite_only({name: sums[name] / weights[name] for name in sorted(sums)})
 
 
+def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return the columns NAME_min, NAME_p10, NAME_median and NAME_max of one value a client.
+
+    A percentile between two values is interpolated linearly between them, as numpy does by
+    default; each is None without values.
+
+    >>> spread("x", [0.0, 1.0, 0.5])
+    {'x_min': 0.0, 'x_p10': 0.1, 'x_median': 0.5, 'x_max': 1.0}
+    """
+    import numpy as np
+
+    places = {f"{name}_min": 0, f"{name}_p10": 10, f"{name}_median": 50, f"{name}_max": 100}
+    if not values:
+        return dict.fromkeys(places)
+    # Of values that are far apart, the difference may be none.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.percentile(np.array(values), list(places.values())).tolist()
+    finite = finite_only(dict(zip(places, found, strict=True)))
+    return {column: finite.get(column) for column in places}
+
+
+def by_class(round_number: int, confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return a round's line of evaluations.jsonl.
+
+    Args:
+        round_number: of the evaluated model.
+        confusion: the server's held-out examples by true class (rows) and predicted class.
+    """
+    counts = [sum(row) for row in confusion]
+    return {
+        "round": round_number,
+        "class_counts": counts,
+        "per_class_accuracy": [
+            row[number] / count if count else None
+            for number, (row, count) in enumerate(zip(confusion, counts, strict=True))
+        ],
+        "confusion": confusion,
+    }
+
+
 def finite_only(metrics: Mapping[str, float]) -> Metrics:
     """Return the metrics that are finite numbers: JSON has no NaN, and no mean survives one."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -102,18 +157,31 @@ class Sinks:
         self._rows = folder / "metrics.jsonl"
         self._table = folder / "metrics.csv"
         self._clients = folder / "clients.jsonl"
+        self._evaluations = folder / "evaluations.jsonl"
 
-    def append(self, row: Row, clients: Iterable[Mapping[str, Any]]) -> None:
-        """Add a committed round and its clients' rows.
+    def append(
+        self,
+        row: Row,
+        clients: Iterable[Mapping[str, Any]],
+        evaluation: Mapping[str, Any] | None,
+    ) -> None:
+        """Add a committed round, its clients' rows, and its evaluation by class if there is one.
 
         Raises:
             OSError: a file can't be written.
         """
         append_lines(self._rows, [json.dumps(asdict(row)) + "\n"])
         append_lines(self._clients, [json.dumps(client) + "\n" for client in clients])
+        if evaluation is not None:
+            append_lines(self._evaluations, [json.dumps(evaluation) + "\n"])
         self._append_table([asdict(row)])
 
-    def reconcile(self, last: Row | None, clients: Iterable[Mapping[str, Any]]) -> list[Row]:
+    def reconcile(
+        self,
+        last: Row | None,
+        clients: Iterable[Mapping[str, Any]],
+        evaluation: Mapping[str, Any] | None,
+    ) -> list[Row]:
         """Make the files end with the last committed round, and return all rows.
 
         Rows after it and halves of lines go; the last row is there once.
@@ -122,7 +190,7 @@ class Sinks:
             CheckpointError: a row is not one.
         """
         if last is None:
-            for path in (self._rows, self._table, self._clients):
+            for path in (self._rows, self._table, self._clients, self._evaluations):
                 path.unlink(missing_ok=True)
             return []
         rows = self._read(self._rows, last.round - 1)
@@ -139,6 +207,13 @@ class Sinks:
             log.warning("rows of committed rounds are lost", file=str(self._rows), rows=lost)
         self._write(self._rows, [*rows, asdict(last)])
         self._write(self._clients, [*own, *clients])
+        evaluations = self._read(self._evaluations, last.round - 1)
+        if evaluation is not None:
+            evaluations.append(dict(evaluation))
+        if evaluations:
+            self._write(self._evaluations, evaluations)
+        else:
+            self._evaluations.unlink(missing_ok=True)
         self._table.unlink(missing_ok=True)
         self._append_table([*rows, asdict(last)])
         return found

@@ -50,9 +50,11 @@ class RunOptions:
     rounds: Positive = 10
     "Rounds to train."
     task: str = "digits"
-    "digits, mnist, fashion_mnist, or your own as package.module:attribute."
+    "digits, mnist, fashion_mnist, shakespeare, next_word, or your own as package.module:attribute."
     model: str | None = None
     "One of the task's models; the task's first if not given."
+    local_layers: str = ""
+    "Tensors that stay at each client: those whose name this regular expression finds, e.g. norm."
     data_dir: Path = Path("data")
     "Folder of the data that the server evaluates on, for tasks that read files."
     seed: Count = 0
@@ -166,7 +168,11 @@ class EvaluationOptions:
     evaluate_every: Count = 1
     "The server evaluates on held-out data every this many rounds and in the last; 0 never."
     client_evaluate_every: Count = 1
-    "The cohort evaluates on its validation parts every this many rounds and in the last; 0 never."
+    "Clients evaluate on their validation parts every this many rounds and in the last; 0 never."
+    evaluation_clients: Literal["cohort", "all"] = "cohort"
+    "Who evaluates: those whose update was accepted, or every client that is there."
+    fine_tune_epochs: Count = 0
+    "Clients evaluate again after this many epochs on their own examples, and throw those away."
     target_accuracy: Share | None = None
     "Stop once the accuracy (the server's; if it never evaluates, the clients') reaches this."
     patience: Positive | None = None

@@ -100,8 +100,10 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         coordinator,
         task_name,
         options.run.model or "",
+        options.run.local_layers,
         configuration.data_split(options.split),
         configuration.train_config(options.training),
+        options.evaluation.fine_tune_epochs,
         ports.access.clients,
         tokens,
     )

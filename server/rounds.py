@@ -34,6 +34,7 @@ events and timers are effects.
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Literal
 
 from server.cohort import cohort_size, select_cohort, wanted_updates
 
@@ -65,6 +66,7 @@ class Policy:
     max_attempts: int
     evaluate_every: int
     client_evaluate_every: int
+    evaluation_clients: Literal["cohort", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +449,10 @@ def _evaluate_if_due(policy: Policy, state: State) -> Step:
     last = state.round >= policy.rounds or state.stopping
     on_server = is_due(policy.evaluate_every, state.round, last)
     due = is_due(policy.client_evaluate_every, state.round, last)
-    clients = state.accepted & state.live if due else frozenset()
+    clients = frozenset[str]()
+    if due:
+        everyone = policy.evaluation_clients == "all"
+        clients = state.live if everyone else state.accepted & state.live
     if not on_server and not clients:
         return replace(state, phase=Phase.COMMITTING), (Commit(),)
     state = replace(state, phase=Phase.EVALUATING, server_evaluating=on_server, evaluating=clients)

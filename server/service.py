@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -46,6 +47,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     """Serves clients; the promises of each method are in federated.proto.
 
     Args:
+        fine_tune_epochs: of the clients' evaluations; 0: they evaluate the model as it is.
         clients: says whom a caller may act for.
         join_tokens: admit clients; None: no token is asked for.
     """
@@ -55,8 +57,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         coordinator: Coordinator,
         task_name: str,
         model_name: str,
+        local_layers: str,
         split: Split,
         training: TrainConfig,
+        fine_tune_epochs: int,
         clients: Clients,
         join_tokens: JoinTokens | None,
     ) -> None:
@@ -66,8 +70,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._sessions = coordinator.sessions
         self._task_name = task_name
         self._model_name = model_name
+        self._local_layers = local_layers
         self._split = split
         self._training = training
+        self._fine_tune_epochs = fine_tune_epochs
         self._outgoing = OutgoingChunks()
         self._pace = limits.Pace(coordinator.settings.limits.joins_per_second)
 
@@ -143,7 +149,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 max_concurrent_pulls=limits.MAX_PULLS,
             ),
             task=pb.TaskSpec(
-                task_name=self._task_name, model_name=self._model_name, split=self._data_split()
+                task_name=self._task_name,
+                model_name=self._model_name,
+                split=self._data_split(),
+                local_layers=self._local_layers,
             ),
         )
 
@@ -350,26 +359,31 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         )
         if assignment.work is Work.EVALUATE:
             message.evaluate.SetInParent()
+            if self._fine_tune_epochs:
+                tuning = replace(config, local_epochs=self._fine_tune_epochs)
+                message.evaluate.fine_tune.CopyFrom(_train_work(tuning))
             return message
-        hyperparameters = Struct()
-        hyperparameters.update(config.hyperparameters)
-        message.train.CopyFrom(
-            pb.TrainWork(
-                local_epochs=config.local_epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                proximal_mu=config.proximal_mu,
-                hyperparameters=hyperparameters,
-            )
-        )
+        message.train.CopyFrom(_train_work(config))
         if coordinator.uses_control:
             message.train.scaffold.SetInParent()
             control = coordinator.control(assignment.model_version)
             if control is not None:
                 message.train.scaffold.control.CopyFrom(model_ref(control).digest)
         return message
+
+
+def _train_work(config: TrainConfig) -> pb.TrainWork:
+    hyperparameters = Struct()
+    hyperparameters.update(config.hyperparameters)
+    return pb.TrainWork(
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        proximal_mu=config.proximal_mu,
+        hyperparameters=hyperparameters,
+    )
 
 
 def _upload(result: PushResult) -> pb.Upload:

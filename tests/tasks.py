@@ -2,13 +2,14 @@
 
 import os
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from common.tasks import Examples, Task
-from common.training import TrainConfig
+from common.training import Evaluation, TrainConfig
 
 
 class Tiny(Task):
@@ -35,6 +36,14 @@ class Pairs(Tiny):
 
     def data(self, data_dir, train):
         return Examples(torch.zeros(200, 4), torch.zeros(200, 2))
+
+
+class Normalised(Tiny):
+    """Tiny, with a layer whose tensors' names hold "norm"."""
+
+    models = {
+        "mlp": lambda: nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(4), linear=nn.Linear(4, 3)))
+    }
 
 
 class Gated(Tiny):
@@ -65,7 +74,7 @@ class Large(Tiny):
         return {"loss": 1.0}
 
     def evaluate(self, model, examples):
-        return {"loss": 1.0}
+        return Evaluation({"loss": 1.0})
 
 
 class Broken(Tiny):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from common import training
 from common.errors import InputError
-from common.training import Metrics, OnStep, TrainConfig
+from common.training import Evaluation, Metrics, OnStep, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +79,9 @@ class Task(ABC):
         """Train `model` in place and return means such as "loss"; see `common.training.train`."""
         return training.train(model, *examples, config, self.loss, seed, on_step)
 
-    def evaluate(self, model: torch.nn.Module, examples: Examples) -> Metrics:
-        """Return means over the examples: "loss", and "accuracy" where there is one."""
+    def evaluate(self, model: torch.nn.Module, examples: Examples) -> Evaluation:
+        """Return means over the examples: "loss", and "accuracy" where there is one.
+
+        An `Evaluation` has a place for a confusion matrix, too; see `common.training.evaluate`.
+        """
         return training.evaluate(model, *examples, self.loss)

@@ -11,6 +11,8 @@ BUILT_IN = {
     "digits": "common.tasks.digits:Digits",
     "mnist": "common.tasks.mnist:Mnist",
     "fashion_mnist": "common.tasks.mnist:FashionMnist",
+    "shakespeare": "common.tasks.shakespeare:Shakespeare",
+    "next_word": "common.tasks.next_word:NextWord",
 }
 
 

@@ -19,7 +19,8 @@ FILES_TOLERANCE = 2
 THREADS_TOLERANCE = 4
 
 _FILES = re.compile(
-    r"config\.json|server\.jsonl|metrics\.(jsonl|csv)|clients\.jsonl|\.lock|operator\.token"
+    r"config\.json|server\.jsonl|metrics\.(jsonl|csv)|(clients|evaluations)\.jsonl"
+    r"|\.lock|operator\.token"
     r"|rounds/(?P<round>\d{5})/(model|momentum|second_moment|control)\.safetensors"
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.tasks import Examples, Task
-from common.training import Metrics, OnStep, TrainConfig
+from common.training import Evaluation, Metrics, OnStep, TrainConfig
 
 _STEPS = 20
 
@@ -44,6 +44,6 @@ class Steps(Task):
             on_step(step + 1, _STEPS)
         return {"loss": scale}
 
-    def evaluate(self, model: nn.Module, examples: Examples) -> Metrics:
+    def evaluate(self, model: nn.Module, examples: Examples) -> Evaluation:
         """Return something that follows from the model."""
-        return {"loss": sum(p.abs().mean().item() for p in model.parameters())}
+        return Evaluation({"loss": sum(p.abs().mean().item() for p in model.parameters())})

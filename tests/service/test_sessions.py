@@ -1,5 +1,6 @@
 """Sessions, leases, long polls and pulls, through a real channel."""
 
+import json
 import threading
 
 import grpc
@@ -221,6 +222,29 @@ def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
             end = client.poll()
             assert end.HasField("run_end")
             assert not end.run_end.failure_message
+
+
+def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
+    options = {"client_evaluate_every": 1, "evaluation_clients": "all", "fine_tune_epochs": 3}
+    given = {"rounds": 1, "fraction": 0.5, "batch_size": 7, "lr": 0.25}
+    with LiveServer(tmp_path / "run", **given, **options) as server:
+        clients = {name: server.join(name, n) for n, name in enumerate("ab")}
+        server.wait_for(lambda run: run.round.cohort_size == 1)
+        (trainer,) = server.coordinator.state.cohort
+        clients[trainer].push(clients[trainer].assignment(), update())
+        for client in clients.values():
+            work = client.assignment()
+            tuning = work.evaluate.fine_tune
+            assert (tuning.local_epochs, tuning.batch_size, tuning.learning_rate) == (3, 7, 0.25)
+            metrics = {"accuracy": 0.5, "fine_tuned_accuracy": 0.75}
+            client.report(work, evaluation=pb.EvaluationReport(num_examples=4, metrics=metrics))
+        run = server.wait_for(lambda run: run.state == pb.Run.STATE_SUCCEEDED)
+        assert run.round.metrics["fine_tuning_gain"] == 0.25
+        assert run.round.metrics["client_accuracy_p10"] == 0.5
+        rows = [json.loads(x) for x in (server.folder / "clients.jsonl").read_text().splitlines()]
+        outcomes = {row["client_id"]: row["outcome"] for row in rows}
+        assert outcomes == dict.fromkeys("ab", "not_selected") | {trainer: "accepted"}
+        assert [row["fine_tuned_accuracy"] for row in rows] == [0.75, 0.75]
 
 
 def test_a_run_without_enough_updates_fails_and_tells_the_clients(tmp_path):

@@ -83,10 +83,37 @@ def test_metrics_are_means_weighted_by_examples():
     assert row.client_metrics == {"f1": 0.5}
 
 
+def test_the_spread_counts_each_client_that_has_examples_as_one():
+    accuracies = dict(zip("abcde", (0.9, 0.1, 0.5, 0.7, 0.8), strict=True))
+    evaluations = {c: (10, {"accuracy": x, "loss": 1 - x}) for c, x in accuracies.items()}
+    evaluations |= {"f": (0, {"accuracy": 0.0}), "g": (5, {"loss": 0.5})}
+    row, _ = row_of(ledger(evaluations=evaluations))
+    assert (row.client_accuracy_min, row.client_accuracy_max) == (0.1, 0.9)
+    assert row.client_accuracy_median == 0.7
+    # Four tenths of the way from the lowest of five to the next.
+    assert row.client_accuracy_p10 == pytest.approx(0.1 + 0.4 * (0.5 - 0.1))
+    assert row.client_loss_median == pytest.approx(0.4)
+    assert row.fine_tuned_accuracy_min is row.fine_tuning_gain is None
+
+
+def test_the_gain_of_fine_tuning_is_weighted_and_of_those_who_did_both():
+    evaluations = {
+        "a": (30, {"accuracy": 0.5, "fine_tuned_accuracy": 0.75, "fine_tuned_loss": 1.0}),
+        "b": (10, {"accuracy": 0.5, "fine_tuned_accuracy": 0.25, "fine_tuned_loss": 1.0}),
+        "c": (90, {"accuracy": 0.5}),
+        "d": (0, {}),
+    }
+    row, _ = row_of(ledger(evaluations=evaluations))
+    assert row.fine_tuning_gain == 0.125
+    assert (row.fine_tuned_accuracy_min, row.fine_tuned_accuracy_max) == (0.25, 0.75)
+    assert row.client_metrics == {"fine_tuned_accuracy": 0.625, "fine_tuned_loss": 1.0}
+
+
 def test_what_was_not_evaluated_is_absent_and_no_zero():
     row, progress = row_of(ledger(), Progress(best_round=1, best_score=0.5))
     assert row.global_accuracy is row.global_loss is row.client_accuracy is None
     assert row.client_loss is row.evaluate_seconds is None
+    assert row.client_accuracy_min is row.client_loss_p10 is row.fine_tuning_gain is None
     assert (row.global_metrics, row.client_metrics, row.best_round) == ({}, {}, 1)
     assert progress == Progress(best_round=1, best_score=0.5)
 
@@ -140,9 +167,22 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
         "validation_examples": 7,
         "validation_loss": 0.25,
         "validation_accuracy": 0.5,
+        "fine_tuned_loss": None,
+        "fine_tuned_accuracy": None,
         "seconds": 1.5,
         "bytes_down": None,
         "bytes_up": 10,
     }
     absent = set(rows[4].items()) - {("round", 4), ("client_id", "e"), ("outcome", "dropped")}
     assert {value for _, value in absent} == {None}
+
+
+def test_a_client_that_only_evaluates_has_a_row_too():
+    tuned = {"accuracy": 0.5, "fine_tuned_accuracy": 0.75, "fine_tuned_loss": 0.25}
+    evaluations = {"z": (7, tuned), "d": (8, {"accuracy": 0.25}), "aa": (0, {})}
+    rows = {row["client_id"]: row for row in ledger(evaluations=evaluations).client_rows(STATE, {})}
+    assert list(rows) == ["a", "aa", "b", "c", "d", "e", "z"]
+    assert rows["z"]["outcome"] == rows["aa"]["outcome"] == "not_selected"
+    assert (rows["z"]["num_examples"], rows["z"]["validation_examples"]) == (None, 7)
+    assert (rows["z"]["fine_tuned_accuracy"], rows["z"]["fine_tuned_loss"]) == (0.75, 0.25)
+    assert (rows["d"]["outcome"], rows["d"]["validation_accuracy"]) == ("dropped", 0.25)

@@ -67,6 +67,7 @@ def full_commit(directory, number):
         progress=Progress(best_round=number, best_score=0.1 + 0.2, stale=3),
         row=row_of(number),
         clients=({"round": number, "client_id": "a", "seconds": None},),
+        evaluation={"round": number, "per_class_accuracy": [0.5, None]},
     )
 
 

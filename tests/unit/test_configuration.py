@@ -14,14 +14,15 @@ from server.durable import read_sealed, seal
 from server.options import ServerOptions, TrainingOptions
 
 FLAGS = """
---rounds --task --model --data-dir --seed --run-dir --resume --config
+--rounds --task --model --local-layers --data-dir --seed --run-dir --resume --config
 --num-partitions --partitioner --alpha --shards-per-client --partition-seed --validation-fraction
 --min-clients --fraction --min-cohort --over-select --report-goal --quorum --report-deadline
 --max-attempts --lease
 --local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
 --strategy --server-lr --server-momentum --server-beta2 --server-tau --trim-fraction
 --num-hostile --norm-bound
---evaluate-every --client-evaluate-every --target-accuracy --patience --keep-rounds
+--evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
+--target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --threads
@@ -37,6 +38,7 @@ CHANGEABLE = """
 OTHER = {
     "--task": "mnist",
     "--model": "other",
+    "--local-layers": "norm",
     "--seed": "1",
     "--num-partitions": "6",
     "--partitioner": "iid",
@@ -68,6 +70,8 @@ OTHER = {
     "--norm-bound": "0.25",
     "--evaluate-every": "7",
     "--client-evaluate-every": "7",
+    "--evaluation-clients": "all",
+    "--fine-tune-epochs": "7",
 }
 
 
@@ -199,6 +203,36 @@ def test_an_unknown_model_is_refused_and_the_known_ones_are_named():
 def test_a_quorum_above_the_goal_is_refused():
     with pytest.raises(InputError, match="--quorum: 3 updates are more than --report-goal 2"):
         resolve(parse(["--quorum", "3", "--report-goal", "2"]), load_task("digits"))
+
+
+@pytest.mark.parametrize("never", ["--client-evaluate-every", "--validation-fraction"])
+@pytest.mark.parametrize("asked", [("--fine-tune-epochs", "1"), ("--evaluation-clients", "all")])
+def test_what_clients_do_when_they_evaluate_needs_their_evaluation(never, asked):
+    message = f"^{asked[0]}: with {never} 0 no client evaluates"
+    with pytest.raises(InputError, match=message):
+        resolve(parse([*asked, never, "0"]), load_task("digits"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("norm", r"'norm' matches none of the model's tensors: 0\.weight, 0\.bias, 3\.weight"),
+        ("weight|bias", "matches all of the model's tensors"),
+        ("(", "is no regular expression"),
+    ],
+)
+def test_local_layers_are_some_of_the_model_and_not_all(pattern, why):
+    argv = ["--local-layers", pattern, "--evaluate-every", "0"]
+    with pytest.raises(InputError, match=f"^--local-layers: .*{why}"):
+        resolve(parse(argv), load_task("digits"))
+
+
+def test_the_server_can_not_evaluate_what_it_has_not():
+    argv = ["--local-layers", "^0"]
+    with pytest.raises(InputError, match=r"^--local-layers: .* add --evaluate-every 0"):
+        resolve(parse(argv), load_task("digits"))
+    options = resolve(parse([*argv, "--evaluate-every", "0"]), load_task("digits"))
+    assert options.run.local_layers == "^0"
 
 
 def test_the_saved_configuration_is_json_with_the_versions(tmp_path):

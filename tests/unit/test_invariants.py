@@ -117,6 +117,7 @@ def test_a_server_that_grew_is_seen(after):
 def test_a_file_that_is_left_behind_is_seen(orphan):
     files = [
         *("config.json", "server.jsonl", "metrics.jsonl", "metrics.csv", "clients.jsonl", ".lock"),
+        "evaluations.jsonl",
         *("models/global.safetensors", "models/best.pth", "models/best.json"),
         *(f"rounds/0000{n}/{name}.json" for n in (3, 4, 5) for name in ("record", "cohort")),
         *("rounds/00005/model.safetensors", "rounds/00005/momentum.safetensors"),

@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 import pytest
 
 from common.errors import CheckpointError
-from server.metrics import Row, Sinks, finite_only, weighted_means
+from server.metrics import Row, Sinks, by_class, finite_only, spread, weighted_means
 
-FILES = ("metrics.jsonl", "metrics.csv", "clients.jsonl")
+FILES = ("metrics.jsonl", "metrics.csv", "clients.jsonl", "evaluations.jsonl")
 ROW = Row(
     round=1,
     attempt=2,
@@ -18,6 +18,19 @@ ROW = Row(
     global_loss=0.5,
     client_accuracy=0.25,
     client_loss=0.75,
+    client_accuracy_min=0.0,
+    client_accuracy_p10=0.05,
+    client_accuracy_median=0.25,
+    client_accuracy_max=0.5,
+    client_loss_min=0.5,
+    client_loss_p10=0.5,
+    client_loss_median=0.75,
+    client_loss_max=1.0,
+    fine_tuned_accuracy_min=None,
+    fine_tuned_accuracy_p10=None,
+    fine_tuned_accuracy_median=None,
+    fine_tuned_accuracy_max=None,
+    fine_tuning_gain=None,
     train_loss=1.5,
     num_clients=3,
     cohort_size=3,
@@ -45,11 +58,16 @@ def clients_of(row):
     return [{"round": row.round, "client_id": name, "seconds": None} for name in ("a", "b")]
 
 
+def evaluation_of(row):
+    """Return the line of a round, if the server evaluates every second one."""
+    return by_class(row.round, [[3, 1], [0, 2]]) if row.round % 2 else None
+
+
 def write_run(folder, rows=ROWS):
     folder.mkdir()
     sinks = Sinks(folder)
     for row in rows:
-        sinks.append(row, clients_of(row))
+        sinks.append(row, clients_of(row), evaluation_of(row))
     return sinks
 
 
@@ -111,6 +129,38 @@ def test_what_is_absent_is_null_in_json_and_empty_in_csv(tmp_path):
     assert next(csv.DictReader(texts["metrics.csv"].splitlines()))["global_accuracy"] == ""
 
 
+def test_the_spread_is_that_of_numpys_linear_percentiles():
+    found = spread("x", [4.0, 1.0, 3.0, 2.0])
+    assert list(found) == ["x_min", "x_p10", "x_median", "x_max"]
+    assert list(found.values()) == pytest.approx([1.0, 1.3, 2.5, 4.0])
+    assert set(spread("x", [0.5]).values()) == {0.5}
+    assert set(spread("x", []).values()) == {None}
+
+
+def test_a_percentile_that_is_no_number_is_absent():
+    found = spread("x", [-1.7e308, 1.7e308])
+    assert all(value is None or math.isfinite(value) for value in found.values())
+
+
+def test_by_class_are_counts_of_the_true_class_and_its_share_of_right_ones():
+    assert by_class(7, [[3, 1, 0], [0, 0, 0], [1, 0, 1]]) == {
+        "round": 7,
+        "class_counts": [4, 0, 2],
+        "per_class_accuracy": [0.75, None, 0.5],
+        "confusion": [[3, 1, 0], [0, 0, 0], [1, 0, 1]],
+    }
+
+
+def test_only_evaluated_rounds_have_a_line_by_class(tmp_path):
+    write_run(tmp_path / "run")
+    lines = contents(tmp_path / "run")["evaluations.jsonl"].splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 3]
+    write_run(tmp_path / "never", ROWS[1:2])
+    assert "evaluations.jsonl" not in contents(tmp_path / "never")
+    Sinks(tmp_path / "never").reconcile(ROWS[1], clients_of(ROWS[1]), None)
+    assert "evaluations.jsonl" not in contents(tmp_path / "never")
+
+
 def drop_last(text):
     return "".join(text.splitlines(keepends=True)[:-1])
 
@@ -144,7 +194,9 @@ def test_after_a_crash_the_files_are_those_of_an_undisturbed_run(tmp_path, name,
         (tmp_path / "run" / name).unlink()
     else:
         (tmp_path / "run" / name).write_text(text)
-    found = Sinks(tmp_path / "run").reconcile(rows[-1], clients_of(rows[-1]))
+    found = Sinks(tmp_path / "run").reconcile(
+        rows[-1], clients_of(rows[-1]), evaluation_of(rows[-1])
+    )
     assert found == rows
     assert contents(tmp_path / "run") == expected
 
@@ -152,23 +204,26 @@ def test_after_a_crash_the_files_are_those_of_an_undisturbed_run(tmp_path, name,
 def test_rows_that_were_not_committed_go(tmp_path):
     write_run(tmp_path / "run")
     write_run(tmp_path / "shorter", ROWS[:2])
-    assert Sinks(tmp_path / "run").reconcile(ROWS[1], clients_of(ROWS[1])) == ROWS[:2]
+    assert (
+        Sinks(tmp_path / "run").reconcile(ROWS[1], clients_of(ROWS[1]), evaluation_of(ROWS[1]))
+        == ROWS[:2]
+    )
     assert contents(tmp_path / "run") == contents(tmp_path / "shorter")
 
 
 def test_before_the_first_commit_there_are_no_files(tmp_path):
     sinks = write_run(tmp_path / "run")
-    assert sinks.reconcile(None, ()) == []
+    assert sinks.reconcile(None, (), None) == []
     assert contents(tmp_path / "run") == {}
-    assert Sinks(tmp_path).reconcile(None, ()) == []
+    assert Sinks(tmp_path).reconcile(None, (), None) == []
 
 
 def test_a_reconciled_run_goes_on(tmp_path):
     write_run(tmp_path / "whole")
     write_run(tmp_path / "run", ROWS[:2])
     sinks = Sinks(tmp_path / "run")
-    sinks.reconcile(ROWS[1], clients_of(ROWS[1]))
-    sinks.append(ROWS[2], clients_of(ROWS[2]))
+    sinks.reconcile(ROWS[1], clients_of(ROWS[1]), evaluation_of(ROWS[1]))
+    sinks.append(ROWS[2], clients_of(ROWS[2]), evaluation_of(ROWS[2]))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
@@ -178,4 +233,4 @@ def test_a_line_that_is_no_row_is_an_error_that_names_the_file(tmp_path, line):
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(line + "\n" + path.read_text())
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl .* delete that line"):
-        Sinks(tmp_path / "run").reconcile(ROWS[-1], clients_of(ROWS[-1]))
+        Sinks(tmp_path / "run").reconcile(ROWS[-1], clients_of(ROWS[-1]), evaluation_of(ROWS[-1]))

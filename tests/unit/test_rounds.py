@@ -49,6 +49,7 @@ POLICY = Policy(
     max_attempts=3,
     evaluate_every=1,
     client_evaluate_every=1,
+    evaluation_clients="cohort",
 )
 
 
@@ -308,6 +309,23 @@ def test_live_clients_whose_update_counts_evaluate_under_a_deadline_of_their_own
     state, effects = play(policy, reporting(policy), *events)
     assert state.phase is Phase.EVALUATING
     assert effects == (Evaluate(False, ("c",)), StartDeadline(60.0, deadline(Phase.EVALUATING)))
+
+
+def test_every_client_that_is_there_evaluates_if_all_are_asked():
+    policy = replace(POLICY, evaluation_clients="all", quorum=1)
+    events = [*joined("d", "e"), *updates("c", "b"), WorkFailed(1, 1, "a"), ClientLeft("b")]
+    state, effects = play(policy, reporting(policy), *events, ClientLeft("e"), Aggregated())
+    assert effects[0] == Evaluate(True, ("a", "c", "d"))
+    # Who comes later evaluates the next round's model.
+    events = [*joined("f"), *(ClientEvaluated(1, 1, client) for client in "ac"), ServerEvaluated()]
+    state, effects = play(policy, state, *events)
+    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    assert play(policy, state, ClientEvaluated(1, 1, "d"))[1] == (Commit(),)
+
+
+def test_nobody_is_asked_when_no_evaluation_of_clients_is_due():
+    policy = replace(POLICY, evaluation_clients="all", client_evaluate_every=2)
+    assert play(policy, aggregating(policy), Aggregated())[1][0] == Evaluate(True, ())
 
 
 def test_an_evaluation_ends_when_all_are_in_or_gone():

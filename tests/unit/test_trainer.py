@@ -8,9 +8,9 @@ from torch import nn
 
 from client.data import LocalData
 from client.trainer import Trainer, WorkFailed, choose_device
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.tasks import Examples, Task
-from common.training import TrainConfig, train
+from common.training import Evaluation, TrainConfig, train
 
 CONFIG = TrainConfig(batch_size=2, learning_rate=0.1)
 ONE_STEP = TrainConfig(batch_size=8, learning_rate=0.1)
@@ -39,7 +39,7 @@ class Reporting(Small):
         return self.metrics
 
     def evaluate(self, *_):
-        return self.metrics
+        return Evaluation(self.metrics)
 
 
 class Diverging(Small):
@@ -74,6 +74,10 @@ def trained(
     return update, trainer.train(base, update, DATA, config, seed, on_step, correction)
 
 
+def evaluated(trainer, base, data=DATA, fine_tune=None, on_step=lambda _done, _total: None):
+    return trainer.evaluate(base, data, fine_tune, 3, on_step)
+
+
 def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
@@ -106,7 +110,7 @@ def test_the_global_model_and_the_global_random_state_stay_as_they_are():
     before = {name: tensor.clone() for name, tensor in base.items()}
     state = torch.get_rng_state()
     trained(trainer, base)
-    trainer.evaluate(base, DATA)
+    evaluated(trainer, base, fine_tune=CONFIG)
     assert same(base, before)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -176,17 +180,88 @@ def test_an_evaluation_is_over_the_validation_part():
     trainer, base = begin()
     model = nn.Linear(3, 2)
     model.load_state_dict(base)
-    assert trainer.evaluate(base, DATA) == (4, Small().evaluate(model, DATA.validation))
+    assert evaluated(trainer, base) == (4, Small().evaluate(model, DATA.validation).metrics)
+
+
+def test_fine_tuning_is_training_whose_evaluation_stands_beside_the_first():
+    trainer, base = begin("dropout")
+    plain = evaluated(trainer, base)[1]
+    update, _ = trained(trainer, base)
+    local = {name: tensor + update[name] for name, tensor in base.items()}
+    tuned = {f"fine_tuned_{k}": v for k, v in evaluated(trainer, local)[1].items()}
+    count, found = evaluated(trainer, base, fine_tune=CONFIG)
+    assert (count, found) == (4, pytest.approx(plain | tuned))
+    assert found["fine_tuned_loss"] != found["loss"]
+
+
+def test_what_was_fine_tuned_is_thrown_away_and_can_be_stopped():
+    trainer, base = begin()
+    first = evaluated(trainer, base, fine_tune=CONFIG)
+    assert evaluated(trainer, base, fine_tune=CONFIG) == first
+
+    def stop(_done, _total):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        evaluated(trainer, base, fine_tune=CONFIG, on_step=stop)
 
 
 def test_without_a_validation_part_there_is_nothing_to_evaluate():
     trainer, base = begin()
-    assert trainer.evaluate(base, LocalData(examples(8), examples(0))) == (0, {})
+    data = LocalData(examples(8), examples(0))
+    assert evaluated(trainer, base, data, fine_tune=CONFIG) == (0, {})
 
 
 def test_an_evaluation_reports_finite_numbers_only():
     trainer, base = begin(task=Reporting(loss=math.inf, accuracy=0.5))
-    assert trainer.evaluate(base, DATA) == (4, {"accuracy": 0.5})
+    assert evaluated(trainer, base) == (4, {"accuracy": 0.5})
+
+
+def with_local_layers(seed=7):
+    """Return a trainer whose normalisation stays with the client, and all tensors for it."""
+    trainer = Trainer(Small(), "normalised", "cpu", r"^0\.", seed)
+    _, base = begin("normalised")
+    shared = {name: tensor for name, tensor in base.items() if name.startswith("1.")}
+    return trainer, shared, shared | trainer.initial_layers
+
+
+def test_local_layers_are_trained_and_are_no_part_of_the_update():
+    trainer, shared, base = with_local_layers()
+    update = {name: torch.empty_like(tensor) for name, tensor in shared.items()}
+    trainer.train(base, update, DATA, CONFIG, 3, lambda _done, _total: None)
+    whole, _ = trained(begin("normalised")[0], base)
+    assert same(update, whole)
+    kept = trainer.local_layers()
+    assert kept.keys() | update.keys() == base.keys()
+    assert not kept.keys() & update.keys()
+    assert kept["0.num_batches_tracked"].item() == 4
+    assert not torch.equal(kept["0.weight"], base["0.weight"])
+    # Of the other client, who has its turn next.
+    assert same(trainer.initial_layers, with_local_layers()[0].initial_layers)
+
+
+def test_local_layers_begin_alike_with_the_same_seed():
+    def first_layer(seed):
+        return Trainer(Small(), "linear", "cpu", "weight", seed).initial_layers["weight"]
+
+    assert torch.equal(first_layer(1), first_layer(1))
+    assert not torch.equal(first_layer(1), first_layer(2))
+
+
+def test_what_travels_has_the_size_and_the_names_of_the_other_tensors():
+    trainer, shared, base = with_local_layers()
+    assert trainer.model_size_bytes == sum(tensor.nbytes for tensor in shared.values())
+    trainer.check_travels(shared)
+    with pytest.raises(RunFailed, match=r"'0\.bias'"):
+        trainer.check_travels(base)
+
+
+def test_a_local_layer_that_diverged_is_work_that_failed():
+    trainer, shared, base = with_local_layers()
+    base["0.running_mean"] = torch.full((3,), math.inf)
+    update = {name: torch.empty_like(tensor) for name, tensor in shared.items()}
+    with pytest.raises(WorkFailed, match=r"0\.running_mean"):
+        trainer.train(base, update, DATA, CONFIG, 3, lambda _done, _total: None)
 
 
 def test_the_cpu_is_always_there():

@@ -150,7 +150,7 @@ def test_evaluation_is_the_mean_over_all_batches():
     inputs = torch.randn(1025, 3, generator=torch.Generator().manual_seed(2))
     targets = torch.arange(1025) % 2
     outputs = model()(inputs)
-    metrics = evaluate(model(), inputs, targets, cross_entropy)
+    metrics = evaluate(model(), inputs, targets, cross_entropy).metrics
     assert metrics["loss"] == pytest.approx(cross_entropy(outputs, targets).item(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((outputs.argmax(1) == targets).double().mean())
 
@@ -158,13 +158,38 @@ def test_evaluation_is_the_mean_over_all_batches():
 def test_accuracy_of_sequences_is_the_share_of_right_places():
     scores = torch.tensor([[[9.0, 0.0, 9.0], [0.0, 9.0, 0.0]]])  # Classes 0, 1, 0.
     targets = torch.tensor([[0, 1, 1]])
-    metrics = evaluate(nn.Identity(), scores, targets, cross_entropy)
+    metrics, confusion = evaluate(nn.Identity(), scores, targets, cross_entropy)
     assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert confusion is None
+
+
+def test_a_confusion_matrix_has_a_row_for_each_true_class_over_all_batches():
+    scores = torch.eye(3)[[0, 1, 1, 2, 0, 0]]
+    targets = torch.tensor([0, 1, 0, 2, 2, 0])
+    confusion = [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert evaluate(nn.Identity(), scores, targets, cross_entropy).confusion == confusion
+    many = evaluate(nn.Identity(), scores.repeat(200, 1), targets.repeat(200), cross_entropy)
+    assert many.confusion == [[200 * count for count in row] for row in confusion]
+    assert many.metrics["accuracy"] == pytest.approx(4 / 6)
+
+
+def test_a_class_to_ignore_and_more_than_a_hundred_classes_have_no_place_in_the_matrix():
+    targets = torch.tensor([1, -100])
+    found = evaluate(nn.Identity(), torch.eye(100)[:2], targets, cross_entropy)
+    assert sum(map(sum, found.confusion)) == found.confusion[1][0] == 1
+    targets = torch.tensor([1, 0])
+    assert evaluate(nn.Identity(), torch.eye(101)[:2], targets, cross_entropy).confusion is None
+
+
+def test_numbers_have_no_confusion_matrix():
+    found = evaluate(nn.Identity(), torch.ones(4, 1), torch.ones(4), lambda *_: torch.tensor(0.5))
+    assert (found.metrics["loss"], found.confusion) == (0.5, None)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation():
     dropout = nn.Sequential(nn.Dropout(0.5), model())
-    assert len({evaluate(dropout, INPUTS, TARGETS, cross_entropy)["loss"] for _ in range(5)}) == 1
+    losses = {evaluate(dropout, INPUTS, TARGETS, cross_entropy).metrics["loss"] for _ in range(5)}
+    assert len(losses) == 1
     train(dropout, INPUTS, TARGETS, TrainConfig(), cross_entropy, 0, lambda _done, _total: None)
     assert dropout.training
     evaluate(dropout, INPUTS, TARGETS, cross_entropy)

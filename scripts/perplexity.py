@@ -1,0 +1,64 @@
+"""Prints the perplexity of a run's model on held-out text, beside what it has to beat.
+
+That are a unigram and a bigram model of all training text in one place (common/ngrams.py).
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from common.logs import configure_logs
+from common.ngrams import Pairs, baselines
+from common.tasks import Examples
+from scripts.commands import run_app
+from scripts.trained import load_trained
+
+app = App(
+    name="./scripts/perplexity",
+    help="Prints how well a run's model predicts held-out text, beside unigrams and bigrams.",
+    version_flags=(),
+    help_format="plaintext",
+)
+
+
+@app.default
+def perplexity(
+    *,
+    run_dir: Path,
+    data_dir: Path = Path("data"),
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print the perplexities on held-out text of a model, of unigrams and of bigrams.
+
+    Args:
+        run_dir: The run directory of a text task, such as next_word or shakespeare.
+        data_dir: The data directory of the run; both parts of its text are read.
+        json: Print a JSON object.
+    """
+    configure_logs()
+    task, model, path = load_trained(run_dir)
+    train, held_out = (task.data(data_dir, train=train) for train in (True, False))
+    found = {"model": math.exp(task.evaluate(model, held_out).metrics["loss"])}
+    # Of one symbol, so that what comes out has one place.
+    classes = model(held_out.inputs[:1, :1]).shape[1]
+    found |= baselines(_pairs(train), _pairs(held_out), classes)
+    if json:
+        print(json_format.dumps(found))
+        return
+    names = {"model": str(path), "unigram": "unigram", "bigram": "bigram (Kneser-Ney)"}
+    for name, value in found.items():
+        print(f"{value:8.2f}  {names[name]}")
+
+
+def _pairs(examples: Examples) -> Pairs:
+    return Pairs(examples.inputs.numpy(), examples.targets.numpy())
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))
