@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,7 +70,7 @@ class Training:
         self._end()
 
     def rows(self) -> Iterator[Row]:
-        """Yield each round's row of metrics as it is committed, until all processes have ended.
+        """Yield each round's row of metrics as it is committed, until the server has ended.
 
         Raises:
             RunFailed: a process did.
@@ -90,8 +91,11 @@ class Training:
             time.sleep(_POLL_SECONDS)
         if server.wait() != 0:
             raise RunFailed(_last_words(self._logs / "server.log"))
+        # One that never reached the server, as when the run had ended before, waits for nothing.
+        until = time.monotonic() + _END_SECONDS
         for client in clients:
-            client.wait()
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(max(0.0, until - time.monotonic()))
 
     def _start_all(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,17 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: lines of (x, y) by their label, and horizontal lines to compare them with."""
+    """One plot: lines of (x, y) by their label, and horizontal lines to compare them with.
+
+    Of the y axis, what is below `lowest` is cut off.
+    """
 
     title: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
     x_label: str = "round"
     y_label: str = "test accuracy"
     levels: Mapping[str, float] | None = None
+    lowest: float | None = None
 
 
 def read_results(path: Path) -> list[Result]:
@@ -59,6 +63,7 @@ def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
             axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
         for label, level in (panel.levels or {}).items():
             axis.axhline(level, label=label, color="black", linestyle="--", linewidth=0.8)
+        axis.set_ylim(bottom=panel.lowest)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
         axis.set_ylabel(panel.y_label)
