@@ -1,11 +1,14 @@
 """Folding update files into a new model, against reading the same bytes once.
 
-The floor sums every file's values in float64, with as many threads as the fold has.
+The floor sums every file's values in float64, with as many threads as the fold has; that of
+the memory is the model.
 """
 
 from __future__ import annotations
 
+import ctypes
 import statistics
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +30,8 @@ from server.strategies.multi_krum import MultiKrum
 from server.strategies.trimmed_mean import TrimmedMean
 
 _WINDOW = 1 << 18
+_COHORT = 50
+_SAMPLE_SECONDS = 0.002
 
 
 class Case(NamedTuple):
@@ -60,6 +65,9 @@ def measure(small: bool) -> Iterator[Figure]:
     for case in _SMALL if small else _FULL:
         with folder() as place:
             yield _measure(case, place)
+    for name, strategy in _ROBUST.items():
+        with folder() as place:
+            yield _memory(name, strategy, "1.66M" if small else "25M", place)
 
 
 def _measure(case: Case, place: Path) -> Figure:
@@ -86,6 +94,45 @@ def _measure(case: Case, place: Path) -> Figure:
         floor=size / statistics.median(floors),
         sizes={"parameters": SIZES[case.model], "updates": case.updates},
     )
+
+
+def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
+    """Measure the anonymous memory that a large cohort takes, beside the model's size."""
+    first = place / "first.safetensors"
+    first.write_bytes(encode(Flat(SIZES[model]).state_dict()))
+    files = [place / f"{number}.safetensors" for number in range(_COHORT)]
+    for path in files:
+        path.hardlink_to(first)
+    updates = [SpooledUpdate(path, Contribution(1, 1)) for path in files]
+    # What was freed before, but not yet given back, would hide what is taken now.
+    ctypes.CDLL(None).malloc_trim(0)
+    rest = peak = _anonymous_memory()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_SAMPLE_SECONDS):
+            peak = max(peak, _anonymous_memory())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        fold(first, {}, updates, strategy, place / "new.safetensors", {})
+    finally:
+        done.set()
+        watching.join()
+    return Figure(
+        name=f"memory above rest, {name}",
+        value=peak - rest,
+        unit="B",
+        floor=first.stat().st_size,
+        sizes={"parameters": SIZES[model], "updates": _COHORT},
+    )
+
+
+def _anonymous_memory() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def _read(files: list[Path]) -> None:
