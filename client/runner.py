@@ -360,17 +360,12 @@ class Runner:
     def _with_own_layers(
         self, model: PulledModel, assignment: pb.TaskAssignment, trainer: Trainer
     ) -> dict[str, torch.Tensor]:
-        """Return a model's tensors with those that stay here, as they were when last counted.
-
-        An evaluated model is what this round's training made, here too if it was trained here.
-        """
+        """Return a model's tensors with those that stay here, as they were when last counted."""
         trainer.check_travels(model.tensors)
         if not trainer.initial_layers:
             return model.tensors
-        state, number = self._state("layers"), assignment.previous_round
-        if assignment.HasField("evaluate") and state.holds(assignment.round):
-            number = assignment.round
-        return model.tensors | (state.load(number) or trainer.initial_layers)
+        own = self._state("layers").load(assignment.previous_round)
+        return model.tensors | (own or trainer.initial_layers)
 
     def _state(self, name: str) -> ClientState:
         return ClientState(self.site.state_dir, self.run_id, f"{self.client_id}-{name}")

@@ -38,10 +38,6 @@ class ClientState:
         run = hashlib.sha256(run_id.encode()).hexdigest()[:16]
         self._folder = folder / f"{name}-{run}"
 
-    def holds(self, round_number: int) -> bool:
-        """Say whether something was kept in a round."""
-        return bool(self._generations(round_number))
-
     def load(self, round_number: int) -> dict[str, torch.Tensor] | None:
         """Return what was kept in a round: nothing in round 0, which begins anew.
 

@@ -467,8 +467,9 @@ class TaskAssignment(_message.Message):
     seed: _builtins.int
     """Of every random choice in this work; not negative."""
     previous_round: _builtins.int
-    """The last committed round that counted an update of this client; 0: none.
-    What a client keeps from one round to the next is what it had then.
+    """The last round that counted an update of this client, with EvaluateWork
+    perhaps the one whose model is evaluated; 0: none. What a client keeps
+    from one round to the next is what it had then.
     """
     @_builtins.property
     def model(self) -> Global___ModelRef:
@@ -946,7 +947,9 @@ class PushUpdateHeader(_message.Message):
     (-- aip.dev/not-precedent (AIP-141 _count): the field's own term. --)
     """
     num_steps: _builtins.int
-    """Local steps; at most local_epochs * num_examples. FedNova and SCAFFOLD refuse 0."""
+    """Local steps. Where the strategy counts them (SCAFFOLD, FedNova): 1 to
+    local_epochs * num_examples.
+    """
     @_builtins.property
     def base_model(self) -> Global___ModelRef:
         """The update is local minus this."""

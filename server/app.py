@@ -182,7 +182,6 @@ def prepare(
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
             local_epochs=training.local_epochs,
-            least_steps=int(strategy.needs_steps),
             limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),

@@ -48,8 +48,6 @@ class RunSettings:
     limits: Limits
     max_share: float
     local_epochs: int
-    # Local steps that an update must have taken; 1 where the strategy needs their number.
-    least_steps: int
 
 
 class Coordinator:
@@ -170,9 +168,8 @@ class Coordinator:
         if base.digest != announcement.base_digest:
             return "base_model's digest is not that of the model that was handed out"
         most_steps = self.settings.local_epochs * announcement.num_examples
-        if not self.settings.least_steps <= announcement.num_steps <= most_steps:
-            least = self.settings.least_steps
-            return f"num_steps must be {least} to {most_steps} (local_epochs * num_examples)"
+        if self._strategy.needs_steps and not 1 <= announcement.num_steps <= most_steps:
+            return f"num_steps must be 1 to {most_steps} (local_epochs * num_examples)"
         return metrics_objection(announcement.metrics)
 
     def offer(self, assignment: Assignment) -> bool:
@@ -248,7 +245,13 @@ class Coordinator:
         return ModelFile(version, self.directory.state_path(version, CONTROL), digest)
 
     def previous_round(self, client_id: str) -> int:
-        """Return the last committed round that counted an update of a client; 0: none."""
+        """Return the last round that counted an update of a client; 0: none.
+
+        While a round's model is evaluated, that round is one of them.
+        """
+        state = self.state
+        if state.phase is Phase.EVALUATING and client_id in state.accepted:
+            return state.round
         return self._record.contributed.get(client_id, 0)
 
     @property
