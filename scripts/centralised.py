@@ -47,20 +47,26 @@ def train(
 
     The configuration is the clients'; its epochs and FedProx's pull have no meaning here. The
     order of the examples is another in each pass over them. `stops` are numbers of examples
-    processed since the beginning, ascending.
+    processed since the beginning, ascending; it stops at the nearest whole batch, because a step
+    with the two examples that are left over can undo much of what a single model has learned.
     """
     config = replace(config, local_epochs=1, proximal_mu=0.0)
     generator = torch.Generator().manual_seed(derive_seed(seed, "pooled"))
     waiting = torch.empty(0, dtype=torch.int64)
+    size = config.batch_size
+    most = max(1, len(pooled.inputs) // size) * size
     done, began = 0, time.monotonic()
     for stop in stops:
-        while done < stop:
-            if not len(waiting):
-                waiting = torch.randperm(len(pooled.inputs), generator=generator)
-            chosen, waiting = waiting[: stop - done], waiting[stop - done :]
+        until = round(stop / size) * size
+        while done < until:
+            count = min(until - done, most)
+            while len(waiting) < count:
+                order = torch.randperm(len(pooled.inputs), generator=generator)
+                waiting = torch.cat([waiting, order])
+            chosen, waiting = waiting[:count], waiting[count:]
             part = Examples(pooled.inputs[chosen], pooled.targets[chosen])
             task.train(model, part, config, derive_seed(seed, "pooled", done), _ignore)
-            done += len(chosen)
+            done += count
         metrics = task.evaluate(model, held_out).metrics
         yield Point(done, time.monotonic() - began, metrics)
 

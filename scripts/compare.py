@@ -2,8 +2,8 @@
 
 What is the same: the initial model, the training examples (those of all partitions, without
 their validation parts), the held-out examples, the batch size, momentum and weight decay, and
-the number of examples processed between one evaluation and the next. The centralised training
-is one process with as many torch threads as a client has.
+the number of examples processed between one evaluation and the next, to a whole batch. The
+centralised training is one process with as many torch threads as a client has.
 
 The learning rate is the clients', too, which is fair only near enough: a mean over many
 clients forgives a higher rate than a single model does, and a rate tuned for one side favours
@@ -175,7 +175,7 @@ def _write(
     text = f"""# Federated against centralised: {options.run.task}, {options.run.model}
 
 {split.num_partitions} clients ({split.partitioner}), the share {options.cohort.fraction:g} of them
-in a round, {training.local_epochs} local epochs, batches of {training.batch_size}, {rates}. The
+in a round; local epochs: {training.local_epochs}, batches of {training.batch_size}, {rates}. The
 centralised training starts from the same model and has processed as many of the same examples.
 Accuracy on the same held-out examples; best: federated {best[0]:.4f}, centralised {best[1]:.4f}.
 

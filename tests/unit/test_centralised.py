@@ -32,13 +32,13 @@ class Recording(Task):
         return Evaluation({"accuracy": float(len(self.seen))})
 
 
-def test_it_processes_as_many_examples_as_asked_each_once_a_pass():
+def test_it_processes_whole_batches_up_to_what_was_asked_each_example_once_a_pass():
     task = Recording()
     pooled = Examples(torch.arange(10), torch.arange(10))
-    config = TrainConfig(local_epochs=5, learning_rate=0.3, proximal_mu=1.0)
-    points = list(train(task, nn.Linear(1, 1), pooled, pooled, config, 0, [7, 13, 30]))
-    assert [point.examples for point in points] == [7, 13, 30]
-    assert [point.metrics["accuracy"] for point in points] == [7, 13, 30]
+    config = TrainConfig(local_epochs=5, batch_size=4, learning_rate=0.3, proximal_mu=1.0)
+    points = list(train(task, nn.Linear(1, 1), pooled, pooled, config, 0, [7, 13, 31]))
+    assert [point.examples for point in points] == [8, 12, 32]
+    assert [point.metrics["accuracy"] for point in points] == [8, 12, 32]
     passes = [sorted(task.seen[start : start + 10]) for start in (0, 10, 20)]
     assert passes == [list(range(10))] * 3
     assert task.seen[:10] != task.seen[10:20]
