@@ -5,7 +5,7 @@ until the best test accuracy so far reaches the target.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Of the clients' learning rates; the paper tried more, each a factor of 10^(1/3) or 10^(1/6) apart.
 GRID = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -67,116 +67,48 @@ class Cell:
 
 _FEDAVGM = (("--strategy", "fedavgm"), ("--server-momentum", 0.7), ("--server-lr", 0.6))
 
+_2NN = Cell(
+    name="2nn-iid",
+    model="mlp",
+    partitioner="iid",
+    fraction=0.1,
+    epochs=1,
+    target=0.97,
+    paper={"table 1": 87},
+    aim=60,
+    lr=0.1,
+    rounds=120,
+)
+_2NN_NON_IID = replace(
+    _2NN,
+    name="2nn-non-iid",
+    partitioner="shards",
+    paper={"table 1": 664},
+    aim=300,
+    lr=0.2,
+    rounds=500,
+)
+_CNN = replace(
+    _2NN,
+    name="cnn-e1",
+    model="cnn",
+    target=0.99,
+    paper={"table 2": 34},
+    aim=36,
+    lr=0.2,
+    rounds=60,
+)
+_CNN_E5 = replace(
+    _CNN, name="cnn-e5", epochs=5, paper={"table 1": 18, "table 2": 20}, aim=24, rounds=40
+)
 CELLS = (
-    Cell(
-        name="2nn-iid",
-        model="mlp",
-        partitioner="iid",
-        fraction=0.1,
-        epochs=1,
-        target=0.97,
-        paper={"table 1": 87},
-        aim=60,
-        lr=0.1,
-        rounds=120,
-    ),
-    Cell(
-        name="2nn-iid-all",
-        model="mlp",
-        partitioner="iid",
-        fraction=1.0,
-        epochs=1,
-        target=0.97,
-        paper={"table 1": 70},
-        aim=60,
-        lr=0.1,
-        rounds=100,
-    ),
-    Cell(
-        name="2nn-non-iid",
-        model="mlp",
-        partitioner="shards",
-        fraction=0.1,
-        epochs=1,
-        target=0.97,
-        paper={"table 1": 664},
-        aim=300,
-        lr=0.2,
-        rounds=500,
-    ),
-    Cell(
-        name="2nn-non-iid-all",
-        model="mlp",
-        partitioner="shards",
-        fraction=1.0,
-        epochs=1,
-        target=0.97,
-        paper={"table 1": 380},
-        aim=340,
-        lr=0.2,
-        rounds=450,
-    ),
-    Cell(
-        name="cnn-e1",
-        model="cnn",
-        partitioner="iid",
-        fraction=0.1,
-        epochs=1,
-        target=0.99,
-        paper={"table 2": 34},
-        aim=36,
-        lr=0.2,
-        rounds=60,
-    ),
-    Cell(
-        name="cnn-e5",
-        model="cnn",
-        partitioner="iid",
-        fraction=0.1,
-        epochs=5,
-        target=0.99,
-        paper={"table 1": 18, "table 2": 20},
-        aim=24,
-        lr=0.2,
-        rounds=40,
-    ),
-    Cell(
-        name="2nn-non-iid-best",
-        model="mlp",
-        partitioner="shards",
-        fraction=0.1,
-        epochs=1,
-        target=0.97,
-        paper={"table 1": 664},
-        aim=160,
-        lr=0.1,
-        rounds=300,
-        strategy=_FEDAVGM,
-    ),
-    Cell(
-        name="cnn-e1-best",
-        model="cnn",
-        partitioner="iid",
-        fraction=0.1,
-        epochs=1,
-        target=0.99,
-        paper={"table 2": 34},
-        aim=26,
-        lr=0.2,
-        rounds=60,
-        strategy=_FEDAVGM,
-    ),
-    Cell(
-        name="cnn-e5-best",
-        model="cnn",
-        partitioner="iid",
-        fraction=0.1,
-        epochs=5,
-        target=0.99,
-        paper={"table 1": 18, "table 2": 20},
-        aim=18,
-        lr=0.2,
-        rounds=40,
-        strategy=_FEDAVGM,
-    ),
+    _2NN,
+    replace(_2NN, name="2nn-iid-all", fraction=1.0, paper={"table 1": 70}),
+    _2NN_NON_IID,
+    replace(_2NN_NON_IID, name="2nn-non-iid-all", fraction=1.0, paper={"table 1": 380}, aim=340),
+    _CNN,
+    _CNN_E5,
+    replace(_2NN_NON_IID, name="2nn-non-iid-best", aim=160, lr=0.1, strategy=_FEDAVGM),
+    replace(_CNN, name="cnn-e1-best", aim=26, strategy=_FEDAVGM),
+    replace(_CNN_E5, name="cnn-e5-best", aim=18, lr=0.1, strategy=_FEDAVGM),
 )
