@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load
 
 from common.seeds import derive_seed
-from common.splits import Partitioner, Split, hold_out, partition
-from common.tasks import Examples, load_task
+from common.tasks import Examples
 from common.tensors import encode
 from protos import federated_pb2 as pb
 from server.app import initial_model
 from tests.e2e.harness import TASK, interrupt, json_lines, until
+from tests.e2e.tiny import tiny_shares
 
 ROUNDS = 3
 PARTITIONS = 4
@@ -21,18 +21,7 @@ PARTITIONS = 4
 
 def _fedavg_in_process(seed: int) -> bytes:
     """FedAvg over Tiny as the processes are asked to run it, in one process and no framework."""
-    task = load_task(TASK)
-    data = task.data(None, train=True)
-    split = Split(
-        partitioner=Partitioner.DIRICHLET,
-        num_partitions=PARTITIONS,
-        alpha=0.5,
-        shards_per_client=2,
-        seed=seed,
-        validation_fraction=0.1,
-    )
-    parts = partition(data.targets.numpy(), split)
-    shares = [torch.from_numpy(hold_out(parts[i], split, i)[0]) for i in range(PARTITIONS)]
+    task, data, shares = tiny_shares(PARTITIONS, seed)
     model = initial_model(task, "linear", seed)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     for number in range(1, ROUNDS + 1):

@@ -7,28 +7,16 @@ import torch
 from safetensors.torch import load
 
 from common.seeds import derive_seed
-from common.splits import Partitioner, Split, hold_out, partition
-from common.tasks import load_task
 from server.app import initial_model
-from tests.e2e.harness import TASK, json_lines
+from tests.e2e.harness import json_lines
+from tests.e2e.tiny import tiny_shares
 
 ROUNDS, CLIENTS, LR = 4, 3, 0.1
 
 
 def _scaffold_in_process(seed, lost=()):
     """Algorithm 1 with option II over Tiny; `lost` holds (round, client) whose c_i was lost."""
-    task = load_task(TASK)
-    data = task.data(None, train=True)
-    split = Split(
-        partitioner=Partitioner.DIRICHLET,
-        num_partitions=CLIENTS,
-        alpha=0.5,
-        shards_per_client=2,
-        seed=seed,
-        validation_fraction=0.1,
-    )
-    parts = partition(data.targets.numpy(), split)
-    shares = [torch.from_numpy(hold_out(parts[i], split, i)[0]) for i in range(CLIENTS)]
+    task, data, shares = tiny_shares(CLIENTS, seed)
     counts = [len(share) / sum(map(len, shares)) for share in shares]
     x = [p.detach().clone() for p in initial_model(task, "linear", seed).parameters()]
     c = [torch.zeros_like(p) for p in x]
