@@ -109,6 +109,6 @@ CELLS = (
     _CNN,
     _CNN_E5,
     replace(_2NN_NON_IID, name="2nn-non-iid-best", aim=160, lr=0.1, strategy=_FEDAVGM),
-    replace(_CNN, name="cnn-e1-best", aim=26, strategy=_FEDAVGM),
+    replace(_CNN, name="cnn-e1-best", aim=26, lr=0.1, strategy=_FEDAVGM),
     replace(_CNN_E5, name="cnn-e5-best", aim=18, lr=0.1, strategy=_FEDAVGM),
 )

@@ -57,7 +57,7 @@ def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
     height = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.8 * height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(height, columns, squeeze=False).flat
+    axes = list(figure.subplots(height, columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         for label, line in panel.lines.items():
             axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
@@ -69,6 +69,6 @@ def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
         axis.set_ylabel(panel.y_label)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=110)

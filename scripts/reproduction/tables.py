@@ -158,4 +158,4 @@ def _panel(cell: Cell, results: Sequence[Result]) -> Panel:
         if result["cell"] == cell.name
     }
     levels = {f"target {cell.target:.0%}": cell.target}
-    return Panel(title=cell.name, lines=lines, levels=levels)
+    return Panel(title=cell.name, lines=lines, levels=levels, lowest=cell.target - 0.1)
