@@ -31,6 +31,18 @@ class Owned(Tiny):
         return ["ann", "bob", "ann", "cem"] * 50
 
 
+class Attacked(Tiny):
+    """Tiny; where HOSTILE is set, clients push the wrong way, and ten times as far."""
+
+    def train(self, model, examples, config, seed, on_step):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        metrics = super().train(model, examples, config, seed, on_step)
+        if os.environ.get("HOSTILE"):
+            for name, value in model.state_dict().items():
+                value.lerp_(before[name], 11)
+        return metrics
+
+
 class Pairs(Tiny):
     """Two targets an example."""
 

@@ -25,17 +25,16 @@ def run(
     rounds: int = 100,
     task: str = "mnist",
     partitions: int = 539,
-    flags: Sequence[object] = (),
+    fraction: float = 0.1,
 ) -> None:
     """Train, or go on where the output folder stands, and write table and picture."""
     output.mkdir(parents=True, exist_ok=True)
     given = [
         *("--task", task, "--rounds", rounds, "--data-dir", data_dir, "--batch-size", 10),
         *("--partitioner", "natural", "--num-partitions", partitions, "--min-clients", partitions),
-        *("--fraction", 0.1, "--local-epochs", 1, "--lr", 0.1, "--validation-fraction", 0.2),
+        *("--fraction", fraction, "--local-epochs", 1, "--lr", 0.1, "--validation-fraction", 0.2),
         *("--evaluation-clients", "all", "--client-evaluate-every", max(1, rounds // 4)),
         *("--fine-tune-epochs", _EPOCHS, "--keep-rounds", 1, "--report-deadline", 3600),
-        *flags,
     ]
     rows = [row for row in train("writers", output / "run", given) if row["client_accuracy"]]
     text = f"""# Handwritten digits, a client a writer

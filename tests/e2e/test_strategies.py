@@ -85,3 +85,20 @@ def test_a_robust_strategy_keeps_no_share_and_commits(federation):
     rows = json_lines(federation.run_dir / "clients.jsonl")
     assert {row["share"] for row in rows} == {None}
     assert (federation.run_dir / "rounds/00002/momentum.safetensors").exists()
+
+
+def test_hostile_clients_break_fedavg_and_not_the_median(federation, another_federation):
+    accuracies = []
+    for process, strategy in ((federation, "fedavg"), (another_federation, "median")):
+        flags = ("--partitioner", "iid", "--local-epochs", 5, "--strategy", strategy)
+        server = process.server(
+            *("--rounds", 5, "--min-clients", 5, "--num-partitions", 5, *flags),
+            task="tests.tasks:Attacked",
+        )
+        process.client("0-3", task="tests.tasks:Attacked")
+        process.client("4", task="tests.tasks:Attacked", HOSTILE="1")
+        assert server.wait() == 0, server.text
+        accuracies.append(process.rows[-1]["global_accuracy"])
+    broken, kept = accuracies
+    assert broken < 0.6
+    assert kept > 0.8
