@@ -6,14 +6,13 @@ The same seed gives the same bytes. Knows nothing about the wire.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from client.data import LocalData
 from common.errors import FolkmootError, InputError, RunFailed, TensorError
-from common.local_layers import local_names
 from common.seeds import derive_seed
 from common.tasks import Task
 from common.tensors import check_finite
@@ -35,21 +34,23 @@ class Trainer:
         task: brings the model, its training and its evaluation.
         model_name: one of the task's.
         device: where the model is.
-        local_layers: the tensors that stay with each client, as a regular expression.
+        local: the names of the tensors that stay with each client.
         seed: of what these are at first, for all clients.
-
-    Raises:
-        InputError: `local_layers` is no regular expression.
     """
 
     def __init__(
-        self, task: Task, model_name: str, device: str, local_layers: str = "", seed: int = 0
+        self,
+        task: Task,
+        model_name: str,
+        device: str,
+        local: Iterable[str] = (),
+        seed: int = 0,
     ) -> None:
         self._task = task
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "local layers"))
             self._model = task.models[model_name]().to(device)
-        self._local = local_names(self._model.state_dict(), local_layers)
+        self._local = frozenset(local) & self._model.state_dict().keys()
         self.initial_layers = self.local_layers()
 
     @property

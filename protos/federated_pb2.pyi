@@ -198,28 +198,28 @@ class TaskSpec(_message.Message):
     TASK_NAME_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
-    LOCAL_LAYERS_FIELD_NUMBER: _builtins.int
+    LOCAL_TENSORS_FIELD_NUMBER: _builtins.int
     task_name: _builtins.str
     """In the task registry, or "package.module:attribute"."""
     model_name: _builtins.str
     """One of the task's models."""
-    local_layers: _builtins.str
-    """Tensors that stay with their client and never travel: those whose name
-    matches this Python regular expression, anywhere in it. Empty: none.
-    """
     @_builtins.property
     def split(self) -> Global___DataSplit: ...
+    @_builtins.property
+    def local_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The model's tensors that stay with their client and never travel."""
+
     def __init__(
         self,
         *,
         task_name: _builtins.str = ...,
         model_name: _builtins.str = ...,
         split: Global___DataSplit | None = ...,
-        local_layers: _builtins.str = ...,
+        local_tensors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_layers", b"local_layers", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_tensors", b"local_tensors", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -948,7 +948,7 @@ class PushUpdateHeader(_message.Message):
     """
     num_steps: _builtins.int
     """Local steps. Where the strategy counts them (SCAFFOLD, FedNova): 1 to
-    local_epochs * num_examples.
+    local_epochs * ceil(num_examples / batch_size).
     """
     @_builtins.property
     def base_model(self) -> Global___ModelRef:

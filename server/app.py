@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from common.errors import InputError, RunFailed, TensorError
-from common.local_layers import local_names
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
@@ -150,7 +149,11 @@ def prepare(
     Raises:
         CheckpointError: the last commit is damaged.
     """
-    recovered = directory.recover() or _begin_run(options, task, directory)
+    model = initial_model(task, options.run.model or "", options.run.seed)
+    trained = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+    local = configuration.local_tensors(model.state_dict(), options.run.local_layers)
+    recovered = directory.recover() or _begin_run(model, local, directory)
+    del model
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
@@ -181,7 +184,9 @@ def prepare(
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
-            local_epochs=training.local_epochs,
+            training=training,
+            trained_tensors=trained,
+            local_tensors=local,
             limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),
@@ -204,10 +209,9 @@ def initial_model(task: Task, name: str, seed: int) -> torch.nn.Module:
         return task.models[name]()
 
 
-def _begin_run(options: ServerOptions, task: Task, directory: RunDirectory) -> Recovered:
-    model = initial_model(task, options.run.model or "", options.run.seed).state_dict()
-    local = local_names(model, options.run.local_layers)
-    shared = {name: tensor for name, tensor in model.items() if name not in local}
+def _begin_run(model: torch.nn.Module, local: frozenset[str], directory: RunDirectory) -> Recovered:
+    tensors = model.state_dict().items()
+    shared = {name: tensor for name, tensor in tensors if name not in local}
     for name, tensor in shared.items():
         if tensor.dtype is torch.bool or tensor.is_complex():
             raise InputError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import __version__
 from common.config import parse_options
 from common.errors import InputError
-from common.local_layers import local_names
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
+from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
 from server.strategies import choices
 
@@ -124,8 +125,12 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             "proximal_mu": _first(given.proximal_mu, default.proximal_mu or None),
         },
     )
-    partitions, max_share = options.split.num_partitions, options.limits.max_share
-    choices.check(strategy, values, momentum, max_share, partitions)
+    training = replace(
+        train_config(given),
+        learning_rate=_first(given.lr, default.learning_rate),
+        momentum=momentum,
+    )
+    choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
     proximal_mu = values.pop("proximal_mu") or 0.0
     return replace(
         options,
@@ -142,6 +147,13 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         ),
         strategy=replace(options.strategy, **values),
     )
+
+
+def _wanted(options: ServerOptions) -> int:
+    """Return the updates that a round wants once all clients are there."""
+    cohort, partitions = options.cohort, options.split.num_partitions
+    wanted = cohort.report_goal or wanted_updates(partitions, cohort.fraction, cohort.min_cohort)
+    return min(wanted, partitions)
 
 
 def _check_cohort(cohort: CohortOptions, split: SplitOptions) -> None:
@@ -215,13 +227,31 @@ def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
             "can't evaluate without; add --evaluate-every 0: the clients evaluate"
         )
     names = list(task.models[model]().state_dict())
-    local = local_names(names, pattern)
+    local = local_tensors(names, pattern)
     if not local or len(local) == len(names):
         some = ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
         raise InputError(
             f"--local-layers: {pattern!r} matches {'all' if local else 'none'} of the model's "
             f"tensors: {some}"
         )
+
+
+def local_tensors(names: Iterable[str], pattern: str) -> frozenset[str]:
+    """Return the names that --local-layers matches, anywhere in them; "" matches none.
+
+    Raises:
+        InputError: it is no regular expression.
+
+    >>> sorted(local_tensors(["conv.weight", "bn.weight", "bn.bias"], "^bn"))
+    ['bn.bias', 'bn.weight']
+    """
+    try:
+        expression = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"--local-layers: {pattern!r} is no regular expression ({error}); e.g. 'bn|norm'"
+        ) from error
+    return frozenset(name for name in names if pattern and expression.search(name))
 
 
 def train_config(options: TrainingOptions) -> TrainConfig:

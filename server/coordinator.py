@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from common.errors import RequestError, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
-from common.training import Metrics
+from common.training import Metrics, TrainConfig
 from server import rounds
 from server.aggregation import capped_weights
 from server.assignments import Assignment, Assignments, Work, task_token
@@ -47,7 +47,10 @@ class RunSettings:
     keep_rounds: int
     limits: Limits
     max_share: float
-    local_epochs: int
+    training: TrainConfig
+    # Of the model: those that optimizers step, and those that stay with their clients.
+    trained_tensors: frozenset[str]
+    local_tensors: frozenset[str]
 
 
 class Coordinator:
@@ -167,9 +170,10 @@ class Coordinator:
             return f"base_model must be version {assignment.model_version}"
         if base.digest != announcement.base_digest:
             return "base_model's digest is not that of the model that was handed out"
-        most_steps = self.settings.local_epochs * announcement.num_examples
+        training = self.settings.training
+        most_steps = training.local_epochs * -(-announcement.num_examples // training.batch_size)
         if self._strategy.needs_steps and not 1 <= announcement.num_steps <= most_steps:
-            return f"num_steps must be 1 to {most_steps} (local_epochs * num_examples)"
+            return f"num_steps must be 1 to {most_steps}, as many batches as there are"
         return metrics_objection(announcement.metrics)
 
     def offer(self, assignment: Assignment) -> bool:
@@ -446,6 +450,7 @@ class Coordinator:
                 {name: directory.state_path(last, name) for name in self._record.state},
                 spooled,
                 self._strategy,
+                self.settings.trained_tensors,
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self._strategy.state_names},
             )
@@ -487,7 +492,7 @@ class Coordinator:
             round=state.round,
             model=self._attempt.folded.model,
             state=self._attempt.folded.state,
-            contributed={**self._record.contributed, **dict.fromkeys(updates, state.round)},
+            contributed=self._contributed(),
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,
@@ -502,6 +507,13 @@ class Coordinator:
         settings = self.settings
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
+
+    def _contributed(self) -> dict[str, int]:
+        """Return each client's last counted round, where clients keep something of it."""
+        if not (self.uses_control or self.settings.local_tensors):
+            return {}
+        now = dict.fromkeys(self.spool.accepted, self.state.round)
+        return {**self._record.contributed, **now}
 
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)

@@ -7,7 +7,7 @@ file only reads and writes.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,13 +59,14 @@ def fold(
     state: Mapping[str, Path],
     updates: Sequence[SpooledUpdate],
     strategy: Strategy,
+    trained: Container[str],
     new_model: Path,
     new_state: Mapping[str, Path],
 ) -> Folded:
     """Write the new model and what the strategy keeps; return their digests.
 
-    Floating-point tensors take the server optimizer's step. Others (counters, such as
-    BatchNorm's) take the combined update, rounded. All files are durable on return. The result
+    Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) take
+    the mean update, rounded where they are integers. All files are durable on return. The result
     depends on the order of `updates`, so callers pass them in client_id order.
 
     Args:
@@ -73,6 +74,7 @@ def fold(
         state: what the strategy kept in the round before, by name, files of the model's schema.
         updates: at least one, each of the model's schema.
         strategy: combines the updates.
+        trained: the names of the tensors that are.
         new_model: where the new model goes.
         new_state: where what the strategy keeps goes, by name; more names than it has are fine.
 
@@ -87,6 +89,7 @@ def fold(
         state={name: open_mapped(path) for name, path in state.items()},
         updates=[open_mapped(update.path) for update in updates],
         strategy=strategy,
+        trained=trained,
     )
     with safe_open(base, framework="pt") as file:
         places = [
@@ -121,6 +124,7 @@ class _Inputs:
     state: Mapping[str, Tensors]
     updates: Sequence[Tensors]
     strategy: Strategy
+    trained: Container[str]
 
     def measure_window(self, name: str, start: int) -> torch.Tensor:
         """Return what the strategy finds out about a window before it plans."""
@@ -131,11 +135,11 @@ class _Inputs:
         strategy = self.strategy
         window = _window(self.model, name, start)
         updates = [_window(update, name, start) for update in self.updates]
-        if not window.is_floating_point():
-            counted = window.double() + strategy.combine(updates, plan)
-            return _cast(counted.round(), window.dtype, name), {
-                kept: torch.zeros_like(window) for kept in strategy.state_names
-            }
+        if name not in self.trained:
+            value = window.double() + strategy.mean(updates, plan)
+            value = value if window.is_floating_point() else value.round()
+            none = {kept: torch.zeros_like(window) for kept in strategy.state_names}
+            return _cast(value, window.dtype, name), none
         before = {
             kept: _window(tensors, name, start).double() for kept, tensors in self.state.items()
         }

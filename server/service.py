@@ -57,9 +57,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         coordinator: Coordinator,
         task_name: str,
         model_name: str,
-        local_layers: str,
         split: Split,
-        training: TrainConfig,
         fine_tune_epochs: int,
         clients: Clients,
         join_tokens: JoinTokens | None,
@@ -70,9 +68,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._sessions = coordinator.sessions
         self._task_name = task_name
         self._model_name = model_name
-        self._local_layers = local_layers
         self._split = split
-        self._training = training
         self._fine_tune_epochs = fine_tune_epochs
         self._outgoing = OutgoingChunks()
         self._pace = limits.Pace(coordinator.settings.limits.joins_per_second)
@@ -152,7 +148,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 task_name=self._task_name,
                 model_name=self._model_name,
                 split=self._data_split(),
-                local_layers=self._local_layers,
+                local_tensors=sorted(coordinator.settings.local_tensors),
             ),
         )
 
@@ -348,7 +344,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         )
 
     def _task_assignment(self, assignment: Assignment) -> pb.TaskAssignment:
-        coordinator, config = self._coordinator, self._training
+        coordinator = self._coordinator
+        config = coordinator.settings.training
         message = pb.TaskAssignment(
             task_token=assignment.task_token.encode(),
             round=assignment.round,

@@ -78,7 +78,7 @@ def _measure(case: Case, place: Path) -> Figure:
     new = place / "new.safetensors"
 
     def aggregate() -> None:
-        fold(files[0], {}, updates, case.strategy, new, {})
+        fold(files[0], {}, updates, case.strategy, open_mapped(files[0]), new, {})
 
     floors, values = [], []
     for _ in range(case.times):
@@ -117,7 +117,7 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        fold(first, {}, updates, strategy, place / "new.safetensors", {})
+        fold(first, {}, updates, strategy, open_mapped(first), place / "new.safetensors", {})
     finally:
         done.set()
         watching.join()

@@ -99,6 +99,13 @@ class Strategy:
         """
         return weighted_mean(updates, plan.weights, plan.total)
 
+    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+        """Return by how much what isn't trained changes, such as BatchNorm's running variance.
+
+        No server optimizer has a part in it. Arguments and result are those of `combine`.
+        """
+        return weighted_mean(updates, [one.weight for one in plan.cohort])
+
     def apply(
         self, model: torch.Tensor, updates: Sequence[torch.Tensor], plan: Plan, state: State
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

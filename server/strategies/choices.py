@@ -6,6 +6,7 @@ Knows the strategies by name only, so that --help and wrong flags need not wait 
 from collections.abc import Mapping
 
 from common.errors import InputError
+from common.training import TrainConfig
 
 Values = Mapping[str, float | int | None]
 
@@ -28,6 +29,8 @@ _TAKEN: Mapping[str, Values] = {
 }
 # Those for which all updates count alike.
 _UNWEIGHTED = ("median", "trimmed-mean", "multi-krum")
+# Those for which local steps count.
+_BY_STEPS = ("scaffold", "fednova")
 
 
 def resolve(strategy: str, given: Values) -> dict[str, float | int | None]:
@@ -56,32 +59,43 @@ def resolve(strategy: str, given: Values) -> dict[str, float | int | None]:
 
 
 def check(
-    strategy: str, values: Values, momentum: float, max_share: float, num_clients: int
+    strategy: str, values: Values, training: TrainConfig, max_share: float, wanted: int
 ) -> None:
     """Refuse what makes no sense with a strategy.
 
     Args:
         strategy: its name.
         values: as `resolve` returned them.
-        momentum: of the clients' SGD.
+        training: of the clients, except FedProx's mu, which is among the values.
         max_share: of the mean that one client may have.
-        num_clients: that there will be at most.
+        wanted: the updates that a round wants at most.
 
     Raises:
         InputError: names the flag and the reason.
     """
-    if strategy == "scaffold" and momentum:
+    if strategy == "scaffold" and training.momentum:
         raise InputError(
-            f"--momentum: {momentum} does not go with --strategy scaffold, whose control variates "
-            "are the gradients of plain SGD; use --momentum 0"
+            f"--momentum: {training.momentum} does not go with --strategy scaffold, whose control "
+            "variates are the gradients of plain SGD; use --momentum 0"
         )
     if strategy in _UNWEIGHTED and max_share < 1:
         raise InputError(
             f"--max-share: with --strategy {strategy} all updates count alike; leave it out"
         )
-    needed = 2 * int(values.get("num_hostile") or 0) + 3
-    if strategy == "multi-krum" and num_clients < needed:
+    if strategy in _BY_STEPS and max_share < 1:
         raise InputError(
-            f"--strategy: multi-krum needs {needed} updates (2 * --num-hostile + 3), and there "
-            f"are {num_clients} clients (--num-partitions)"
+            f"--max-share: --strategy {strategy} also counts the steps that clients claim, which "
+            "no share bounds; leave it out, or use another strategy"
+        )
+    pull = training.learning_rate * (values["proximal_mu"] or 0.0)
+    if strategy == "fednova" and pull >= 1:
+        raise InputError(
+            f"--proximal-mu: --lr times it is {pull:g}, with which local steps overshoot the "
+            "global model and FedNova can't count them; keep it below 1"
+        )
+    needed = 2 * int(values["num_hostile"] or 0) + 3
+    if strategy == "multi-krum" and wanted < needed:
+        raise InputError(
+            f"--strategy: multi-krum needs {needed} updates (2 * --num-hostile + 3), and a round "
+            f"wants {wanted}; raise --fraction or --report-goal, or have more clients"
         )

@@ -1,33 +1,33 @@
 """FedNova: clients that do unequal numbers of local steps count as if they did equal ones."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from server.optimizers import Optimizer
-from server.strategies.base import Contribution, Plan, Strategy
+from server.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
 
 def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu: float) -> float:
-    """Return |a|_1, by how much `steps` local steps add up: with plain SGD, `steps`.
+    """Return by how much `steps` local steps add up: with plain SGD, `steps`.
 
-    Wang et al. 2020 (arXiv 2007.07481), section 3.1: with momentum rho the gradient of step k
-    counts (1 - rho^(steps-k)) / (1 - rho) times, with a proximal term (1 - lr*mu)^(steps-1-k)
-    times. With both, each gradient's weights follow from the recursion of the local steps.
+    That is the sum of a in Wang et al. 2020 (arXiv 2007.07481), section 3.1, where it is |a|_1, as
+    none of a is negative: with momentum rho the gradient of step k counts
+    (1 - rho^(steps-k)) / (1 - rho) times, with a proximal term (1 - lr*mu)^(steps-1-k) times.
 
     >>> norm_of_steps(4, 0.1, 0.0, 0.0)
     4.0
     >>> norm_of_steps(2, 0.1, 0.5, 0.0)
     2.5
     """
-    if not momentum and not proximal_mu:
-        return float(steps)
-    # A gradient of one: how far the parameter has moved, in units of the learning rate.
-    moved, velocity = 0.0, 0.0
-    for _ in range(steps):
-        velocity = momentum * velocity + 1.0 - learning_rate * proximal_mu * moved
-        moved += velocity
-    return moved
+    # With gradients of one, a step takes (moved, velocity, 1), in units of the learning rate, on;
+    # powers, since a client may claim a great many.
+    pull = learning_rate * proximal_mu
+    step = np.array([[1 - pull, momentum, 1], [-pull, momentum, 1], [0, 0, 1.0]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.linalg.matrix_power(step, steps)[0, 2])
 
 
 class FedNova(Strategy):
@@ -54,6 +54,10 @@ class FedNova(Strategy):
     def plan(self, cohort: Sequence[Contribution], measured: torch.Tensor | None) -> Plan:
         """See `Strategy.plan`."""
         norms = [norm_of_steps(one.num_steps, *self._sgd) for one in cohort]
+        if not all(0 < norm < math.inf for norm in norms):
+            raise CannotAggregate(
+                "the local steps that clients claim add up to nothing FedNova knows"
+            )
         counts = [one.weight for one in cohort]
         total = sum(counts)
         effective = sum(n * norm for n, norm in zip(counts, norms, strict=True)) / total

@@ -23,6 +23,8 @@ def krum_scores(products: torch.Tensor, hostile: int) -> list[float]:
     """
     norms = products.diagonal()
     distances = (norms[:, None] + norms[None, :] - 2 * products).clamp_(min=0)
+    # Of float64 values, products may overflow.
+    distances.nan_to_num_(nan=torch.inf)
     distances.fill_diagonal_(torch.inf)
     near = len(products) - hostile - 2
     return [float(x) for x in distances.sort(dim=1).values[:, :near].sum(dim=1)]
@@ -71,3 +73,7 @@ class MultiKrum(Strategy):
         """See `Strategy.combine`."""
         chosen = [update for update, weight in zip(updates, plan.weights, strict=True) if weight]
         return weighted_mean(chosen, [1.0] * len(chosen), plan.total)
+
+    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+        """See `Strategy.mean`; here, too, the hostile ones must not count."""
+        return self.combine(updates, plan)

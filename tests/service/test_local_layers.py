@@ -68,7 +68,7 @@ def test_they_never_travel_and_each_client_goes_on_from_its_own(tmp_path, monkey
 
 @pytest.fixture
 def client(tmp_path):
-    trainer = Trainer(load_task(TASK), "mlp", "cpu", "norm")
+    trainer = Trainer(load_task(TASK), "mlp", "cpu", LOCAL)
     runner = Runner(SimpleNamespace(state_dir=tmp_path), "a", 0, run_id="run")
     state = ClientState(tmp_path, "run", "a-layers")
 

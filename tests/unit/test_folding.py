@@ -12,15 +12,20 @@ from server.folding import Overflow, SpooledUpdate, fold
 from server.optimizers import Sgd
 from server.strategies.base import Contribution
 from server.strategies.fedavg import FedAvg
+from server.strategies.multi_krum import MultiKrum
+from server.strategies.norm_bounding import NormBounding
+from server.strategies.scaffold import Scaffold
 
 COUNTS = (1, 10, 100)
+# Of the tensors below, those that are no counters or statistics.
+TRAINED = ("w", "a", "z", "after", "scalar", "none")
 
 
 def spooled(path, count):
     return SpooledUpdate(path, Contribution(count, 1))
 
 
-def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS):
+def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS, trained=TRAINED):
     """Fold tensors by way of files; return the new model's tensors."""
     folder.mkdir(exist_ok=True)
     base = folder / "base.safetensors"
@@ -33,7 +38,7 @@ def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS)
     new = folder / "new.safetensors"
     state = {"momentum": momentum} if momentum else {}
     strategy = FedAvg(optimizer or Sgd())
-    fold(base, state, files, strategy, new, {"momentum": folder / "momentum.safetensors"})
+    fold(base, state, files, strategy, trained, new, {"momentum": folder / "momentum.safetensors"})
     return views(memoryview(bytearray(new.read_bytes())))
 
 
@@ -56,9 +61,16 @@ def test_counters_take_the_plain_mean_rounded(tmp_path):
     model = {"w": torch.tensor([10, -10], dtype=torch.int64)}
     updates = three([1, -1], [2, -2], [3, -3], dtype=torch.int64)
     # (1*1 + 10*2 + 100*3) / 111 = 2.89; the server's rate and momentum play no part.
-    new = folded(tmp_path, model, updates, Sgd(0.1, 0.9))
+    new = folded(tmp_path, model, updates, Sgd(0.1, 0.9), trained=())
     assert new["w"].dtype is torch.int64
     assert new["w"].tolist() == [13, -13]
+
+
+def test_statistics_take_the_plain_mean_whatever_the_optimizer(tmp_path):
+    """A running variance that overshoots would be negative, and its root no number."""
+    model, updates = {"w": torch.tensor([1.0])}, three([-0.9], [-0.9], [-0.9])
+    new = folded(tmp_path, model, updates, Sgd(2.0, 0.9), trained=())
+    assert new["w"].item() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -102,9 +114,15 @@ def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
     update = spooled(tmp_path / "0.safetensors", 1)
-    assert fold(base, {}, [update], FedAvg(Sgd()), new, {}) == (digest_file(new), {}, [1.0])
+    assert fold(base, {}, [update], FedAvg(Sgd()), TRAINED, new, {}) == (
+        digest_file(new),
+        {},
+        [1.0],
+    )
     momentum = tmp_path / "momentum"
-    found = fold(base, {}, [update], FedAvg(Sgd(momentum=0.9)), new, {"momentum": momentum})
+    found = fold(
+        base, {}, [update], FedAvg(Sgd(momentum=0.9)), TRAINED, new, {"momentum": momentum}
+    )
     assert found == (digest_file(new), {"momentum": digest_file(momentum)}, [1.0])
 
 
@@ -127,7 +145,7 @@ def test_names_and_times_of_the_files_do_not_matter(tmp_path):
         os.utime(path, (1000 - index, 1000 - index))
         moved.append(spooled(path, count))
     new = tmp_path / "new.safetensors"
-    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), new, {})
+    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), TRAINED, new, {})
     assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
 
 
@@ -161,8 +179,45 @@ def test_without_momentum_none_is_written(tmp_path):
     ],
 )
 def test_finite_updates_that_overflow_are_an_error_that_names_the_tensor(tmp_path, model, update):
+    trained = ("w",) if model.is_floating_point() else ()
     with pytest.raises(Overflow, match="tensor 'w' of the new model overflows"):
-        folded(tmp_path, {"w": model}, [{"w": update}], counts=(1,))
+        folded(tmp_path, {"w": model}, [{"w": update}], counts=(1,), trained=trained)
+
+
+@pytest.mark.parametrize("strategy", [MultiKrum(Sgd(), 1), NormBounding(Sgd(), 30.0)], ids=type)
+def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strategy):
+    model = random_tensors(0, WINDOW + 3) | {"after": torch.ones(5)}
+    updates = [random_tensors(s, WINDOW + 3) | {"after": torch.ones(5) * s} for s in range(1, 6)]
+    updates[4]["after"] += 1e6  # In the last window only.
+    base, files = tmp_path / "base.safetensors", []
+    base.write_bytes(encode(model))
+    for index, update in enumerate(updates):
+        files.append(spooled(tmp_path / f"{index}.safetensors", 1 + index))
+        files[-1].path.write_bytes(encode(update))
+    new = tmp_path / "new.safetensors"
+    found = fold(base, {}, files, strategy, TRAINED, new, {})
+    rows = [torch.cat([update["w"], update["after"]]).double() for update in updates]
+    cohort = [file.contribution for file in files]
+    plan = strategy.plan(cohort, strategy.measure(rows))
+    assert found.shares == pytest.approx(plan.shares)
+    expected = torch.cat([model["w"], model["after"]]).double() + strategy.combine(rows, plan)
+    values = views(memoryview(bytearray(new.read_bytes())))
+    torch.testing.assert_close(torch.cat([values["w"], values["after"]]), expected.float())
+
+
+def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
+    model = {"w": torch.zeros(3), "m": torch.zeros(3)}
+    base, new, control = (tmp_path / name for name in ("base", "new", "control"))
+    base.write_bytes(encode(model))
+    file = spooled(tmp_path / "0.safetensors", 4)
+    file.path.write_bytes(encode({"w": torch.ones(3), "m": torch.ones(3)}))
+    fold(base, {}, [file], Scaffold(Sgd(), 0.1, 2), ("w",), new, {"control": control})
+    kept = views(memoryview(bytearray(control.read_bytes())))
+    # Half of the clients, and -1 / (1 step * 0.1).
+    assert {name: tensor.tolist() for name, tensor in kept.items()} == {
+        "w": [-5.0] * 3,
+        "m": [0.0] * 3,
+    }
 
 
 def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):
@@ -171,4 +226,4 @@ def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):
     update = tmp_path / "update.safetensors"
     update.write_bytes(base.read_bytes()[:-1])
     with pytest.raises(TensorError, match=r"update\.safetensors"):
-        fold(base, {}, [spooled(update, 1)], FedAvg(Sgd()), tmp_path / "n", {})
+        fold(base, {}, [spooled(update, 1)], FedAvg(Sgd()), TRAINED, tmp_path / "n", {})

@@ -219,8 +219,9 @@ def test_an_evaluation_reports_finite_numbers_only():
 
 def with_local_layers(seed=7):
     """Return a trainer whose normalisation stays with the client, and all tensors for it."""
-    trainer = Trainer(Small(), "normalised", "cpu", r"^0\.", seed)
     _, base = begin("normalised")
+    local = [name for name in base if name.startswith("0.")]
+    trainer = Trainer(Small(), "normalised", "cpu", local, seed)
     shared = {name: tensor for name, tensor in base.items() if name.startswith("1.")}
     return trainer, shared, shared | trainer.initial_layers
 
@@ -242,7 +243,7 @@ def test_local_layers_are_trained_and_are_no_part_of_the_update():
 
 def test_local_layers_begin_alike_with_the_same_seed():
     def first_layer(seed):
-        return Trainer(Small(), "linear", "cpu", "weight", seed).initial_layers["weight"]
+        return Trainer(Small(), "linear", "cpu", ["weight"], seed).initial_layers["weight"]
 
     assert torch.equal(first_layer(1), first_layer(1))
     assert not torch.equal(first_layer(1), first_layer(2))

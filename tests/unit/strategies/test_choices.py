@@ -70,6 +70,10 @@ def test_each_has_its_own_defaults(name, values):
         (["--strategy", "scaffold", "--momentum", "0.9"], "--momentum: 0.9 does not go with"),
         (["--strategy", "median", "--max-share", "0.5"], "--max-share: with --strategy median"),
         (["--strategy", "multi-krum", "--num-hostile", "2"], "multi-krum needs 7 updates"),
+        (["--strategy", "multi-krum", "--fraction", "0.4"], "needs 3 updates .* a round wants 2"),
+        (["--strategy", "fednova", "--max-share", "0.5"], "--max-share: --strategy fednova also"),
+        (["--strategy", "scaffold", "--max-share", "0.5"], "--max-share: --strategy scaffold"),
+        (["--strategy", "fednova", "--lr", "2", "--proximal-mu", "0.5"], "--proximal-mu: .* is 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(argv, message):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.optimizers import Sgd
-from server.strategies.base import Contribution
+from server.strategies.base import CannotAggregate, Contribution
 from server.strategies.fedavg import FedAvg
 from server.strategies.fednova import FedNova, norm_of_steps
 from tests.unit.strategies.rounds import one_round
@@ -29,7 +29,7 @@ def test_with_equal_steps_it_is_fedavg_bit_for_bit(drawn, steps):
     updates = [torch.tensor([value]) for _, value in drawn]
     cohort = [Contribution(float(n), steps) for n, _ in drawn]
     fedavg = one_round(FedAvg(Sgd()), updates, cohort)
-    assert one_round(nova(), updates, cohort).item() == pytest.approx(fedavg.item(), rel=1e-14)
+    assert torch.equal(one_round(nova(), updates, cohort), fedavg)
 
 
 @pytest.mark.parametrize(("momentum", "mu"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.5), (0.9, 0.5)])
@@ -41,3 +41,14 @@ def test_the_norm_is_how_far_steps_on_a_slope_of_one_lead(momentum, mu):
         (weight + mu / 2 * weight.square()).sum().backward()
         sgd.step()
     assert norm_of_steps(5, 0.1, momentum, mu) == pytest.approx(-weight.item() / 0.1)
+
+
+def test_steps_that_are_claimed_by_the_billion_cost_nothing():
+    assert norm_of_steps(10**12, 0.1, 0.9, 0.0) == pytest.approx(10**13)
+    assert norm_of_steps(10**12, 0.1, 0.0, 0.5) == pytest.approx(1 / 0.05)
+
+
+@pytest.mark.parametrize(("steps", "mu"), [(0, 0.0), (2, 20.0), (2, 30.0), (10**6, 1e9)])
+def test_steps_that_add_up_to_nothing_are_no_round(steps, mu):
+    with pytest.raises(CannotAggregate, match="local steps"):
+        nova(mu=mu).plan([Contribution(1.0, steps)], None)
