@@ -48,6 +48,8 @@ _RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # By a server that stops: what this side cancels, it does not wait for.
+    grpc.StatusCode.CANCELLED,
 }
 # What gRPC says where the client refuses the handshake, and where the server does.
 _UNTRUSTED = ("Tls handshake failed", "Hostname Verification Check failed")

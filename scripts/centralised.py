@@ -46,7 +46,8 @@ def train(
     """Train `model` in place, and evaluate it each time so many examples have been processed.
 
     The configuration is the clients'; its epochs and FedProx's pull have no meaning here. The
-    order of the examples is another in each pass over them. `stops` are numbers of examples
+    order of the examples is another in each pass over them. Momentum begins anew at each stop, as
+    it does in each round at the clients. `stops` are numbers of examples
     processed since the beginning, ascending; it stops at the nearest whole batch, because a step
     with the two examples that are left over can undo much of what a single model has learned.
     """

@@ -73,6 +73,8 @@ def compare(argv: Sequence[str]) -> int:
     if options is None:
         print(_FLAGS)
         return 0
+    if not options.evaluation.evaluate_every:
+        raise InputError("--evaluate-every: with 0 there is no accuracy to compare; leave it out")
     _train_federated(options, rest)
     # As the server resolved them.
     options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
@@ -80,7 +82,7 @@ def compare(argv: Sequence[str]) -> int:
         read_rows(options.run.run_dir or Path()), options.training.local_epochs or 1
     )
     if not federated:
-        raise InputError("--evaluate-every: no round has an accuracy to compare")
+        raise InputError(f"--task: {options.run.task} has no accuracy to compare")
     centralised = _centralised(options, federated, given.centralised_lr)
     output = given.output or options.run.run_dir or Path()
     output.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,11 @@ def perplexity(probabilities: Floats) -> float:
 def baselines(train: Pairs, test: Pairs, classes: int) -> dict[str, float]:
     """Return the test's perplexity by "unigram" and "bigram", tuned on a tenth of the training.
 
+    Args:
+        train: at least two sequences.
+        test: at least one.
+        classes: that there are.
+
     What is tuned is chosen on every tenth sequence, by counts of the others.
     """
     chosen = np.arange(len(train.after)) % _TUNE_ON_EVERY == 0

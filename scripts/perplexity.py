@@ -13,6 +13,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from common.errors import InputError
 from common.logs import configure_logs
 from common.tasks import Examples
 from scripts.commands import run_app
@@ -59,6 +60,8 @@ def perplexities(run_dir: Path, data_dir: Path) -> dict[str, float]:
     """
     task, model, _ = load_trained(run_dir)
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
+    if len(train.inputs) < 2:
+        raise InputError(f"--data-dir: {data_dir} has too little text to count words in")
     loss = task.evaluate(model, held_out).metrics["loss"]
     # Of one symbol, so that what comes out has one place.
     classes = model(held_out.inputs[:1, :1]).shape[1]

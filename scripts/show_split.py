@@ -66,7 +66,7 @@ def show(
     """Show which examples each client would hold, as a table and a picture, before training.
 
     Args:
-        task: digits, mnist, fashion_mnist, or your own as package.module:attribute.
+        task: One of the built-in tasks, or your own as package.module:attribute.
         data_dir: Folder of the training data, for tasks that read files.
         seed: The run's seed, which the division has unless --partition-seed is given.
         split: how to divide.

@@ -83,7 +83,7 @@ class Adaptive:
     @property
     def state_names(self) -> tuple[str, ...]:
         """See `Optimizer`."""
-        return (_MOMENTUM, _SECOND_MOMENT)
+        return (_MOMENTUM, _SECOND_MOMENT) if self.beta1 else (_SECOND_MOMENT,)
 
     def apply(
         self, model: torch.Tensor, step: torch.Tensor, state: Mapping[str, torch.Tensor]
@@ -101,4 +101,4 @@ class Adaptive:
             case SecondMoment.YOGI:
                 v = v - square * torch.sign(v - square) * (1 - self.beta2)
         new = model.double() + m / (v.sqrt() + self.tau) * self.learning_rate
-        return new, {_MOMENTUM: m, _SECOND_MOMENT: v}
+        return new, {_MOMENTUM: m, _SECOND_MOMENT: v} if self.beta1 else {_SECOND_MOMENT: v}

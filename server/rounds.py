@@ -142,7 +142,7 @@ class Aggregated:
 
 @dataclass(frozen=True)
 class AggregationFailed:
-    """The accepted updates make no model: a value overflows."""
+    """The accepted updates make no model: a value overflows, or the strategy needs others."""
 
     reason: str
 

@@ -53,7 +53,9 @@ def run(
             try:
                 rows = train(name, folder, flags, (*_HONEST, _ATTACKERS), environments)
             except RunFailed as error:
-                # A model that an attack drove to infinity is a result, too.
+                # A model that an attack drove to infinity is a result, too; a full disk is none.
+                if "was abandoned" not in str(error):
+                    raise
                 rows, failure = read_rows(folder), str(error)
             accuracies = [row["global_accuracy"] for row in rows]
             append_result(lines, {"name": name, "failure": failure, "accuracies": accuracies})
@@ -98,7 +100,8 @@ def _table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         accuracies = result["accuracies"]
-        last, best = (accuracies[-1], max(accuracies)) if accuracies else (0.0, 0.0)
-        figures = (f"{last:.4f}", f"{best:.4f}", (result["failure"] or "").partition(";")[0])
-        rows.append((result["name"], len(accuracies), *figures))
+        ends = (accuracies[-1], max(accuracies)) if accuracies else ()
+        figures = [f"{accuracy:.4f}" for accuracy in ends]
+        note = (result["failure"] or "").partition(";")[0]
+        rows.append((result["name"], len(accuracies), *(figures or (None, None)), note))
     return markdown_table(head, rows)

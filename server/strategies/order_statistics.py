@@ -1,7 +1,7 @@
 """Sorts a cohort's values of each coordinate at once, by a network of minima and maxima.
 
 A sort along columns goes value by value; here each step compares two whole rows, as fast as the
-memory of a core's cache. Floating-point values only, none of them NaN.
+memory of a core's cache. No value is NaN.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -8,22 +8,26 @@ from safetensors.torch import load
 
 from common.seeds import derive_seed
 from server.app import initial_model
+from server.cohort import select_cohort
 from tests.e2e.harness import json_lines
 from tests.e2e.tiny import tiny_shares
 
-ROUNDS, CLIENTS, LR = 4, 3, 0.1
+ROUNDS, CLIENTS, COHORT, LR = 6, 3, 2, 0.1
 
 
 def _scaffold_in_process(seed, lost=()):
     """Algorithm 1 with option II over Tiny; `lost` holds (round, client) whose c_i was lost."""
     task, data, shares = tiny_shares(CLIENTS, seed)
-    counts = [len(share) / sum(map(len, shares)) for share in shares]
     x = [p.detach().clone() for p in initial_model(task, "linear", seed).parameters()]
     c = [torch.zeros_like(p) for p in x]
     own = [[torch.zeros_like(p) for p in x] for _ in shares]
+    names = {f"client-{index}": index for index in range(CLIENTS)}
     for number in range(1, ROUNDS + 1):
-        means, new_x = [], [p.double() for p in x]
-        for index, chosen in enumerate(shares):
+        cohort = [names[name] for name in select_cohort(seed, number, 1, names, COHORT)]
+        total_count = sum(len(shares[index]) for index in cohort)
+        means, new_x, new_c = {}, [p.double() for p in x], list(c)
+        for index in cohort:
+            chosen, share = shares[index], len(shares[index]) / total_count
             if (number, index) in lost:
                 own[index] = c
             y, total, steps = [p.clone() for p in x], [torch.zeros_like(p) for p in x], 0
@@ -41,13 +45,15 @@ def _scaffold_in_process(seed, lost=()):
                     for p, g, mine, all_ in zip(y, gradients, own[index], c, strict=True)
                 ]
                 steps += 1
-            means.append([t / steps for t in total])
-            new_x = [n + counts[index] * (q - p) for n, q, p in zip(new_x, y, x, strict=True)]
-        c = [
-            old + sum(p * (m[i] - mine[i]) for p, m, mine in zip(counts, means, own, strict=True))
-            for i, old in enumerate(c)
-        ]
-        own, x = means, [n.float() for n in new_x]
+            means[index] = [t / steps for t in total]
+            new_x = [n + share * (q - p) for n, q, p in zip(new_x, y, x, strict=True)]
+            new_c = [
+                n + COHORT / CLIENTS * share * (mean - mine)
+                for n, mean, mine in zip(new_c, means[index], own[index], strict=True)
+            ]
+        for index, mean in means.items():
+            own[index] = mean
+        c, x = new_c, [n.float() for n in new_x]
     return dict(zip(("weight", "bias"), x, strict=True))
 
 
@@ -62,7 +68,7 @@ def _run(federation, *flags, rounds=ROUNDS):
 def test_scaffold_is_that_of_the_paper_also_for_a_client_that_lost_its_state(federation, loses):
     torch.set_num_threads(1)
     state = federation.folder / "state"
-    flags = ("--strategy", "scaffold")
+    flags = ("--strategy", "scaffold", "--fraction", 0.67)
     for rounds, resume in ((2, ()), (ROUNDS, ("--resume",))):
         server = _run(federation, *flags, *resume, rounds=rounds)
         clients = [federation.client(held, "--state-dir", state) for held in ("0", "1-2")]

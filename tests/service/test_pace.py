@@ -2,12 +2,14 @@
 
 import threading
 
+import grpc
 import pytest
 
 from client.connection import Connection
 from common.errors import RunFailed
 from protos import federated_pb2 as pb
 from server.limits import Pace
+from server.service import CoordinatorService
 from tests.service.harness import TASK, LiveServer
 
 REQUEST = pb.JoinRequest(client_id="a", instance_id="one", task_names=[TASK])
@@ -47,3 +49,20 @@ def test_a_client_for_which_there_is_never_room_gives_up_with_one_line(tmp_path)
             connection.join(REQUEST)
         connection.close()
     assert all(3.0 <= seconds <= 3.6 for seconds in stop.seconds)
+
+
+def test_a_call_that_a_stopping_server_cancels_is_tried_again(tmp_path, monkeypatch):
+    join, cancelled = CoordinatorService.Join, []
+
+    async def cancel_once(service, request, context):
+        if not cancelled:
+            cancelled.append(True)
+            await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+        return await join(service, request, context)
+
+    monkeypatch.setattr(CoordinatorService, "Join", cancel_once)
+    with LiveServer(tmp_path / "run") as server:
+        connection = Connection(server.address, None, 60.0, Waits())
+        assert connection.join(REQUEST).session_token
+        connection.close()
+    assert cancelled == [True]
