@@ -22,7 +22,7 @@ _SIDES = {
 def run(
     data_dir: Path,
     output: Path,
-    rounds: int = 100,
+    rounds: int = 40,
     task: str = "mnist",
     partitions: int = 539,
     fraction: float = 0.1,
