@@ -30,29 +30,19 @@ def run(
     """Train, or go on where the output folder stands, and write table and picture."""
     output.mkdir(parents=True, exist_ok=True)
     given = [
-        *(
-            "--task",
-            task,
-            "--model",
-            "mlp",
-            "--rounds",
-            rounds,
-            "--data-dir",
-            data_dir,
-            "--batch-size",
-            10,
-        ),
+        *("--task", task, "--model", "mlp", "--rounds", rounds, "--data-dir", data_dir),
         *("--partitioner", "natural", "--num-partitions", partitions, "--min-clients", partitions),
-        *("--fraction", fraction, "--local-epochs", 1, "--lr", 0.1, "--validation-fraction", 0.2),
-        *("--evaluation-clients", "all", "--client-evaluate-every", max(1, rounds // 4)),
-        *("--fine-tune-epochs", _EPOCHS, "--keep-rounds", 1, "--report-deadline", 3600),
+        *("--fraction", fraction, "--local-epochs", 1, "--batch-size", 10, "--lr", 0.1),
+        *("--validation-fraction", 0.2, "--client-evaluate-every", max(1, rounds // 4)),
+        *("--evaluation-clients", "all", "--fine-tune-epochs", _EPOCHS),
+        *("--keep-rounds", 1, "--report-deadline", 3600),
     ]
     rows = [row for row in train("writers", output / "run", given) if row["client_accuracy"]]
     text = f"""# Handwritten digits, a client a writer
 
-{task}, the 2NN, {partitions} writers, a tenth of them in a round, one local epoch over batches of 10,
-learning rate 0.1. Each client keeps a fifth of its digits to evaluate on; the 10th percentile is
-that of the clients. Fine-tuning is thrown away after it was evaluated.
+{task}, the 2NN, {partitions} writers, a tenth of them in a round, one local epoch over batches of
+10, learning rate 0.1. Each client keeps a fifth of its digits to evaluate on; the 10th percentile
+is that of the clients. Fine-tuning is thrown away after it was evaluated.
 
 {_table(rows)}
 ![Accuracy by round](writers.png)
