@@ -104,7 +104,7 @@ class Strategy:
 
         No server optimizer has a part in it. Arguments and result are those of `combine`.
         """
-        return weighted_mean(updates, [one.weight for one in plan.cohort])
+        return self.combine(updates, plan)
 
     def apply(
         self, model: torch.Tensor, updates: Sequence[torch.Tensor], plan: Plan, state: State

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from server.aggregation import weighted_mean
 from server.optimizers import Optimizer
 from server.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
@@ -63,3 +64,7 @@ class FedNova(Strategy):
         effective = sum(n * norm for n, norm in zip(counts, norms, strict=True)) / total
         weights = [n * (effective / norm) for n, norm in zip(counts, norms, strict=True)]
         return Plan(cohort, weights, total)
+
+    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+        """See `Strategy.mean`; statistics don't add up with the steps, so they count by n_k."""
+        return weighted_mean(updates, [one.weight for one in plan.cohort])

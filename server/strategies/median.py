@@ -23,7 +23,3 @@ class Median(Strategy):
         """See `Strategy.combine`."""
         count = len(updates)
         return mean_of_ranks(updates, {(count - 1) // 2, count // 2})
-
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.mean`; here, too, the hostile ones must not count."""
-        return self.combine(updates, plan)

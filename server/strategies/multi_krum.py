@@ -73,7 +73,3 @@ class MultiKrum(Strategy):
         """See `Strategy.combine`."""
         chosen = [update for update, weight in zip(updates, plan.weights, strict=True) if weight]
         return weighted_mean(chosen, [1.0] * len(chosen), plan.total)
-
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.mean`; here, too, the hostile ones must not count."""
-        return self.combine(updates, plan)

@@ -38,7 +38,3 @@ class NormBounding(Strategy):
             for one, norm in zip(cohort, squares.sqrt().tolist(), strict=True)
         ]
         return Plan(cohort, weights, total)
-
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.mean`; here, too, the hostile ones must not count."""
-        return self.combine(updates, plan)

@@ -33,7 +33,3 @@ class TrimmedMean(Strategy):
         # Rounded first: 0.29 * 100 is a little under 29 in binary.
         trimmed = int(round(self._fraction * count, 9))
         return mean_of_ranks(updates, range(trimmed, count - trimmed))
-
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.mean`; here, too, the hostile ones must not count."""
-        return self.combine(updates, plan)

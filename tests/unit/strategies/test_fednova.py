@@ -52,3 +52,10 @@ def test_steps_that_are_claimed_by_the_billion_cost_nothing():
 def test_steps_that_add_up_to_nothing_are_no_round(steps, mu):
     with pytest.raises(CannotAggregate, match="local steps"):
         nova(mu=mu).plan([Contribution(1.0, steps)], None)
+
+
+def test_statistics_count_by_examples_whatever_the_steps():
+    """A running variance must stay between the clients': the steps would lead beyond them."""
+    strategy, updates = nova(), [torch.tensor([2.0]), torch.tensor([12.0])]
+    plan = strategy.plan([Contribution(1.0, 1), Contribution(3.0, 40)], None)
+    assert strategy.mean(updates, plan).item() == (2 + 3 * 12) / 4
