@@ -8,12 +8,12 @@ leave a client with what the server knows nothing of. Knows nothing about what t
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.durable import replace_file
 from common.errors import RunFailed, TensorError
 from common.logs import get_logger
 from common.tensors import digest_bytes, encode, views
@@ -65,20 +65,10 @@ class ClientState:
         """
         data = memoryview(encode(tensors))
         path = self._path(round_number, data)
-        temporary = path.with_suffix(".tmp")
         kept = {path, *self._generations(previous)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            descriptor = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            replace_file(path, data)
             for other in set(self._folder.iterdir()) - kept:
                 other.unlink(missing_ok=True)
         except OSError as error:

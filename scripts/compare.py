@@ -25,9 +25,10 @@ from common.errors import InputError
 from common.process import exit_status
 from common.tasks import load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
-from scripts.training import Row, Training, end_on_signals, read_rows, spread
+from scripts.training import Training, end_on_signals, spread
 from server.configuration import data_split, parse, train_config
 from server.options import ServerOptions
+from server.run_files import Line, RunFiles
 
 _CLIENTS = 5
 _FLAGS = """
@@ -79,7 +80,7 @@ def compare(argv: Sequence[str]) -> int:
     # As the server resolved them.
     options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
     federated = _points(
-        read_rows(options.run.run_dir or Path()), options.training.local_epochs or 1
+        RunFiles(options.run.run_dir or Path()).metrics.all(), options.training.local_epochs or 1
     )
     if not federated:
         raise InputError(f"--task: {options.run.task} has no accuracy to compare")
@@ -100,7 +101,7 @@ def _train_federated(options: ServerOptions, argv: Sequence[str]) -> None:
                 console.print(_line(row["round"], row["global_accuracy"]), highlight=False)
 
 
-def _points(rows: Sequence[Row], epochs: int) -> list[Point]:
+def _points(rows: Sequence[Line], epochs: int) -> list[Point]:
     """Return where the evaluated rounds stand."""
     examples = accumulate(row["num_examples"] * epochs for row in rows)
     seconds = accumulate(row["duration_seconds"] for row in rows)

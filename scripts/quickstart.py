@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from common.errors import FolkmootError, InputError
-from scripts.training import Row, Training, end_on_signals, read_rows, spread
+from common.process import exit_status
+from scripts.training import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
+from server.run_files import Line, RunFiles
 
 _CLIENTS = 5
 _COLUMNS = {
@@ -33,20 +34,18 @@ def main(argv: Sequence[str]) -> int:
     """Return the server's exit status, or 130 after Ctrl-C."""
     end_on_signals()
     try:
-        options = parse(argv)
-        if options is None:
-            print("\nAll these flags of the server are quickstart's too.")
-            return 0
-        return _train(options, argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FolkmootError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return exit_status(lambda: _run(argv))
     except KeyboardInterrupt:
         print("\nEnding the processes ...", file=sys.stderr)
         return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    if options is None:
+        print("\nAll these flags of the server are quickstart's too.")
+        return 0
+    return _train(options, argv)
 
 
 def _train(options: ServerOptions, argv: Sequence[str]) -> int:
@@ -68,7 +67,7 @@ def _train(options: ServerOptions, argv: Sequence[str]) -> int:
     return 0
 
 
-def _line(row: Row, rounds: int) -> str:
+def _line(row: Line, rounds: int) -> str:
     accuracy, loss = row["global_accuracy"], row["global_loss"]
     shown = [f"round {row['round']:>3}/{rounds}"]
     if accuracy is not None:
@@ -81,7 +80,7 @@ def _line(row: Row, rounds: int) -> str:
 
 
 def _report(folder: Path, options: ServerOptions) -> None:
-    rows = read_rows(folder)
+    rows = RunFiles(folder).metrics.all()
     table = Table(*_COLUMNS, title=f"{options.run.task}, {len(rows)} rounds")
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in _COLUMNS.values()))

@@ -3,7 +3,6 @@
 Reads the run directory only. Knows nothing about what is shown of it.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -13,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from common.errors import InputError, RunFailed
 from common.tasks.registry import BUILT_IN
 from server.options import ServerOptions
-
-Row = dict[str, Any]
+from server.run_files import Line, Lines, read_json
 
 _POLL_SECONDS = 0.1
 _END_SECONDS = 5.0
@@ -51,6 +49,7 @@ class Training:
         self._environments = environments or {}
         self._logs = self.folder / "logs"
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._rows = Lines(self.folder / "metrics.jsonl")
         self._known = 0
 
     def __enter__(self) -> Self:
@@ -69,7 +68,7 @@ class Training:
     ) -> None:
         self._end()
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Line]:
         """Yield each round's row of metrics as it is committed, until the server has ended.
 
         Raises:
@@ -80,7 +79,7 @@ class Training:
         server, clients = self._processes[0], self._processes[1:]
         while True:
             ended = server.poll() is not None
-            rows = read_rows(self.folder)
+            rows = self._rows.all()
             yield from rows[self._known :]
             self._known = max(self._known, len(rows))
             if ended:
@@ -104,7 +103,7 @@ class Training:
         # of those that are there first.
         everyone = str(self._options.split.num_partitions)
         defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": everyone}
-        self._known = len(read_rows(self.folder))
+        self._known = len(self._rows.all())
         log = self._logs / "server.log"
         server = self._start(["server", *self._argv, *given], log, defaults | os.environ)
         self.address = _wait_for_address(server, self.folder, log)
@@ -175,19 +174,6 @@ def spread(partitions: int, clients: int) -> list[str]:
     return held
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """Return the rows of metrics that a run directory holds."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # Half a line: it is being written.
-            break
-    return found
-
-
 def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) -> str | None:
     """Return where the server listens, once it does; None if it ended, well, before that."""
     while True:
@@ -197,18 +183,10 @@ def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) 
         if ended is not None:
             error = _last_words(log)
             raise InputError(error) if ended == 2 else RunFailed(error)
-        ready = _read_json(folder / "server.json")
+        ready = read_json(folder / "server.json")
         if ready.get("pid") == server.pid:
             return str(ready["address"])
         time.sleep(_POLL_SECONDS)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _last_words(log: Path) -> str:

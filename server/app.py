@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from common.durable import write_json
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
@@ -24,7 +25,6 @@ from server import configuration
 from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
 from server.checkpoints import Record, Recovered, RunDirectory, export_pth
 from server.coordinator import Coordinator, RunSettings
-from server.durable import write_json
 from server.evaluation import Evaluator
 from server.limits import Limits
 from server.metrics import Sinks

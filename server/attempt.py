@@ -132,6 +132,7 @@ class Attempt:
             evaluate_seconds=(
                 None if self.evaluating_since is None else round(now - self.evaluating_since, 4)
             ),
+            commit_seconds=None,
             model_blake3=self.folded.model.blake3,
             best_round=progress.best_round,
             global_metrics=own,

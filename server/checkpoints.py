@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from common.durable import link, read_sealed, seal, sync_file, sync_folder, write_json
 from common.errors import CheckpointError, InputError
 from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
-from server.durable import link, read_sealed, seal, sync_file, sync_folder, write_json
 from server.metrics import Row
 from server.progress import Progress
 

@@ -7,7 +7,7 @@ the other, in a task of their own. Knows nothing about gRPC.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import RequestError, Status
 from common.logs import get_logger
@@ -499,7 +499,9 @@ class Coordinator:
             clients=tuple(clients),
             evaluation=evaluation,
         )
+        began = self.clock()
         model = await asyncio.to_thread(self.directory.commit, record)
+        row = replace(row, commit_seconds=round(self.clock() - began, 4))
         self._record, self._models = record, {model.version: model}
         await asyncio.to_thread(self._sinks.append, row, clients, evaluation)
         self.history.append(committed(row))

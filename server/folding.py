@@ -19,8 +19,8 @@ import torch
 from blake3 import blake3
 from safetensors import safe_open
 
+from common.durable import DurableFile
 from common.tensors import WINDOW, Digest, open_mapped
-from server.durable import DurableFile
 from server.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
 # Folding at once; more would wait for memory, not for processors.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from common.durable import read_sealed, seal, write_json
 from common.errors import CheckpointError, RequestError, Status
-from server.durable import read_sealed, seal, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

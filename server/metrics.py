@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from common.durable import append_lines
 from common.errors import CheckpointError
 from common.logs import get_logger
 from common.training import Metrics
-from server.durable import append_lines
 
 log = get_logger()
 
@@ -66,6 +66,9 @@ class Row:
     collect_seconds: float
     aggregate_seconds: float
     evaluate_seconds: float | None
+    # Of making all that durable. Unknown, while it is done, to the record that is made durable,
+    # and so to a round after which the server was killed at once.
+    commit_seconds: float | None
     model_blake3: str
     best_round: int | None
     # What a task's own evaluation returns beside loss and accuracy.

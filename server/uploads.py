@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from common.durable import DurableFile, read_sealed, seal, sync_folder, write_new_json
 from common.errors import TensorError
 from common.logs import get_logger
 from common.tensors import (
@@ -27,7 +28,6 @@ from common.tensors import (
 from common.training import Metrics
 from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Piece, Receiver
 from server.assignments import Assignment
-from server.durable import DurableFile, read_sealed, seal, sync_folder, write_new_json
 
 log = get_logger()
 

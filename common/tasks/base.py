@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from common import training
 from common.errors import InputError
+from common.tasks.inputs import Inputs
 from common.training import Evaluation, Metrics, OnStep, TrainConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Task(ABC):
     models: ClassVar[Mapping[str, Callable[[], torch.nn.Module]]]
     # What --local-epochs, --batch-size, --lr and the like are when they are not given.
     defaults: ClassVar[TrainConfig] = TrainConfig()
+    # What a person's picture or text becomes an input by, and the names of the classes.
+    inputs: ClassVar[Inputs | None] = None
+    classes: ClassVar[Sequence[str]] = ()
     # What --partitioner is when it is not given.
     partitioner: ClassVar[Scheme] = "dirichlet"
 

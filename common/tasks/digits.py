@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.tasks.base import Examples, Task
+from common.tasks.inputs import Images
 from common.training import TrainConfig
 
 _HELD_OUT = 360  # A fifth.
@@ -34,6 +35,8 @@ class Digits(Task):
     """Images of shape [1, 8, 8] with values from 0 to 1, and their 10 classes."""
 
     models = {"cnn": cnn}
+    inputs = Images(8, 8, mean=(0.0,), std=(1.0,), dark=True)
+    classes = tuple("0123456789")
     defaults = TrainConfig(local_epochs=5, batch_size=16, learning_rate=0.1)
 
     def data(self, data_dir: Path, train: bool) -> Examples:

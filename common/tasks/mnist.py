@@ -19,6 +19,7 @@ from torch import nn
 
 from common.errors import DataError
 from common.tasks.base import Examples, Task
+from common.tasks.inputs import Images
 from common.training import TrainConfig
 
 
@@ -55,16 +56,17 @@ class Mnist(Task):
 
     models = {"cnn": cnn, "mlp": mlp}
     defaults = TrainConfig(local_epochs=1, batch_size=10, learning_rate=0.1)
-    # torchvision.datasets' class, which names the folder too, and the training pixels'
-    # mean and standard deviation.
+    # torchvision.datasets' class, which names the folder too.
     source: ClassVar[str] = "MNIST"
-    mean: ClassVar[float] = 0.1307
-    std: ClassVar[float] = 0.3081
+    # The training pixels' mean and standard deviation.
+    inputs: ClassVar[Images] = Images(28, 28, mean=(0.1307,), std=(0.3081,), dark=True)
+    classes: ClassVar[Sequence[str]] = tuple("0123456789")
 
     def data(self, data_dir: Path, train: bool) -> Examples:
         """Return the images, downloaded to `data_dir` when they are missing there."""
         images, labels = _load(self.source, data_dir, train)
-        inputs = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
+        (mean,), (std,) = self.inputs.mean, self.inputs.std
+        inputs = images.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
         return Examples(inputs, labels.long())
 
     def owners(self, data_dir: Path) -> Sequence[str]:
@@ -95,8 +97,11 @@ class FashionMnist(Mnist):
     """Zalando's images of clothes, in the same shapes as MNIST."""
 
     source = "FashionMNIST"
-    mean = 0.2860
-    std = 0.3530
+    inputs = Images(28, 28, mean=(0.2860,), std=(0.3530,), dark=True)
+    classes = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
     owners = Task.owners
 
 

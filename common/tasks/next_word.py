@@ -14,7 +14,7 @@ For another language or trade, let a task of your own have words of your own:
 
     class Notes(NextWord):
         models = {"lstm": lambda: WordLstm(VOCABULARY)}
-        vocabulary = VOCABULARY
+        inputs = VOCABULARY
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from torch import nn
 
 from common.errors import DataError
 from common.logs import get_logger
-from common.tasks.text import Text, TextTask, Tokens, split_in_time
+from common.tasks.inputs import Symbols
+from common.tasks.text import Text, TextTask, split_in_time
 from common.tasks.words import Vocabulary, bundled_words
 from common.training import TrainConfig
 
@@ -52,7 +53,7 @@ class WordLstm(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary = _VOCABULARY) -> None:
         super().__init__()
-        known, classes = len(vocabulary.words), len(vocabulary)
+        known, classes = len(vocabulary.symbols), len(vocabulary)
         # By Zipf's law the n-th word has a share of about 1 / 10n; so do the buckets' words.
         rank = torch.arange(classes).clamp(max=known - 1) + 3.0
         self.embedding = nn.Embedding(classes, _EMBEDDING)
@@ -83,21 +84,12 @@ class NextWord(TextTask):
     models = {"lstm": WordLstm}
     defaults = TrainConfig(local_epochs=2, batch_size=4, learning_rate=4.0)
     length: ClassVar[int] = 40
-    vocabulary: ClassVar[Vocabulary] = _VOCABULARY
-
-    @property
-    def symbols(self) -> Sequence[str]:
-        """The words of the vocabulary, without the buckets."""
-        return self.vocabulary.words
-
-    def encode(self, text: str) -> Tokens:
-        """Return the number of each word."""
-        return self.vocabulary.encode(text)
+    inputs: ClassVar[Symbols] = _VOCABULARY
 
     def texts(self, data_dir: Path) -> Iterator[Text]:
         """Yield the text of each file or sub-folder, by name; or the groups of Python's help."""
         for owner, found in _owned(data_dir).items():
-            halves = [split_in_time(self.encode(text)) for text in found]
+            halves = [split_in_time(self.inputs.encode(text)) for text in found]
             train, held_out = (np.concatenate(part) for part in zip(*halves, strict=True))
             yield Text(owner, train, held_out)
 

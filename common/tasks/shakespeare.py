@@ -20,19 +20,16 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from common.errors import DataError
-from common.tasks.text import Text, TextTask, Tokens, split_in_time
+from common.tasks.inputs import Characters
+from common.tasks.text import Text, TextTask, split_in_time
 from common.training import TrainConfig
 
 # The data's own. A character that is not among them is the one class after these.
 _ALPHABET = "\n !$&',-.234568:;?[]" + ascii_uppercase + ascii_lowercase
-# By code point; the last is that of all characters that are not in the alphabet.
-_CLASSES = np.full(129, len(_ALPHABET))
-_CLASSES[[ord(character) for character in _ALPHABET]] = np.arange(len(_ALPHABET))
 _LENGTH = 80
 
 
@@ -61,18 +58,13 @@ class Shakespeare(TextTask):
     models = {"lstm": CharacterLstm}
     defaults = TrainConfig(local_epochs=1, batch_size=10, learning_rate=2.0)
     length: ClassVar[int] = _LENGTH
-    symbols = _ALPHABET
-
-    def encode(self, text: str) -> Tokens:
-        """Return the class of each character."""
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        return _CLASSES[np.minimum(points, len(_CLASSES) - 1)]
+    inputs = Characters(_ALPHABET)
 
     def texts(self, data_dir: Path) -> Iterator[Text]:
         """Yield the roles, by name."""
         for role, lines in sorted(_read(data_dir).items()):
             train, held_out = split_in_time(lines.splitlines(keepends=True))
-            yield Text(role, self.encode("".join(train)), self.encode("".join(held_out)))
+            yield Text(role, *(self.inputs.encode("".join(part)) for part in (train, held_out)))
 
 
 def _read(data_dir: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from common.errors import DataError, InputError
 from common.tasks.base import Examples, Scheme, Task
+from common.tasks.inputs import Symbols
 from common.training import Evaluation
 
 Tokens = NDArray[np.int64]
@@ -47,14 +48,8 @@ class TextTask(Task):
     # Tokens in a sequence.
     length: ClassVar[int]
 
-    @property
-    @abstractmethod
-    def symbols(self) -> Sequence[str]:
-        """What the first classes stand for; those after them are seen but never suggested."""
-
-    @abstractmethod
-    def encode(self, text: str) -> Tokens:
-        """Return the tokens of a text."""
+    # What the first classes stand for; those after them are seen but never suggested.
+    inputs: ClassVar[Symbols]
 
     @abstractmethod
     def texts(self, data_dir: Path) -> Iterator[Text]:
@@ -119,15 +114,16 @@ class TextTask(Task):
         Raises:
             InputError: the text is empty.
         """
-        tokens = self.encode(text)[-self.length :]
+        symbols = self.inputs.symbols
+        tokens = self.inputs.encode(text)[-self.length :]
         if not len(tokens):
             raise InputError(f"PROMPT: there is nothing to go on in {text!r}")
         model.eval()
         with torch.inference_mode():
             scores = model(torch.from_numpy(tokens).unsqueeze(0))[0, :, -1]
-        likeliest = scores.softmax(0)[: len(self.symbols)].topk(min(count, len(self.symbols)))
+        likeliest = scores.softmax(0)[: len(symbols)].topk(min(count, len(symbols)))
         return [
-            (self.symbols[index], value)
+            (symbols[index], value)
             for value, index in zip(*(part.tolist() for part in likeliest), strict=True)
         ]
 

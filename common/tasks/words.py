@@ -39,12 +39,12 @@ class Vocabulary:
     """Numbers its words from 0 in their order, and after them the buckets."""
 
     def __init__(self, known: Sequence[str], buckets: int) -> None:
-        self.words = list(known)
+        self.symbols: Sequence[str] = list(known)
         self.buckets = buckets
-        self._numbers = {word: number for number, word in enumerate(self.words)}
+        self._numbers = {word: number for number, word in enumerate(self.symbols)}
 
     def __len__(self) -> int:
-        return len(self.words) + self.buckets
+        return len(self.symbols) + self.buckets
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return the number of each word of a text."""
@@ -53,5 +53,5 @@ class Vocabulary:
     def _number(self, word: str) -> int:
         number = self._numbers.get(word)
         if number is None:
-            return len(self.words) + crc32(word.encode()) % self.buckets
+            return len(self.symbols) + crc32(word.encode()) % self.buckets
         return number

@@ -18,7 +18,7 @@ from scripts.reproduction.results import (
 )
 from scripts.reproduction.running import train
 from scripts.reproduction.tasks import HOSTILE
-from scripts.training import read_rows
+from server.run_files import Lines
 
 _TASK = "scripts.reproduction.tasks:AttackedMnist"
 _HONEST = ("0-3", "4-7")
@@ -56,7 +56,7 @@ def run(
                 # A model that an attack drove to infinity is a result, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
-                rows, failure = read_rows(folder), str(error)
+                rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
             accuracies = [row["global_accuracy"] for row in rows]
             append_result(lines, {"name": name, "failure": failure, "accuracies": accuracies})
         _write(output, read_results(lines))

@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import InputError
-from scripts.training import Row, Training, read_rows, spread
+from scripts.training import Training, spread
 from server.checkpoints import RunDirectory
 from server.configuration import parse
+from server.run_files import Line, RunFiles
 
 
 def train(
@@ -21,7 +22,7 @@ def train(
     flags: Sequence[object],
     clients: Sequence[str] | None = None,
     environments: Mapping[str, Mapping[str, str]] | None = None,
-) -> list[Row]:
+) -> list[Line]:
     """Train in a run directory, or go on where it stands; return the rows of its metrics.
 
     Args:
@@ -53,4 +54,4 @@ def train(
                 f"best {best:.4f}{wanted}   {row['duration_seconds']:.1f} s",
                 highlight=False,
             )
-    return read_rows(folder)
+    return RunFiles(folder).metrics.all()

@@ -17,7 +17,7 @@ from scripts.reproduction.results import (
     read_results,
 )
 from scripts.reproduction.running import train
-from scripts.training import Row
+from server.run_files import Line
 
 _HEAD = ("cell", "model", "split", "C", "E", "B", "target")
 
@@ -77,7 +77,7 @@ def run(
     print(f"Table:   {output / 'tables.md'}\nPicture: {output / 'tables.png'}\nResults: {lines}")
 
 
-def _result(cell: Cell, seed: int, lr: float, rows: Sequence[Row]) -> Result:
+def _result(cell: Cell, seed: int, lr: float, rows: Sequence[Line]) -> Result:
     accuracies = [row["global_accuracy"] for row in rows]
     reached = [row["round"] for row in rows if row["global_accuracy"] >= cell.target]
     return {

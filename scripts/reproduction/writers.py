@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.reproduction.running import train
-from scripts.training import Row
+from server.run_files import Line
 
 _EPOCHS = 5
 # Column of the metrics by what the table calls it.
@@ -58,13 +58,13 @@ is that of the clients. Fine-tuning is thrown away after it was evaluated.
     print(f"Table:   {output / 'writers.md'}\nPicture: {output / 'writers.png'}")
 
 
-def _mean(row: Row, column: str) -> float:
+def _mean(row: Line, column: str) -> float:
     """Return the mean over the clients, by examples."""
     means = {**row["client_metrics"], **row}
     return float(means[column])
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Line]) -> str:
     head = ("round", "model", "mean", "minimum", "10th percentile", "median", "maximum")
     found = []
     for row in rows:

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from common.durable import DurableFile
 from protos import federated_pb2 as pb
 from server import uploads
-from server.durable import DurableFile
 from tests.service.harness import OUTCOME, LiveServer, update
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.durable import read_sealed, seal
 from common.errors import CheckpointError, InputError
 from common.tensors import digest_bytes, encode
 from server.checkpoints import Cohort, Record, Recovered, RunDirectory, export_pth, newest_run
-from server.durable import read_sealed, seal
 from server.metrics import Row
 from server.progress import Progress
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from common.durable import read_sealed, seal
 from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
 from server.configuration import describe, parse, resolve, train_config
-from server.durable import read_sealed, seal
 from server.options import ServerOptions, TrainingOptions
 
 FLAGS = """

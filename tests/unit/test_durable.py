@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from server import durable
-from server.durable import DurableFile, link, sync_file, sync_folder, write_json
+from common import durable
+from common.durable import DurableFile, link, sync_file, sync_folder, write_json
 
 
 def test_a_json_file_is_replaced_by_the_new_value(tmp_path):

@@ -46,6 +46,7 @@ ROW = Row(
     collect_seconds=1.0,
     aggregate_seconds=0.125,
     evaluate_seconds=None,
+    commit_seconds=None,
     model_blake3="f" * 64,
     best_round=1,
     global_metrics={"f1": 0.5},
@@ -78,7 +79,8 @@ def contents(folder):
 def test_a_row_has_the_columns_that_were_promised():
     promised = """round attempt global_accuracy global_loss client_accuracy client_loss train_loss
         num_clients cohort_size dropped refused num_examples bytes_down bytes_up duration_seconds
-        collect_seconds aggregate_seconds evaluate_seconds model_blake3 best_round"""
+        collect_seconds aggregate_seconds evaluate_seconds commit_seconds
+        model_blake3 best_round"""
     assert set(promised.split()) <= {field.name for field in fields(Row)}
 
 

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
+from common.durable import seal
 from common.tasks import load_task
 from common.tensors import encode
 from scripts import perplexity, predict
 from scripts.commands import run_app
-from server.durable import seal
 
 # The scripts read sys.argv, which the fixture sets.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")

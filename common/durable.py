@@ -97,19 +97,31 @@ class DurableFile:
             os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
-    """Replace a file by `value` as JSON: after a crash the old file is there or the new one."""
+def replace_file(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file by `data`: after a crash the old file is there or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    write_new_json(temporary, value)
+    _write(temporary, data)
     temporary.replace(path)
     sync_folder(path.parent)
 
 
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Replace a file by `value` as JSON, as `replace_file` does."""
+    replace_file(path, _encoded(value))
+
+
 def write_new_json(path: Path, value: Any) -> None:  # noqa: ANN401
     """Write `value` as JSON and make the bytes durable, but not yet the name."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+    _write(path, _encoded(value))
+
+
+def _encoded(value: Any) -> bytes:  # noqa: ANN401
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,0 +1,117 @@
+"""What a run directory holds, for those who only look: pages, reports, trackers.
+
+Never writes and never locks, so it can't disturb a run; works after the server is gone. What is
+half-written isn't there yet. Needs no torch.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+Line = dict[str, Any]
+
+
+class Lines:
+    """A file of JSON objects, one a line, that may grow, or be written anew, while it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin(inode=0)
+
+    def _begin(self, inode: int) -> None:
+        self._inode = inode
+        self._read = 0
+        self._found: list[Line] = []
+        # Lines that are no JSON objects, and are left out.
+        self.damaged = 0
+
+    def all(self) -> list[Line]:
+        """Return the complete lines, of which only the new ones are read; none without a file.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            self._begin(inode=0)
+            return []
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._read:
+                self._begin(status.st_ino)
+            file.seek(self._read)
+            new = file.read()
+        complete = new[: new.rfind(b"\n") + 1]
+        self._read += len(complete)
+        for line in complete.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if isinstance(value, dict):
+                self._found.append(value)
+            else:
+                self.damaged += 1
+        return self._found
+
+
+class RunFiles:
+    """A run directory; its lines are those of the files of the same name.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        InputError: there is no run, or its config.json is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        config = read_json(path / "config.json")
+        if not isinstance(config.get("options"), dict):
+            said = "is damaged" if (path / "config.json").exists() else "is not there"
+            raise InputError(f"{path} is no run directory: its config.json {said}")
+        self.run_id = str(config.get("run_id", path.name))
+        # The resolved options, by their flags' names with underscores.
+        self.options: dict[str, Any] = config["options"]
+        self.versions: dict[str, str] = config.get("versions", {})
+        self.metrics = Lines(path / "metrics.jsonl")
+        self.clients = Lines(path / "clients.jsonl")
+        self.evaluations = Lines(path / "evaluations.jsonl")
+
+    @property
+    def running(self) -> bool:
+        """Whether a server of this machine works on it."""
+        pid = read_json(self.path / "server.json").get("pid")
+        if not isinstance(pid, int):
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def model(self, name: str) -> Line | None:
+        """Return the metadata of models/global or models/best; None before the first round."""
+        return read_json(self.path / "models" / f"{name}.json") or None
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run directories in a folder, the newest first; damaged ones are among them."""
+    found = [entry.parent for entry in folder.glob("*/config.json")]
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
+
+
+def read_json(path: Path) -> Line:
+    """Return a file's JSON object; empty if there is none or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,74 @@
+"""A run directory is read while it grows, after it was cut, and when it is damaged."""
+
+import json
+import os
+
+import pytest
+
+from common.errors import InputError
+from server.run_files import Lines, RunFiles, find_runs
+
+
+def write_config(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"run_id": "r", "options": {"task": "digits"}, "versions": {}, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_only_complete_lines_are_there(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path)
+    assert lines.all() == []
+    path.write_text('{"round": 1}\n{"rou')
+    assert lines.all() == [{"round": 1}]
+    with path.open("a") as file:
+        file.write('nd": 2}\n')
+    assert lines.all() == [{"round": 1}, {"round": 2}]
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n{"round": 2}\n')
+    lines = Lines(path)
+    assert len(lines.all()) == 2
+    (tmp_path / "new").write_text('{"round": 1}\n{"round": 3}\n{"round": 4}\n')
+    (tmp_path / "new").replace(path)
+    assert [line["round"] for line in lines.all()] == [1, 3, 4]
+    path.unlink()
+    assert lines.all() == []
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 1}\n\xff\x00\n[]\n{"round": 2}\n')
+    lines = Lines(path)
+    assert [line["round"] for line in lines.all()] == [1, 2]
+    assert lines.damaged == 2
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"options": 3}', "\udcff"])
+def test_a_folder_without_a_whole_configuration_is_no_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"is no run directory: its config\.json is"):
+        RunFiles(tmp_path)
+
+
+def test_a_run_is_running_while_its_servers_process_lives(tmp_path):
+    run = RunFiles(write_config(tmp_path))
+    assert not run.running
+    (tmp_path / "server.json").write_text(json.dumps({"pid": os.getpid()}))
+    assert run.running
+    # No process has this number: it is above the largest that a system gives.
+    (tmp_path / "server.json").write_text(json.dumps({"pid": 2**30}))
+    assert not run.running
+
+
+def test_runs_are_found_with_the_newest_first(tmp_path):
+    for number, name in enumerate(["b", "a", "c"]):
+        folder = write_config(tmp_path / name)
+        os.utime(folder, (number, number))
+    (tmp_path / "other").mkdir()
+    assert [path.name for path in find_runs(tmp_path)] == ["c", "a", "b"]
+    assert find_runs(tmp_path / "missing") == []
