@@ -64,7 +64,7 @@ async def _serve(options: ServerOptions) -> int:
     token = operator_token(folder)
     access = open_doors(options.security, token)
     # First, so that a port in use leaves no half-made run behind.
-    ports = listen(options.process, access, options.security.insecure)
+    ports = listen(options.process, access, options.security)
     directory.lock()
     try:
         keep_secret(folder / OPERATOR_TOKEN, token)
@@ -93,7 +93,7 @@ async def _run(
     folder = coordinator.directory.path
     ready = folder / "server.json"
     await start(ports, options, coordinator)
-    where = {"address": ports.address, "admin_address": ports.admin_address}
+    where = ports.addresses
     if options.security.insecure:
         log.warning("plain text, and open to anyone (--insecure)", **where)
     write_json(ready, {"pid": os.getpid(), **where})
@@ -105,7 +105,7 @@ async def _run(
         coordinator.shut_down()
         if progress is not None:
             progress.cancel()
-        await asyncio.gather(ports.clients.stop(1.0), ports.admin.stop(1.0))
+        await ports.stop(1.0)
         ready.unlink(missing_ok=True)
 
 

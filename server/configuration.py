@@ -55,6 +55,7 @@ _CHANGEABLE = frozenset(
         "insecure",
         "bind",
         "admin_bind",
+        "metrics_port",
         "threads",
     }
 )

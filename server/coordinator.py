@@ -16,7 +16,7 @@ from common.training import Metrics, TrainConfig
 from server import rounds
 from server.aggregation import capped_weights
 from server.assignments import Assignment, Assignments, Work, task_token
-from server.attempt import Attempt, RoundSummary, committed
+from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
@@ -100,7 +100,8 @@ class Coordinator:
         self._sinks = sinks
         self._evaluator = evaluator
         self.clock = clock
-        self._attempt = Attempt(clock(), len(state.live))
+        self.traffic = Traffic()
+        self._attempt = Attempt(clock(), len(state.live), self.traffic)
         self._recovered = (state.round, state.attempt) if state.cohort else None
         if state.cohort:  # It may have all its updates, and not begin again.
             self._log = self._log.bind(round=state.round, attempt=state.attempt)
@@ -384,7 +385,7 @@ class Coordinator:
         state = self.state
         if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
             return
-        self._attempt = Attempt(self.clock(), len(state.live))
+        self._attempt = Attempt(self.clock(), len(state.live), self.traffic)
         if (number, attempt) != self._recovered:
             cohort = Cohort(
                 round=number,
