@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from common import tracing
 from common.durable import write_json
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
@@ -56,6 +57,7 @@ def serve(options: ServerOptions) -> int:
 
 async def _serve(options: ServerOptions) -> int:
     torch.set_num_threads(options.process.threads)
+    tracing.configure(options.process.otlp_endpoint, "folkmoot-server")
     task = load_task(options.run.task)
     options = configuration.resolve(options, task)
     folder = options.run.run_dir or Path()
@@ -106,6 +108,7 @@ async def _run(
         if progress is not None:
             progress.cancel()
         await ports.stop(1.0)
+        await asyncio.to_thread(tracing.shut_down)
         ready.unlink(missing_ok=True)
 
 

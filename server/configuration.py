@@ -56,6 +56,7 @@ _CHANGEABLE = frozenset(
         "bind",
         "admin_bind",
         "metrics_port",
+        "otlp_endpoint",
         "threads",
     }
 )

@@ -226,6 +226,8 @@ class ProcessOptions:
         int | None, Parameter(converter=whole, validator=Number(gte=0, lte=65535))
     ] = None
     "Port on --admin-bind's host where Prometheus finds /metrics; 0 takes a free one."
+    otlp_endpoint: str | None = None
+    "OpenTelemetry collector that each round's trace goes to, as http://HOST:4317."
     threads: Positive = 1
     "Torch threads; 1 is right where clients train on the same machine."
 
