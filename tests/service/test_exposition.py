@@ -1,5 +1,7 @@
 """Prometheus' port: what it says is the run's own figures, as Prometheus' own parser reads them."""
 
+import json
+import re
 import socket
 import ssl
 from contextlib import closing
@@ -19,6 +21,7 @@ from tests import certs
 from tests.e2e.harness import json_lines
 from tests.service.harness import LiveServer, update
 
+DASHBOARD = Path(__file__).parents[2] / "scripts" / "grafana.json"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -101,6 +104,37 @@ def test_a_scrape_says_what_metrics_jsonl_says(tmp_path):
         total = found[f"folkmoot_phase_duration_seconds_sum{{phase={phase}}}"]
         assert (count, total) == (2, pytest.approx(sum(row[f"{phase}_seconds"] for row in rows)))
     assert found["process_resident_memory_bytes"] > 1e6
+
+
+def asked_for(dashboard):
+    """Return what Grafana's dashboard queries: each metric with the labels that it relies on."""
+    variables = dashboard["templating"]["list"]
+    queries = [(v["query"]["query"], "") for v in variables if v["type"] == "query"]
+    for panel in dashboard["panels"]:
+        queries += [(target["expr"], target["legendFormat"]) for target in panel["targets"]]
+    for query, legend in queries:
+        labels = set(re.findall(r"{{(\w+)}}", legend))
+        for listed in re.findall(r"by \(([\w, ]+)\)", query):
+            labels |= set(listed.split(", "))
+        for name, matched in re.findall(r"\b((?:folkmoot|process)_\w+){?([^}]*)}?", query):
+            yield name, labels | set(re.findall(r"(\w+)=", matched))
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_are_there(tmp_path):
+    options = {"client_evaluate_every": 1, "metrics_port": 0}
+    with LiveServer(tmp_path / "run", **options) as server:
+        play_round(server, server.join("good"), server.join("bad", partition=1))
+        server.wait_for(lambda run: run.model.version == 1)
+        families = text_string_to_metric_families(
+            fetch(server.metrics_address, Accept=OPENMETRICS)[2]
+        )
+        samples = [sample for family in families for sample in family.samples]
+    # Prometheus adds the instance.
+    there = {sample.name: {"instance", *sample.labels} for sample in samples}
+    asked = list(asked_for(json.loads(DASHBOARD.read_text())))
+    assert len(asked) > 20
+    for name, labels in asked:
+        assert labels <= there.get(name, set()), name
 
 
 def test_after_a_restart_counters_begin_again_and_gauges_go_on(tmp_path):
