@@ -19,6 +19,7 @@ from client.options import ClientOptions, client_ids
 from client.progress import StepProgress
 from client.runner import Runner, Site
 from client.trainer import choose_device
+from common import tracing
 from common.errors import FolkmootError
 from common.logs import configure_logs, get_logger
 from common.tasks import BUILT_IN, load_task
@@ -44,6 +45,7 @@ def serve(options: ClientOptions) -> int:
     device = choose_device(options.device)
     if options.task is not None:
         load_task(options.task)
+    tracing.configure(options.otlp_endpoint, "folkmoot-client", clients=list(ids.values()))
     stop = threading.Event()
     credentials = channel_credentials(options, ids.values())
     connection = Connection(options.server, credentials, options.max_wait, stop)
@@ -100,6 +102,7 @@ def _run(runners: list[Runner], connection: Connection, stop: threading.Event) -
     _say_goodbye(runners, connection, ending)
     for thread in threads:
         thread.join(_LAST_WORK_SECONDS / len(threads))
+    tracing.shut_down()
     if isinstance(ending, FolkmootError):
         raise ending
     if ending is not None:

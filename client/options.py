@@ -55,6 +55,8 @@ class ClientOptions:
     "Torch threads. Several clients on one machine need one each, or they run ten times slower."
     max_wait: Annotated[float, Parameter(validator=(finite, Number(gt=0)))] = 600.0
     "Seconds to try again for while the server can't be reached."
+    otlp_endpoint: str | None = None
+    "OpenTelemetry collector that this client's part of a traced round goes to, as http://HOST:4317."
     config: Path | None = None
     "TOML file with any of these options; flags and FOLKMOOT_… go first."
     security: SecurityOptions = SecurityOptions()

@@ -23,7 +23,7 @@ from client.data import LocalData, load_partitions
 from client.progress import StepProgress
 from client.state import ClientState
 from client.trainer import Trainer, WorkFailed
-from common import __version__
+from common import __version__, tracing
 from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
 from common.splits import Partitioner, Split
@@ -291,11 +291,16 @@ class Runner:
         work = (assignment.task_token, assignment.model.digest.blake3, assignment.seed)
         if ready is None or ready.work != work:
             self.unanswered = None
-            base = site.pull(self.session_token, assignment.model)
-            control = self._control(assignment)
+            with self._span("pull", assignment):
+                base = site.pull(self.session_token, assignment.model)
+                control = self._control(assignment)
             payload = site.update_of(base)
             config, update = train_config(assignment.train), views(payload)
-            with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
+            with (
+                site.turn,
+                site.progress.of(self.client_id, assignment.round) as advance,
+                self._span("train", assignment) as span,
+            ):
                 self._check_wanted()
                 began = time.monotonic()
                 correction = self._correction(assignment, control)
@@ -315,6 +320,7 @@ class Runner:
                 if trainer.initial_layers:
                     own_layers, previous = trainer.local_layers(), assignment.previous_round
                     self._state("layers").save(assignment.round, own_layers, previous)
+                span.note(examples=trained.num_examples, steps=trained.num_steps)
             ready = self.unanswered = Pushable(
                 work=work, payload=payload, digest=digest_bytes(payload), trained=trained
             )
@@ -324,17 +330,19 @@ class Runner:
                 seconds=round(time.monotonic() - began, 2),
                 **{name: round(value, 4) for name, value in trained.metrics.items()},
             )
-        response = site.connection.push(
-            self.session_token,
-            assignment.task_token,
-            assignment.model,
-            ready.payload,
-            ready.digest,
-            ready.trained,
-        )
+        with self._span("push", assignment) as span:
+            response = site.connection.push(
+                self.session_token,
+                assignment.task_token,
+                assignment.model,
+                ready.payload,
+                ready.digest,
+                ready.trained,
+            )
+            outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
+            span.note(outcome=outcome, bytes=ready.digest.size_bytes)
         self.unanswered = None
         site.give_back(ready.payload)
-        outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
         why = {"why": response.message} if response.message else {}
         log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
 
@@ -372,9 +380,14 @@ class Runner:
 
     def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         site = self.site
-        base = site.pull(self.session_token, assignment.model)
+        with self._span("pull", assignment):
+            base = site.pull(self.session_token, assignment.model)
         work = assignment.evaluate
-        with site.turn, site.progress.of(self.client_id, assignment.round) as advance:
+        with (
+            site.turn,
+            site.progress.of(self.client_id, assignment.round) as advance,
+            self._span("evaluate", assignment),
+        ):
             self._check_wanted()
             num_examples, metrics = trainer.evaluate(
                 self._with_own_layers(base, assignment, trainer),
@@ -391,6 +404,9 @@ class Runner:
                 evaluation=report,
             )
         )
+
+    def _span(self, name: str, assignment: pb.TaskAssignment) -> tracing.Span:
+        return tracing.span(name, assignment.traceparent, client=self.client_id)
 
     def _report_failure(self, reason: str, message: str) -> None:
         failure = pb.TaskFailure(reason=reason, message=message[:1024])

@@ -460,6 +460,7 @@ class TaskAssignment(_message.Message):
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
     PREVIOUS_ROUND_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     task_token: _builtins.bytes
     """Opaque; the same after a restart of the server."""
     round: _builtins.int
@@ -471,6 +472,8 @@ class TaskAssignment(_message.Message):
     perhaps the one whose model is evaluated; 0: none. What a client keeps
     from one round to the next is what it had then.
     """
+    traceparent: _builtins.str
+    """The round's span, as W3C Trace Context's header has it; empty: not traced."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """To train from, or to evaluate."""
@@ -494,10 +497,11 @@ class TaskAssignment(_message.Message):
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
         previous_round: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "time_remaining", b"time_remaining", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "previous_round", b"previous_round", "round", b"round", "seed", b"seed", "task_token", b"task_token", "time_remaining", b"time_remaining", "train", b"train", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "model", b"model", "previous_round", b"previous_round", "round", b"round", "seed", b"seed", "task_token", b"task_token", "time_remaining", b"time_remaining", "traceparent", b"traceparent", "train", b"train", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["train", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

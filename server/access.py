@@ -8,26 +8,36 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import grpc
 
 from common import tls
 from common.errors import InputError, RequestError, Status
 from common.tls import Identity, Reloading
-from server.edge import Context
 from server.options import SecurityOptions
 
 # In the run directory.
 OPERATOR_TOKEN = "operator.token"  # noqa: S105 - a file's name
 
+
+class Caller(Protocol):
+    """What is looked at of a call: gRPC's context has it, and so has a scrape's request."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return the verified certificate of a caller that needs one, as x509_pem_cert."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Return the headers."""
+
+
 # Returns the client ids that the caller may act for.
-Clients = Callable[[Context], Container[str]]
+Clients = Callable[[Caller], Container[str]]
 # Returns if the caller is an operator.
-Operators = Callable[[Context], None]
+Operators = Callable[[Caller], None]
 
 
 class Everyone(Container[str]):
@@ -56,7 +66,7 @@ class Certificates:
     def __init__(self, revoked: Reloading[frozenset[int]] | None) -> None:
         self._revoked = revoked
 
-    def clients(self, context: Context) -> Container[str]:
+    def clients(self, context: Caller) -> Container[str]:
         """Return the client ids that the caller's certificate names.
 
         Raises:
@@ -68,7 +78,7 @@ class Certificates:
             raise RequestError(Status.PERMISSION_DENIED, "NOT_A_CLIENT", message)
         return identity.clients
 
-    def operators(self, context: Context) -> None:
+    def operators(self, context: Caller) -> None:
         """Check that the caller's certificate names an operator.
 
         Raises:
@@ -78,7 +88,7 @@ class Certificates:
             message = "the certificate names no operator (a URI urn:folkmoot:operator:NAME)"
             raise RequestError(Status.PERMISSION_DENIED, "NOT_AN_OPERATOR", message)
 
-    def _identity(self, context: Context) -> Identity:
+    def _identity(self, context: Caller) -> Identity:
         certificate, *_ = context.auth_context()["x509_pem_cert"]
         identity = tls.identity_of(certificate)
         if identity.expires < datetime.now(UTC):
@@ -94,7 +104,7 @@ def bearer_of(token: str) -> Operators:
     """Return the check that a caller knows the operator's token."""
     expected = f"Bearer {token}".encode()
 
-    def check(context: Context) -> None:
+    def check(context: Caller) -> None:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = given if isinstance(given, bytes) else str(given).encode()
         if not hmac.compare_digest(text, expected):

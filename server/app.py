@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from common import tracing
 from common.durable import write_json
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
@@ -56,6 +57,7 @@ def serve(options: ServerOptions) -> int:
 
 async def _serve(options: ServerOptions) -> int:
     torch.set_num_threads(options.process.threads)
+    tracing.configure(options.process.otlp_endpoint, "folkmoot-server")
     task = load_task(options.run.task)
     options = configuration.resolve(options, task)
     folder = options.run.run_dir or Path()
@@ -64,7 +66,7 @@ async def _serve(options: ServerOptions) -> int:
     token = operator_token(folder)
     access = open_doors(options.security, token)
     # First, so that a port in use leaves no half-made run behind.
-    ports = listen(options.process, access, options.security.insecure)
+    ports = listen(options.process, access, options.security)
     directory.lock()
     try:
         keep_secret(folder / OPERATOR_TOKEN, token)
@@ -93,7 +95,7 @@ async def _run(
     folder = coordinator.directory.path
     ready = folder / "server.json"
     await start(ports, options, coordinator)
-    where = {"address": ports.address, "admin_address": ports.admin_address}
+    where = ports.addresses
     if options.security.insecure:
         log.warning("plain text, and open to anyone (--insecure)", **where)
     write_json(ready, {"pid": os.getpid(), **where})
@@ -105,7 +107,8 @@ async def _run(
         coordinator.shut_down()
         if progress is not None:
             progress.cancel()
-        await asyncio.gather(ports.clients.stop(1.0), ports.admin.stop(1.0))
+        await ports.stop(1.0)
+        await asyncio.to_thread(tracing.shut_down)
         ready.unlink(missing_ok=True)
 
 

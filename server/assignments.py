@@ -26,6 +26,8 @@ class Assignment:
     attempt: int
     work: Work
     model_version: int
+    # Of the round; empty: not traced.
+    traceparent: str = ""
 
 
 def task_token(run_id: str, round_number: int, attempt: int, client_id: str, work: Work) -> str:

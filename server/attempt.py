@@ -31,11 +31,21 @@ class RoundSummary:
 
 
 @dataclass
+class Traffic:
+    """Bytes of all attempts since the process began."""
+
+    down: int = 0
+    up: int = 0
+    resent: int = 0
+
+
+@dataclass
 class Attempt:
     """One attempt; times are seconds of one monotonic clock, bytes and seconds by client id."""
 
     began: float
     num_clients: int
+    traffic: Traffic = field(default_factory=Traffic)
     collected: float | None = None
     aggregated: float | None = None
     # None: nothing was evaluated.
@@ -56,14 +66,17 @@ class Attempt:
     def count_down(self, client_id: str, size: int) -> None:
         """Add bytes that were sent to a client."""
         self.bytes_down[client_id] = self.bytes_down.get(client_id, 0) + size
+        self.traffic.down += size
 
     def count_up(self, client_id: str, size: int) -> None:
         """Add bytes that came from a client."""
         self.bytes_up[client_id] = self.bytes_up.get(client_id, 0) + size
+        self.traffic.up += size
 
     def count_resent(self, size: int) -> None:
         """Add bytes that were on their way when a transfer broke."""
         self.bytes_resent += size
+        self.traffic.resent += size
 
     def dropped(self, state: State) -> int:
         """Return how many of the cohort will bring no update, the refused ones aside."""

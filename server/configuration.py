@@ -55,6 +55,8 @@ _CHANGEABLE = frozenset(
         "insecure",
         "bind",
         "admin_bind",
+        "metrics_port",
+        "otlp_endpoint",
         "threads",
     }
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from common import tracing
 from common.errors import RequestError, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
@@ -16,7 +17,7 @@ from common.training import Metrics, TrainConfig
 from server import rounds
 from server.aggregation import capped_weights
 from server.assignments import Assignment, Assignments, Work, task_token
-from server.attempt import Attempt, RoundSummary, committed
+from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
@@ -100,7 +101,9 @@ class Coordinator:
         self._sinks = sinks
         self._evaluator = evaluator
         self.clock = clock
-        self._attempt = Attempt(clock(), len(state.live))
+        self.traffic = Traffic()
+        self._attempt = Attempt(clock(), len(state.live), self.traffic)
+        self._trace = tracing.OFF
         self._recovered = (state.round, state.attempt) if state.cohort else None
         if state.cohort:  # It may have all its updates, and not begin again.
             self._log = self._log.bind(round=state.round, attempt=state.attempt)
@@ -138,6 +141,8 @@ class Coordinator:
     def shut_down(self) -> None:
         """Let every waiting poll and watcher know that the server is going."""
         self.shutting_down = True
+        self._trace.note(outcome="interrupted")
+        self._trace.end()
         self._bump()
         self.sessions.wake_all()
 
@@ -366,13 +371,17 @@ class Coordinator:
             case rounds.BeginRound(number, attempt):
                 await self._begin_round(number, attempt)
             case rounds.Aggregate():
-                await self._aggregate()
+                with self._span("aggregate"):
+                    await self._aggregate()
             case rounds.Evaluate(on_server, clients):
                 await self._evaluate(on_server, clients)
             case rounds.Commit():
-                await self._commit()
+                with self._span("commit"):
+                    await self._commit()
+                self._end_trace(self.history[-1])
             case rounds.Abandon(number, _, reason):
                 await self._abandon(number, reason)
+                self._end_trace(self.history[-1])
             case rounds.Finish():
                 await asyncio.to_thread(self.directory.remove_spare)
                 await self._remove_old_rounds()
@@ -384,7 +393,7 @@ class Coordinator:
         state = self.state
         if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
             return
-        self._attempt = Attempt(self.clock(), len(state.live))
+        self._attempt = Attempt(self.clock(), len(state.live), self.traffic)
         if (number, attempt) != self._recovered:
             cohort = Cohort(
                 round=number,
@@ -401,6 +410,7 @@ class Coordinator:
             self.state.phase,
         ):
             return
+        self._begin_trace(state)
         # Those who are lost, too: they may come back in time.
         workers = sorted(self.state.pending | self.state.lost)
         self._log = self._log.bind(round=number, attempt=attempt)
@@ -429,6 +439,7 @@ class Coordinator:
                 attempt,
                 work,
                 version,
+                self._trace.traceparent,
             )
             for client in clients
         )
@@ -472,7 +483,8 @@ class Coordinator:
             self._models[number] = ModelFile(number, path, attempt.folded.model)
             self._assign(clients, Work.EVALUATE, number)
         if on_server and self._evaluator is not None:
-            found = await asyncio.to_thread(self._evaluator.evaluate, path)
+            with self._span("evaluate"):
+                found = await asyncio.to_thread(self._evaluator.evaluate, path)
             attempt.global_metrics = finite_only(found.metrics)
             attempt.confusion = found.confusion
             if len(attempt.global_metrics) < len(found.metrics):
@@ -520,6 +532,30 @@ class Coordinator:
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)
         await asyncio.to_thread(self.directory.abandon_attempt, number)
+
+    # -------------------------------------------------------------------- traces
+
+    def _begin_trace(self, state: State) -> None:
+        self._trace = tracing.trace(
+            "round",
+            run=self.settings.run_id,
+            round=state.round,
+            attempt=state.attempt,
+            cohort=len(state.cohort),
+            goal=state.goal,
+        )
+
+    def _span(self, name: str) -> tracing.Span:
+        return tracing.span(name, self._trace.traceparent)
+
+    def _end_trace(self, ended: RoundSummary) -> None:
+        self._trace.note(
+            outcome=ended.phase,
+            accepted=ended.accepted,
+            refused=ended.refused,
+            dropped=ended.dropped,
+        )
+        self._trace.end()
 
 
 def _headline(row: Row) -> dict[str, int | float]:

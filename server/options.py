@@ -222,6 +222,12 @@ class ProcessOptions:
     "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, with TLS."
     admin_bind: str | None = None
     "Address for ./scripts/admin; the port after --bind's, on 127.0.0.1, if not given."
+    metrics_port: Annotated[
+        int | None, Parameter(converter=whole, validator=Number(gte=0, lte=65535))
+    ] = None
+    "Port on --admin-bind's host where Prometheus finds /metrics; 0 takes a free one."
+    otlp_endpoint: str | None = None
+    "OpenTelemetry collector that each round's trace goes to, as http://HOST:4317."
     threads: Positive = 1
     "Torch threads; 1 is right where clients train on the same machine."
 

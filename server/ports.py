@@ -1,10 +1,11 @@
-"""The two gRPC servers, for clients and for operators: where they listen, and what they serve.
+"""The gRPC servers for clients and for operators, and Prometheus' port: where, and what they serve.
 
 Knows nothing about files or how the run is going.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from common import __version__
 from common.errors import InputError
 from common.process import descriptors
 from common.tls import is_loopback
@@ -25,8 +27,10 @@ from server.access import Access
 from server.admin import AdminService
 from server.coordinator import Coordinator
 from server.edge import Authorize, ErrorInterceptor
+from server.exposition import registry_of
 from server.join_tokens import JoinTokens
-from server.options import ProcessOptions, ServerOptions
+from server.metrics_port import MetricsPort
+from server.options import ProcessOptions, SecurityOptions, ServerOptions
 from server.service import CoordinatorService
 
 # Connections of operators, and descriptors that are none of clients'.
@@ -57,22 +61,38 @@ _CHANNEL_OPTIONS = [
 
 @dataclass(frozen=True)
 class Ports:
-    """The two gRPC servers, for clients and for operators, and where they listen: HOST:PORT."""
+    """The two gRPC servers, for clients and for operators, and where they listen: HOST:PORT.
+
+    `metrics`: None without --metrics-port.
+    """
 
     clients: grpc.aio.Server
     admin: grpc.aio.Server
     address: str
     admin_address: str
     access: Access
+    metrics: MetricsPort | None
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it is served, as server.json and the log say it."""
+        found = {"address": self.address, "admin_address": self.admin_address}
+        return found if self.metrics is None else found | {"metrics_address": self.metrics.address}
+
+    async def stop(self, grace: float) -> None:
+        """Serve no more."""
+        await asyncio.gather(self.clients.stop(grace), self.admin.stop(grace))
+        if self.metrics is not None:
+            await asyncio.to_thread(self.metrics.close)
 
 
-def listen(options: ProcessOptions, access: Access, insecure: bool) -> Ports:
-    """Take both ports; nothing is served before `start`.
+def listen(options: ProcessOptions, access: Access, security: SecurityOptions) -> Ports:
+    """Take the ports; nothing is served before `start`.
 
     Args:
         options: the addresses.
         access: how they are reached, and what they ask for.
-        insecure: let plain text listen on other addresses than loopback.
+        security: the files of `access`, and whether plain text may be reached from elsewhere.
 
     Raises:
         InputError: an address can't be listened on, or must not be.
@@ -80,18 +100,22 @@ def listen(options: ProcessOptions, access: Access, insecure: bool) -> Ports:
     # Files of the run must open, however many connect.
     clients = _grpc_server(descriptors() - _OTHER_DESCRIPTORS, None)
     admin = _grpc_server(_ADMIN_MOST, access.operators)
-    plain_anywhere = insecure or access.credentials is not None
+    plain_anywhere = security.insecure or access.credentials is not None
     address = _listen(clients, options.bind, "--bind", access, plain_anywhere)
     admin_bind = options.admin_bind
     if admin_bind is None:
         wanted = int(options.bind.rpartition(":")[2])
         admin_bind = f"127.0.0.1:{wanted + 1 if wanted else 0}"
     admin_address = _listen(admin, admin_bind, "--admin-bind", access, plain_anywhere)
-    return Ports(clients, admin, address, admin_address, access)
+    metrics = None
+    if options.metrics_port is not None:
+        host = admin_address.rpartition(":")[0]
+        metrics = MetricsPort(host, options.metrics_port, access, security)
+    return Ports(clients, admin, address, admin_address, access, metrics)
 
 
 async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) -> None:
-    """Serve clients and operators from now on."""
+    """Serve clients, operators and Prometheus from now on."""
     task_name = options.run.task
     tokens = None
     if ports.access.wants_join_tokens:
@@ -116,6 +140,14 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
     await _add_health_and_reflection(ports.admin, services["Admin"].full_name)
     await ports.clients.start()
     await ports.admin.start()
+    if ports.metrics is not None:
+        labels = {
+            "task": task_name,
+            "model": options.run.model or "",
+            "strategy": options.strategy.strategy,
+            "version": __version__,
+        }
+        ports.metrics.serve(registry_of(coordinator, labels))
 
 
 def _grpc_server(connections: int, authorize: Authorize | None) -> grpc.aio.Server:

@@ -353,6 +353,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             time_remaining=duration(coordinator.time_remaining),
             seed=coordinator.seed_of(assignment),
             previous_round=coordinator.previous_round(assignment.client_id),
+            traceparent=assignment.traceparent,
         )
         if assignment.work is Work.EVALUATE:
             message.evaluate.SetInParent()

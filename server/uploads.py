@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from common import tracing
 from common.durable import DurableFile, read_sealed, seal, sync_folder, write_new_json
 from common.errors import TensorError
 from common.logs import get_logger
@@ -286,7 +287,8 @@ class Spool:
         assignment = upload.assignment
         token, client_id = assignment.task_token, assignment.client_id
         try:
-            await asyncio.to_thread(self._validate_and_sync, upload)
+            with tracing.span("validate", assignment.traceparent, client=client_id):
+                await asyncio.to_thread(self._validate_and_sync, upload)
         except (TensorError, OSError) as error:
             if self._uploads.get(token) is not upload:  # The round ended, and its folder went.
                 return _NOT_WANTED

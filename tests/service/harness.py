@@ -68,8 +68,9 @@ class LiveServer:
             options = configuration.resolve(self.options, task)
             token = operator_token(self.folder)
             access = open_doors(options.security, token)
-            ports = listen(options.process, access, options.security.insecure)
+            ports = listen(options.process, access, options.security)
             self.address, self.admin_address = ports.address, ports.admin_address
+            self.metrics_address = ports.metrics and ports.metrics.address
             directory.lock()
             run_id = app.open_run(options, directory)
             self.coordinator = app.prepare(options, task, directory, run_id, None)
@@ -86,7 +87,7 @@ class LiveServer:
         self.coordinator.shut_down()
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
-        await asyncio.gather(ports.clients.stop(0.2), ports.admin.stop(0.2))
+        await ports.stop(0.2)
         self.coordinator.spool.close()
         directory.unlock()
 

@@ -25,14 +25,15 @@ FLAGS = """
 --target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
---bind --admin-bind --threads
+--bind --admin-bind --metrics-port --otlp-endpoint --threads
 --help
 """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
 --rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
 --keep-rounds --max-examples --max-update-norm --max-clients
---tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind --threads
+--tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind
+--metrics-port --otlp-endpoint --threads
 """
 # A value of each other flag that is not the saved run's.
 OTHER = {

@@ -6,9 +6,10 @@ from common.errors import InputError
 from common.extras import require
 
 
-def test_a_missing_extra_is_named_with_the_command_that_installs_it():
+@pytest.mark.parametrize("missing", ["nobody_has_this", "nobody_has.this.one", "json.nobody.has"])
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(missing):
     with pytest.raises(InputError) as error:
-        require("onnx", "--format onnx", "json", "a_module_that_nobody_has")
+        require("onnx", "--format onnx", "json", missing)
     assert str(error.value) == (
         '--format onnx needs the extra "onnx": '
         ".venv/bin/pip install -c constraints.txt -e '.[onnx]'"
@@ -16,4 +17,4 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
 
 
 def test_what_is_installed_is_not_complained_about():
-    require("onnx", "--format onnx", "json", "email")
+    require("onnx", "--format onnx", "json", "email.mime.text")
