@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,17 @@ class LocalData(NamedTuple):
     validation: Examples
 
 
+class Division(NamedTuple):
+    """All training examples, the indices of each partition's, and whose each partition is.
+
+    Only natural partitions are somebody's; of others, there are no owners.
+    """
+
+    examples: Examples
+    parts: list[Indices]
+    owners: Sequence[str]
+
+
 def load_partitions(
     task: Task, data_dir: Path, split: Split, indices: list[int], device: str
 ) -> dict[int, LocalData]:
@@ -28,7 +40,7 @@ def load_partitions(
     """
     import torch
 
-    examples, parts = divide(task, data_dir, split)
+    examples, parts, _ = divide(task, data_dir, split)
 
     def take(chosen: Indices) -> Examples:
         where = torch.from_numpy(chosen)
@@ -46,8 +58,8 @@ def load_partitions(
     return held
 
 
-def divide(task: Task, data_dir: Path, split: Split) -> tuple[Examples, list[Indices]]:
-    """Return all training examples, and the indices of each partition's.
+def divide(task: Task, data_dir: Path, split: Split) -> Division:
+    """Return how all clients would divide the training data.
 
     Raises:
         DataError: the data is missing or can't be read.
@@ -62,11 +74,12 @@ def divide(task: Task, data_dir: Path, split: Split) -> tuple[Examples, list[Ind
     check_targets(split.partitioner, examples.targets.shape)
     labels = examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy()
     if split.partitioner is not Partitioner.NATURAL:
-        return examples, partition(labels, split)
+        return Division(examples, partition(labels, split), ())
     owners = task.owners(data_dir)
     if len(owners) != len(labels):
         raise DataError(
             f"--data-dir: the task gave {len(labels)} examples and {len(owners)} owners; "
             "there must be as many of both"
         )
-    return examples, partition(labels, split, owners)
+    parts = partition(labels, split, owners)
+    return Division(examples, parts, [owners[part[0]] for part in parts])

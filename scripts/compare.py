@@ -126,7 +126,8 @@ def _centralised(
     torch.set_num_threads(options.process.threads)
     task = load_task(run.task)
     split = data_split(options.split)
-    pooled = pool(*divide(task, run.data_dir, split), split)
+    examples, parts, _ = divide(task, run.data_dir, split)
+    pooled = pool(examples, parts, split)
     console.print(f"Centralised: {len(pooled.inputs)} examples")
     config = train_config(options.training)
     if lr:

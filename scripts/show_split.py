@@ -9,25 +9,23 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from cyclopts import App, Parameter
-from numpy.typing import NDArray
 
-from client.data import divide
 from common.errors import InputError
-from common.splits import Indices, Partitioner, hold_out
-from common.tasks import Examples, load_task
+from common.tasks import load_task
 from scripts.commands import run_app
 from scripts.split_picture import draw
+from scripts.splits import Part, parts_of
 from server.configuration import data_split, resolve_split
 from server.options import Count, SplitOptions
 
 # More partitions than these are shown by a few of them, from the largest to the smallest.
 _MOST_ROWS, _ROWS_OF_MORE = 20, 5
-# Of more classes, the table says how many a partition has; of still more, nothing.
-_MOST_COLUMNS, _MOST_CLASSES = 12, 100
+# Of more classes, the table says how many a partition has.
+_MOST_COLUMNS = 12
 
 app = App(
     name="./scripts/show_split",
@@ -35,22 +33,6 @@ app = App(
     version_flags=(),
     help_format="plaintext",
 )
-
-
-class Part(NamedTuple):
-    """One partition: whose it is (in natural splits), its sizes, and its examples of each class."""
-
-    partition: int
-    owner: str | None
-    examples: int
-    training: int
-    validation: int
-    classes: list[int] | None
-
-    @property
-    def name(self) -> str:
-        """Return its number, and its owner if it has one."""
-        return str(self.partition) if self.owner is None else f"{self.partition} ({self.owner})"
 
 
 @app.default
@@ -76,18 +58,12 @@ def show(
     found = load_task(task)
     options = resolve_split(split, found, seed)
     how = data_split(options)
-    examples, indices = divide(found, data_dir, how)
-    owners = found.owners(data_dir) if how.partitioner is Partitioner.NATURAL else None
-    counts = _class_counts(examples, indices)
-    parts = []
-    for number, chosen in enumerate(indices):
-        training, validation = map(len, hold_out(chosen, how, number))
-        owner = None if owners is None else owners[chosen[0]]
-        classes = None if counts is None else counts[number].tolist()
-        parts.append(Part(number, owner, len(chosen), training, validation, classes))
-    title = f"{task}, {how.partitioner.value}: {_summary(parts, len(examples.targets))}"
+    divided = parts_of(found, data_dir, how)
+    parts = divided.parts
+    title = f"{task}, {how.partitioner.value}: {divided.summary()}"
+    names = [part.name for part in parts]
     try:
-        draw([p.name for p in parts], np.array([p.examples for p in parts]), counts, title, output)
+        draw(names, divided.sizes, divided.counts, title, found.classes).savefig(output, dpi=120)
     except (OSError, ValueError) as error:
         raise InputError(f"--output: can't write {output}: {error}") from error
     if json:
@@ -96,31 +72,6 @@ def show(
         print(title, end="\n\n")
         _print_table(parts)
         print(f"\nPicture: {output}")
-
-
-def _class_counts(examples: Examples, parts: Sequence[Indices]) -> NDArray[np.int64] | None:
-    """Return the examples of each partition and class; None where an example has no one class."""
-    targets = examples.targets
-    if targets.is_floating_point() or targets.numel() != len(targets):
-        return None
-    labels = targets.reshape(-1).long().numpy()
-    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
-        return None
-    return np.stack([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts])
-
-
-def _summary(parts: Sequence[Part], total: int) -> str:
-    said = f"{len(parts)} partitions of {_range(part.examples for part in parts)} examples"
-    if parts[0].classes is not None:
-        present = (sum(map(bool, part.classes or [])) for part in parts)
-        said += f" and {_range(present)} classes"
-    held = sum(part.examples for part in parts)
-    return said + (f"; {total - held:,} of {total:,} left out" if held < total else "")
-
-
-def _range(values: Iterable[int]) -> str:
-    low, middle, high = np.quantile(list(values), [0, 0.5, 1])
-    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f} (median {middle:,.0f})"
 
 
 def _print_table(parts: Sequence[Part]) -> None:

@@ -7,7 +7,6 @@ Knows nothing about tasks or how the data is divided.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -24,42 +23,52 @@ _MOST_COLOURS = 20
 
 
 def draw(
-    names: Sequence[str], sizes: Counts, counts: Counts | None, title: str, output: Path
-) -> None:
-    """Write the picture; the suffix of `output` tells its format.
+    names: Sequence[str],
+    sizes: Counts,
+    counts: Counts | None,
+    title: str,
+    classes: Sequence[str] = (),
+) -> Figure:
+    """Return the picture.
 
     Args:
         names: of the partitions.
         sizes: shape [partitions], the examples of each.
         counts: shape [partitions, classes], the examples of each class; None: no classes.
         title: stands above.
-        output: the file.
+        classes: their names; without them, a class is its number.
     """
-    few = len(sizes) <= _MOST_BARS and (counts is None or counts.shape[1] <= _MOST_COLOURS)
+    if counts is not None and len(classes) != counts.shape[1]:
+        classes = [str(number) for number in range(counts.shape[1])]
+    few = len(sizes) <= _MOST_BARS and len(classes) <= _MOST_COLOURS
     height = 1.5 + 0.3 * len(sizes) if few else 5.5 if counts is not None else 3.5
     figure = Figure(figsize=(9, max(height, 2.5)), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    if few:
-        _draw_bars(figure.subplots(), names, sizes, counts)
-    elif counts is None:
-        _draw_skyline(figure.subplots(), sizes)
-    else:
-        above, below = figure.subplots(2, sharex=True, height_ratios=[1, 2])
-        _draw_skyline(above, sizes)
-        above.set_xlabel("")
-        _draw_map(below, sizes, counts)
-    figure.savefig(output, dpi=120)
+    # Names are text, whatever they hold; a dollar sign begins no formula.
+    with mpl.rc_context({"text.parse_math": False}):
+        figure.suptitle(title, fontsize=10)
+        if few:
+            _draw_bars(figure.subplots(), names, sizes, counts, classes)
+        elif counts is None:
+            _draw_skyline(figure.subplots(), sizes)
+        else:
+            above, below = figure.subplots(2, sharex=True, height_ratios=[1, 2])
+            _draw_skyline(above, sizes)
+            above.set_xlabel("")
+            _draw_map(below, sizes, counts, classes)
+    return figure
 
 
-def _draw_bars(axes: Axes, names: Sequence[str], sizes: Counts, counts: Counts | None) -> None:
+def _draw_bars(
+    axes: Axes, names: Sequence[str], sizes: Counts, counts: Counts | None, classes: Sequence[str]
+) -> None:
     where = np.arange(len(sizes))
     if counts is None:
         axes.barh(where, sizes)
     else:
         colours = mpl.colormaps["tab10" if counts.shape[1] <= 10 else "tab20"]
         left = np.zeros_like(sizes)
-        for label, column in enumerate(counts.T):
-            axes.barh(where, column, left=left, label=str(label), color=colours(label))
+        for number, (label, column) in enumerate(zip(classes, counts.T, strict=True)):
+            axes.barh(where, column, left=left, label=label, color=colours(number))
             left += column
         axes.figure.legend(title="class", loc="outside right center", frameon=False)
     for place, size in zip(where, sizes, strict=True):
@@ -82,13 +91,13 @@ def _draw_skyline(axes: Axes, sizes: Counts) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_map(axes: Axes, sizes: Counts, counts: Counts) -> None:
+def _draw_map(axes: Axes, sizes: Counts, counts: Counts, classes: Sequence[str]) -> None:
     image = axes.imshow(
         (counts / sizes[:, None]).T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0
     )
     axes.set(xlabel="partition", ylabel="class")
     if counts.shape[1] <= _MOST_COLOURS:
-        axes.set_yticks(np.arange(counts.shape[1]))
+        axes.set_yticks(np.arange(counts.shape[1]), classes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bar = axes.figure.colorbar(image, ax=axes, format=PercentFormatter(1, 0))
     bar.set_label("share of the\npartition's examples")

@@ -31,6 +31,13 @@ class Owned(Tiny):
         return ["ann", "bob", "ann", "cem"] * 50
 
 
+class Unread(Tiny):
+    """Its own code fails where there is no data."""
+
+    def data(self, data_dir, train):
+        return (data_dir / "examples").read_bytes()
+
+
 class Attacked(Tiny):
     """Tiny; where HOSTILE is set, clients push the wrong way, and ten times as far."""
 

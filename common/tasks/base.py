@@ -54,6 +54,10 @@ class Task(ABC):
             DataError: the data is missing or can't be read.
         """
 
+    def would_download(self, data_dir: Path) -> bool:
+        """Say whether `data` would fetch what is not there, for those who only look at a run."""
+        return False
+
     def owners(self, data_dir: Path) -> Sequence[str]:
         """Return whose each training example is, in the order of `data`, for natural splits.
 

@@ -69,6 +69,10 @@ class Mnist(Task):
         inputs = images.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
         return Examples(inputs, labels.long())
 
+    def would_download(self, data_dir: Path) -> bool:
+        """Say whether the images' folder is missing."""
+        return not _raw(self.source, data_dir).exists()
+
     def owners(self, data_dir: Path) -> Sequence[str]:
         """Return the writers' numbers, which QMNIST adds (Yadav and Bottou 2019, arXiv 1905.10498).
 
@@ -105,11 +109,15 @@ class FashionMnist(Mnist):
     owners = Task.owners
 
 
+def _raw(source: str, data_dir: Path) -> Path:
+    return data_dir / source / "raw"
+
+
 def _load(source: str, data_dir: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     from torchvision import datasets
 
     dataset = getattr(datasets, source)
-    raw = data_dir / source / "raw"
+    raw = _raw(source, data_dir)
     try:
         if not raw.exists():
             _download(dataset, source, data_dir)

@@ -2,11 +2,16 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
+from common.errors import DataError, InputError
 from scripts.commands import run_app
 from scripts.show_split import app
+from scripts.split_picture import draw
+from scripts.splits import parts_of_run
+from server.options import SplitOptions
 
 
 @pytest.fixture
@@ -77,3 +82,44 @@ def test_wrong_input_is_one_line_and_status_2(show, capsys, flags, said):
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1
+
+
+def options(**changes):
+    split = asdict(SplitOptions(partitioner="natural", num_partitions=3))
+    return {"task": "tests.tasks:Owned", "data_dir": "nowhere", **split, **changes}
+
+
+def test_a_runs_division_follows_from_its_options():
+    divided = parts_of_run(options())
+    assert [part.name for part in divided.parts] == ["0 (ann)", "1 (bob)", "2 (cem)"]
+    assert [part.training for part in divided.parts] == [90, 45, 45]
+    assert divided.counts.sum(1).tolist() == divided.sizes.tolist() == [100, 50, 50]
+    assert divided.summary() == "3 partitions of 50 to 100 (median 50) examples and 3 classes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"partitioner": "none"}, DataError, "each client trains on data of its own"),
+        ({"task": "mnist"}, DataError, "the data of mnist is not in nowhere"),
+        ({"task": "tests.tasks:Unread"}, DataError, "FileNotFoundError"),
+        ({"num_partitions": "three"}, DataError, "TypeError"),
+        ({"partitioner": "by-moon"}, InputError, "config.json: an option is .* damaged"),
+        ({"data_dir": None}, InputError, "config.json: an option is .* damaged"),
+    ],
+)
+def test_a_division_that_cannot_be_made_here_is_an_error_and_leaves_nothing(
+    tmp_path, monkeypatch, changes, error, said
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=said):
+        parts_of_run(options(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_names_of_owners_and_classes_are_text_and_no_formula(tmp_path):
+    divided = parts_of_run(options())
+    names = [f"${part.name} $\\frac{{" for part in divided.parts]
+    picture = draw(names, divided.sizes, divided.counts, names[0], [*"$$a"])
+    picture.savefig(tmp_path / "split.svg")
+    assert (tmp_path / "split.svg").exists()

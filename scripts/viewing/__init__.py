@@ -1,0 +1,1 @@
+"""`./scripts/dashboard`: the runs of a folder in a browser."""

@@ -1,0 +1,81 @@
+"""The command line of ./scripts/dashboard: a Streamlit server on this machine, for a folder."""
+
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from common.errors import InputError
+from common.extras import require
+from scripts.commands import run_app
+
+_ADDRESS = "127.0.0.1"
+
+app = App(
+    name="./scripts/dashboard",
+    help="Shows the runs of a folder in a browser, also while they go on.",
+    version_flags=(),
+    help_format="plaintext",
+)
+
+
+@app.default
+def dashboard(
+    runs_folder: Path = Path("runs"),
+    /,
+    *,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8501,
+) -> None:
+    """Show the runs of a folder in a browser of this machine.
+
+    Args:
+        runs_folder: The folder that holds the run directories.
+        port: Port on 127.0.0.1; 0 takes a free one.
+    """
+    require("dashboard", "./scripts/dashboard", "streamlit", "plotly")
+    if (runs_folder / "config.json").exists():
+        raise InputError(
+            f"{runs_folder} is a run directory; name the folder that holds it: "
+            f"./scripts/dashboard {runs_folder.absolute().parent}"
+        )
+    _check_free(port)
+    import streamlit as st
+
+    # What the first page would wait for.
+    from scripts.viewing import pages
+
+    # What Streamlit hands to its script.
+    sys.argv[1:] = [str(runs_folder.absolute())]
+    script = Path(__file__).absolute().with_name("script.py")
+    st.App(script, on_script_error=pages.apologise).run(
+        config={
+            "server.address": _ADDRESS,
+            "server.port": port,
+            "server.headless": True,
+            "server.fileWatcherType": "none",
+            "server.maxUploadSize": 20,
+            "browser.gatherUsageStats": False,
+            "client.toolbarMode": "minimal",
+            "client.showErrorDetails": "none",
+            "theme.light.primaryColor": "#4c8bf5",
+            "theme.dark.primaryColor": "#4c8bf5",
+        }
+    )
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_ADDRESS, port))
+        except OSError as error:
+            raise InputError(
+                f"--port: {port} can't be used: {error.strerror}; try --port {port + 1}"
+            ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

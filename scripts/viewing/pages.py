@@ -1,0 +1,293 @@
+"""The dashboard's pages: the runs of the folder, one run, and several over one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import streamlit as st
+
+from common.errors import InputError
+from scripts.viewing import figures, try_out, views
+from scripts.viewing.messages import plain, saying
+from scripts.viewing.runs import Run, names_in, open_run
+from scripts.viewing.tables import (
+    Column,
+    Headline,
+    bytes_text,
+    column,
+    differing,
+    headline,
+    seconds_text,
+    share_text,
+)
+from server.run_files import Line
+
+if TYPE_CHECKING:
+    from streamlit.navigation.page import Page
+
+# Seconds between two looks at a run that goes on.
+REFRESH = 2.0
+_COMPARED = 4
+
+_VIEWS: dict[str, Callable[[Run], None]] = {
+    "Learning": views.learning,
+    "Rounds": views.rounds,
+    "Clients": views.clients,
+    "Classes": views.classes,
+    "Data": views.data,
+    "Settings": views.settings,
+}
+_TRY_OUT = "Try it"
+
+# What runs are compared by, and where it is in a row.
+_VALUES = {
+    "accuracy, the server's": "global_accuracy",
+    "accuracy, the clients' mean": "client_accuracy",
+    "accuracy, the clients' lowest": "client_accuracy_min",
+    "loss, the server's": "global_loss",
+    "loss, the clients' mean": "client_loss",
+    "loss in local training": "train_loss",
+}
+_AXES = {
+    "round": "round",
+    "time (s)": "duration_seconds",
+    "sent to the server (bytes)": "bytes_up",
+}
+
+
+def show(folder: Path) -> None:
+    """Draw the page that was asked for."""
+    st.set_page_config("Folkmoot", layout="wide")
+    # Streamlit leaves a sixth of a screen empty above the page.
+    st.html("<style>.stMainBlockContainer { padding-top: 4.5rem }</style>")
+    one = st.Page(partial(_one, folder), title="Run", url_path="run")
+    every = st.Page(partial(_list, folder, one), title="Runs", default=True)
+    several = st.Page(
+        partial(_compare, folder),
+        title="Compare",
+        url_path="compare",
+    )
+    chosen = st.navigation([every, one, several], position="top")
+    with saying():
+        chosen.run()
+
+
+def apologise(error: Exception) -> bool:
+    """Show a line in place of the traceback, which goes to the terminal."""
+    st.error(
+        f"This can't be shown: {type(error).__name__}. The terminal of ./scripts/dashboard has "
+        "the details.",
+        icon=":material/error:",
+    )
+    return True
+
+
+def _names(folder: Path) -> list[str]:
+    names = names_in(folder)
+    if not names:
+        st.info(
+            f"There is no run in {plain(str(folder))} yet. `./scripts/quickstart` starts one; "
+            "reload this page then.",
+            icon=":material/hourglass_empty:",
+        )
+    return names
+
+
+def _list(folder: Path, one: Page) -> None:
+    st.title("Runs")
+    st.caption(plain(str(folder)))
+
+    @st.fragment(run_every=REFRESH * 2)
+    def table() -> None:
+        names = _names(folder)
+        if not names:
+            return
+        chosen = st.dataframe(
+            [_listed(folder / name) for name in names],
+            key="runs-of-folder",
+            hide_index=True,
+            on_select="rerun",
+            selection_mode="single-row",
+            column_config={
+                "Accuracy": st.column_config.NumberColumn(format="%.4f"),
+                "Best": st.column_config.NumberColumn(format="%.4f"),
+            },
+        )["selection"]["rows"]
+        if chosen:
+            st.switch_page(one, query_params={"run": names[chosen[0]]})
+
+    table()
+    st.caption("Select a run to open it.")
+
+
+def _listed(path: Path) -> dict[str, object]:
+    try:
+        run = open_run(path)
+        found = headline(run.rows())
+    except InputError:
+        return {"Run": path.name, "State": "damaged"}
+    return {
+        "Run": run.name,
+        "State": "running" if run.files.running else "ended",
+        "Task": run.option("task"),
+        "Strategy": run.option("strategy"),
+        "Rounds": f"{found.rounds} of {run.option('rounds')}",
+        "Accuracy": _known(found.final_accuracy),
+        "Best": _known(found.best_accuracy),
+        "Clients": _known(found.clients),
+        "Time": seconds_text(found.seconds),
+        "Sent": bytes_text(found.bytes_down + found.bytes_up),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _one(folder: Path) -> None:
+    names = _names(folder)
+    if not names:
+        return
+    name = st.selectbox("Run", names, key="run", bind="query-params")
+    run = open_run(folder / name)
+    live = _live(run)
+    every = REFRESH if live else None
+
+    def top() -> None:
+        with saying():
+            _headline(run)
+        if live and not _live(run):
+            # The last time: all of the page is drawn without a clock.
+            st.rerun()
+
+    st.fragment(top, run_every=every)()
+    tabs = st.tabs([*_VIEWS, _TRY_OUT], key="view", bind="query-params")
+    for tab, (label, view) in zip(tabs, [*_VIEWS.items(), (_TRY_OUT, try_out.show)], strict=True):
+        if not tab.open:
+            continue
+        # A tab in which somebody draws or types has no clock.
+        clock = None if label == _TRY_OUT else every
+        with tab:
+            st.fragment(partial(_viewed, view, run), run_every=clock)()
+
+
+def _viewed(view: Callable[[Run], None], run: Run) -> None:
+    with saying():
+        view(run)
+
+
+def _live(run: Run) -> bool:
+    """Say whether a look in a while may find more; a run's server begins after its directory."""
+    return run.files.running or not run.rows()
+
+
+def _headline(run: Run) -> None:
+    rows = run.rows()
+    found = headline(rows)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if run.files.running:
+            st.badge("running", icon=":material/play_arrow:", color="green")
+        else:
+            st.badge("ended" if rows else "no round yet", color="gray")
+        about = (run.option(name) for name in ("task", "model", "strategy", "partitioner"))
+        st.caption(plain(" · ".join(about)), width="content")
+    if run.damaged:
+        st.warning(f"{run.damaged} damaged lines of its files are left out.")
+    if not rows:
+        st.info("No round is committed yet; this page follows the run.")
+        return
+    with st.container(horizontal=True, gap="small"):
+        for label, value, told in _metrics(run, found):
+            st.metric(label, value, help=told, width="content", border=True)
+
+
+def _metrics(run: Run, found: Headline) -> list[tuple[str, str, str]]:
+    whose = "the clients' own validation data" if found.on_clients else "the server's held-out data"
+    accuracies = [
+        ("Final accuracy", share_text(found.final_accuracy), f"On {whose}."),
+        (
+            "Best accuracy",
+            share_text(found.best_accuracy),
+            f"On {whose}, in round {found.best_round:.0f}.",
+        ),
+    ]
+    if math.isnan(found.best_accuracy):
+        accuracies = [("Final loss", share_text(found.final_loss), f"On {whose}.")]
+    clients = "–" if math.isnan(found.clients) else f"{found.clients:.0f}"
+    return [
+        *accuracies,
+        ("Rounds", f"{found.rounds} of {run.option('rounds')}", "Committed, of those asked for."),
+        ("Clients", clients, "There when the last round began."),
+        ("Time", seconds_text(found.seconds), "Of all committed rounds."),
+        ("To clients", bytes_text(found.bytes_down), "Bytes sent by the server."),
+        ("To server", bytes_text(found.bytes_up), "Bytes sent by the clients."),
+    ]
+
+
+def _compare(folder: Path) -> None:
+    st.title("Compare")
+    names = _names(folder)
+    if not names:
+        return
+    chosen = st.multiselect(
+        "Runs", names, default=names[:_COMPARED], key="runs", bind="query-params"
+    )
+    with st.container(horizontal=True):
+        value = st.selectbox("Value", list(_VALUES), width=260)
+        axis = st.selectbox("By", list(_AXES), width=260)
+    runs = []
+    for name in chosen:
+        with saying():
+            runs.append(open_run(folder / name))
+    if not runs:
+        st.info("Choose the runs to compare.")
+        return
+
+    def drawn() -> None:
+        with saying():
+            _over_one_another(runs, value, axis)
+
+    live = any(_live(run) for run in runs)
+    st.fragment(drawn, run_every=REFRESH if live else None)()
+
+
+def _over_one_another(runs: list[Run], value: str, axis: str) -> None:
+    rows = {run.name: run.rows() for run in runs}
+    series = {name: (_axis(own, axis), column(own, _VALUES[value])) for name, own in rows.items()}
+    st.plotly_chart(figures.compare(series, axis, value), key="compared", config=views.CONFIG)
+    missing = [name for name, (_, values) in series.items() if np.isnan(values).all()]
+    if missing:
+        st.caption(plain(f"Without such values: {', '.join(missing)}."))
+    st.dataframe(
+        [{"Run": name, **_row(headline(own))} for name, own in rows.items()], hide_index=True
+    )
+    st.subheader("What differs")
+    options = differing({run.name: run.files.options for run in runs})
+    if len(runs) < 2 or not options:
+        st.caption("Nothing: these runs have the same settings.")
+        return
+    table = {"Setting": list(options)}
+    for place, run in enumerate(runs):
+        table[run.name] = [values[place] for values in options.values()]
+    st.dataframe(table, hide_index=True)
+
+
+def _axis(rows: list[Line], axis: str) -> Column:
+    values = column(rows, _AXES[axis])
+    return values if axis == "round" else np.nancumsum(values)
+
+
+def _row(found: Headline) -> dict[str, object]:
+    return {
+        "Final accuracy": share_text(found.final_accuracy),
+        "Best accuracy": share_text(found.best_accuracy),
+        "in round": "–" if math.isnan(found.best_round) else f"{found.best_round:.0f}",
+        "Final loss": share_text(found.final_loss),
+        "Time": seconds_text(found.seconds),
+        "Sent": bytes_text(found.bytes_down + found.bytes_up),
+    }

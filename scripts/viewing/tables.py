@@ -1,0 +1,206 @@
+"""What the pages show, out of the lines of a run: columns, headlines, and clients by rounds.
+
+Lines may come from older versions, or be damaged: what isn't there, or is no finite number, is
+NaN, never 0. Knows nothing about files or figures.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.run_files import Line
+
+Column = NDArray[np.float64]
+
+# What a client's round ended with, as clients.jsonl says it.
+OUTCOMES = ("accepted", "refused", "dropped", "not_selected")
+
+
+def number(value: object) -> float:
+    """Return a finite number as it is, all else as NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
+def column(lines: Iterable[Line], name: str) -> Column:
+    """Return a value of each line."""
+    return np.array([number(line.get(name)) for line in lines], np.float64)
+
+
+def by_round(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines that say their round, in order; of several the last."""
+    found = {line["round"]: line for line in lines if type(line.get("round")) is int}
+    return [found[number] for number in sorted(found)]
+
+
+def own_metrics(rows: Sequence[Line]) -> dict[str, Column]:
+    """Return the columns that a task's own evaluation adds, by what they are called."""
+    found: dict[str, Column] = {}
+    for side in ("global", "client"):
+        values = [row.get(f"{side}_metrics") for row in rows]
+        own = [value if isinstance(value, dict) else {} for value in values]
+        for name in sorted({str(name) for value in own for name in value}):
+            found[f"{side} {name}".replace("_", " ")] = column(own, name)
+    return found
+
+
+class Headline(NamedTuple):
+    """A run in a few numbers; of what isn't known, NaN."""
+
+    # On the server's held-out data, or, where it never evaluates, on the clients' own.
+    on_clients: bool
+    final_accuracy: float
+    best_accuracy: float
+    best_round: float
+    final_loss: float
+    rounds: int
+    clients: float
+    seconds: float
+    bytes_down: float
+    bytes_up: float
+
+
+def headline(rows: Sequence[Line]) -> Headline:
+    """Return the headline of committed rounds."""
+    accuracy, loss = column(rows, "global_accuracy"), column(rows, "global_loss")
+    on_clients = bool(np.isnan(accuracy).all() and np.isnan(loss).all())
+    if on_clients:
+        accuracy, loss = column(rows, "client_accuracy"), column(rows, "client_loss")
+    known = np.flatnonzero(~np.isnan(accuracy))
+    best = known[np.argmax(accuracy[known])] if len(known) else None
+    return Headline(
+        on_clients,
+        last(accuracy),
+        math.nan if best is None else float(accuracy[best]),
+        math.nan if best is None else float(rows[best]["round"]),
+        last(loss),
+        int(rows[-1]["round"]) if rows else 0,
+        last(column(rows, "num_clients")),
+        float(np.nansum(column(rows, "duration_seconds"))),
+        float(np.nansum(column(rows, "bytes_down"))),
+        float(np.nansum(column(rows, "bytes_up"))),
+    )
+
+
+def last(values: Column) -> float:
+    """Return the last value that is known; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+class ByClient(NamedTuple):
+    """A value of each client (rows) in each round (columns)."""
+
+    clients: list[str]
+    rounds: list[int]
+    values: NDArray[np.float32]
+
+
+def by_client(lines: Iterable[Line], name: str) -> ByClient:
+    """Return a value of clients.jsonl; of the column "outcome", its place in OUTCOMES."""
+    codes = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+    cells: dict[tuple[str, int], object] = {}
+    for line in lines:
+        client, at = line.get("client_id"), line.get("round")
+        if isinstance(client, str) and type(at) is int:
+            value = line.get(name)
+            cells[client, at] = codes.get(str(value)) if name == "outcome" else value
+    clients = sorted({client for client, _ in cells}, key=natural)
+    rounds = sorted({at for _, at in cells})
+    row_of = {client: place for place, client in enumerate(clients)}
+    column_of = {at: place for place, at in enumerate(rounds)}
+    values = np.full((len(clients), len(rounds)), np.nan, np.float32)
+    for (client, at), value in cells.items():
+        values[row_of[client], column_of[at]] = number(value)
+    return ByClient(clients, rounds, values)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names with numbers in them as a person would.
+
+    >>> sorted(["client-10", "client-2"], key=natural)
+    ['client-2', 'client-10']
+    """
+    # A number, before what is none; \\d alone has digits that int doesn't read.
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(int(part), "") if "0" <= part[0] <= "9" else (-1, part) for part in parts]
+
+
+def examples_by_client(lines: Iterable[Line]) -> dict[str, float]:
+    """Return the examples that each client last trained on."""
+    table = by_client(lines, "num_examples")
+    found = {c: last(row.astype(float)) for c, row in zip(table.clients, table.values, strict=True)}
+    return {client: count for client, count in found.items() if not math.isnan(count)}
+
+
+def confusion_of(line: Line) -> NDArray[np.int64] | None:
+    """Return a round's confusion matrix, rows by true class; None if the line holds none."""
+    try:
+        matrix = np.array(line.get("confusion"))
+    except ValueError:  # Its rows differ in length.
+        return None
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    return matrix if square and matrix.dtype.kind == "i" and matrix.min() >= 0 else None
+
+
+def differing(options: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the options that runs don't have in common: each run's value as text, by option."""
+    names = dict.fromkeys(name for own in options.values() for name in own)
+    found = {name: [shown(own.get(name)) for own in options.values()] for name in names}
+    places = {"run_dir", "config", "resume", "bind", "admin_bind"}
+    return {
+        name: values
+        for name, values in found.items()
+        if len(set(values)) > 1 and name not in places
+    }
+
+
+def shown(value: object) -> str:
+    """Return an option's value as text."""
+    return "–" if value is None else str(value)
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as a person says it.
+
+    >>> seconds_text(9.94), seconds_text(61), seconds_text(7260)
+    ('9.9 s', '1 min 1 s', '2 h 1 min')
+    """
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def bytes_text(size: float) -> str:
+    """Return a size in decimal units.
+
+    >>> bytes_text(999), bytes_text(13_308_128)
+    ('999 B', '13.3 MB')
+    """
+    if math.isnan(size):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def share_text(value: float) -> str:
+    """Return an accuracy with four digits, as the terminal does."""
+    return "–" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,168 @@
+"""The tab in which a person tries a run's model: on a test example, a picture, or a text."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from common.errors import DataError
+from common.tasks.inputs import Images
+from scripts.viewing import figures
+from scripts.viewing.drawing import sheet
+from scripts.viewing.messages import plain
+from scripts.viewing.runs import Run
+from scripts.viewing.tables import number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from common.tasks import Examples
+    from scripts.trained import TrainedRun
+
+_MODELS = {"best": "the best", "global": "the latest"}
+_EXAMPLE, _DRAWN, _FILE = "An example of the test set", "A drawing", "A picture file"
+# Of more classes, the likeliest are shown.
+_MOST_CLASSES = 10
+_SHOWN_PIXELS = 224
+
+
+def show(run: Run) -> None:
+    """Let a person feed the model and see what it says."""
+    models = {name: found for name in _MODELS if (found := run.files.model(name))}
+    if not models:
+        st.info("There is no model yet; the first round makes one.")
+        return
+    which = st.segmented_control(
+        "Model",
+        list(models),
+        default=next(iter(models)),
+        required=True,
+        format_func=lambda name: f"{_MODELS[name]}, round {models[name].get('round', '–')}",
+    )
+    trained = _trained(run.path, str(which), str(models[str(which)].get("blake3")))
+    match trained.task.inputs:
+        case None:
+            _on_example(trained)
+        case Images() as images:
+            _on_picture(trained, images)
+        case _:
+            _on_text(trained)
+
+
+@st.cache_resource(show_spinner="Loading the model …", max_entries=8)
+def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
+    import torch
+
+    from scripts.trained import load_trained
+
+    # The training beside it needs the others.
+    torch.set_num_threads(1)
+    return load_trained(path, which)
+
+
+@st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
+def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:
+    if _trained.task.would_download(Path(data_dir)):
+        raise DataError(f"--data-dir: the data of {task} is not in {data_dir}")
+    return _trained.task.data(Path(data_dir), train=False)
+
+
+def _on_picture(trained: TrainedRun, images: Images) -> None:
+    kind = st.segmented_control("Input", [_EXAMPLE, _DRAWN, _FILE], default=_EXAMPLE, required=True)
+    if kind == _EXAMPLE:
+        _on_example(trained, images)
+        return
+    left, right = st.columns([1, 2])
+    with left:
+        if kind == _DRAWN:
+            st.caption("Draw it large, and in the middle.")
+            picture = sheet("sheet")
+        else:
+            picture = _uploaded()
+    if picture is None:
+        return
+    values = images.encode(picture)
+    with left:
+        _show_input(images, values, "What the model sees")
+    with right:
+        _show_prediction(trained, values)
+
+
+def _uploaded() -> Image | None:
+    from scripts.viewing.prediction import picture
+
+    file = st.file_uploader("Picture", ["png", "jpg", "jpeg", "gif", "bmp", "webp"])
+    return None if file is None else picture(file.getvalue())
+
+
+def _on_example(trained: TrainedRun, images: Images | None = None) -> None:
+    options = trained.options
+    examples = _test_set(trained, str(options["task"]), str(options["data_dir"]))
+    count = len(examples.inputs)
+    if "example" not in st.session_state:
+        st.session_state["example"] = 0
+
+    def another() -> None:
+        st.session_state["example"] = random.randrange(count)
+
+    left, right = st.columns([1, 2])
+    with left:
+        place = st.number_input(f"Example, 0 to {count - 1}", 0, count - 1, key="example")
+        st.button("Another one", icon=":material/shuffle:", on_click=another)
+        values, target = examples.inputs[place].numpy(), examples.targets[place]
+        if images is not None:
+            _show_input(images, values, "What the model sees")
+    with right:
+        true = int(target) if target.numel() == 1 and not target.is_floating_point() else None
+        _show_prediction(trained, values, true)
+
+
+def _show_input(images: Images, values: NDArray[np.float32], caption: str) -> None:
+    from PIL import Image
+
+    pixels = images.decode(values)
+    small = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    scale = max(1, _SHOWN_PIXELS // max(small.size))
+    size = (small.width * scale, small.height * scale)
+    st.image(small.resize(size, Image.Resampling.NEAREST), caption)
+
+
+def _show_prediction(trained: TrainedRun, values: NDArray[Any], true: int | None = None) -> None:
+    from scripts.viewing.prediction import probabilities
+
+    found = probabilities(trained.model, values)
+    own = trained.task.classes
+    names = list(own) if len(own) == len(found) else [str(place) for place in range(len(found))]
+    likeliest = int(found.argmax())
+    said = f"**{plain(names[likeliest])}** with {found[likeliest]:.1%}"
+    if true is None:
+        st.markdown(said)
+    elif true == likeliest:
+        st.markdown(f"{said}, which is right. :green[:material/check:]")
+    else:
+        st.markdown(f"{said}; it is **{plain(names[true])}**. :red[:material/close:]")
+    # In the classes' own order where they are few, so that one prediction looks like another.
+    order = range(len(found)) if len(found) <= _MOST_CLASSES else found.argsort()[::-1]
+    shown = list(order)[:_MOST_CLASSES]
+    figure = figures.probabilities(
+        [names[i] for i in shown], [number(float(found[i])) for i in shown]
+    )
+    st.plotly_chart(figure, key="probabilities", config={"displayModeBar": False})
+
+
+def _on_text(trained: TrainedRun) -> None:
+    from scripts.trained import text_task
+
+    prompt = st.text_input("Text so far", "the value of the", max_chars=5000)
+    count = st.slider("Suggestions", 1, 20, 5)
+    suggested = text_task(trained).suggest(trained.model, prompt, count)
+    # A space or the end of a line would not be seen.
+    names = [text if text.strip() else repr(text) for text, _ in suggested]
+    figure = figures.probabilities(names, [probability for _, probability in suggested])
+    st.subheader("What comes next")
+    st.plotly_chart(figure, key="suggestions", config={"displayModeBar": False})
