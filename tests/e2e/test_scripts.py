@@ -130,7 +130,8 @@ def test_admin_shows_watches_and_stops_a_run(federation):
 
 def _watch(federation, *flags, **streams):
     command = (sys.executable, "-m", "scripts.admin", "watch", "--run-dir", federation.run_dir)
-    return subprocess.Popen([*command, *flags], cwd=ROOT, start_new_session=True, **streams)
+    environment = {**os.environ, "TERM": "xterm"}
+    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **streams)
 
 
 def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation):

@@ -72,7 +72,7 @@ def test_watch_ends_with_0_after_success_and_with_1_and_the_reason_after_failure
         server.admin.StopRun(pb.StopRunRequest(), timeout=10)
         server.ended()
         assert watch(server, monkeypatch, tmp_path) == 0
-        assert capsys.readouterr().out.startswith("good: succeeded | ")
+        assert capsys.readouterr().out.splitlines()[-1].startswith("good: succeeded | ")
     with LiveServer(tmp_path / "bad", max_attempts=1) as server:
         for client in [server.join("a"), server.join("b")]:
             client.report(client.assignment(), failure=pb.TaskFailure(reason="NO"))
