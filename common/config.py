@@ -5,7 +5,9 @@ command line with cyclopts and its errors into `InputError`. Knows no option by 
 --config.
 """
 
+import difflib
 import math
+import os
 import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,11 +19,14 @@ from cyclopts.config import Env, Toml
 from cyclopts.help import HelpPanel
 
 from common.errors import InputError
+from common.option_names import ALL_OPTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+_PREFIX = "FOLKMOOT_"
 
 
 def parse_options(
@@ -54,7 +59,8 @@ def parse_options(
         group_commands=Group("Help", sort_key=99),
         result_action="return_value",
         config=[
-            Env("FOLKMOOT_", command=False, show=False),
+            _known_variables,
+            Env(_PREFIX, command=False, show=False),
             _config_file,
             _Saved(saved or {}),
         ],
@@ -110,6 +116,18 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
         return int(tokens[0].value)
     except ValueError:
         raise ValueError("not a whole number") from None
+
+
+def _known_variables(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse what would be passed over in silence: a variable that no program has an option for."""
+    own = (name.removeprefix("--") for argument in arguments for name in argument.names)
+    known = {name.replace("-", "_").upper() for name in (*own, *ALL_OPTIONS)}
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX)
+        if variable != name and name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            remedy = f"do you mean {_PREFIX}{near[0]}?" if near else "unset it"
+            raise InputError(f"{variable}: there is no such option; {remedy}")
 
 
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -1269,6 +1269,7 @@ class Round(_message.Message):
     REFUSED_COUNT_FIELD_NUMBER: _builtins.int
     DROPPED_COUNT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    TIME_REMAINING_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     attempt: _builtins.int
@@ -1289,6 +1290,10 @@ class Round(_message.Message):
         are not null, under the same names.
         """
 
+    @_builtins.property
+    def time_remaining(self) -> _duration_pb2.Duration:
+        """Until the deadline of REPORTING or EVALUATING; unset in other phases."""
+
     def __init__(
         self,
         *,
@@ -1301,14 +1306,114 @@ class Round(_message.Message):
         refused_count: _builtins.int = ...,
         dropped_count: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        time_remaining: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_remaining", b"time_remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "attempt", b"attempt", "cohort_size", b"cohort_size", "dropped_count", b"dropped_count", "metrics", b"metrics", "number", b"number", "phase", b"phase", "refused_count", b"refused_count", "report_goal", b"report_goal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "attempt", b"attempt", "cohort_size", b"cohort_size", "dropped_count", b"dropped_count", "metrics", b"metrics", "number", b"number", "phase", b"phase", "refused_count", b"refused_count", "report_goal", b"report_goal", "time_remaining", b"time_remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Round: _TypeAlias = Round  # noqa: Y015
+
+@_typing.final
+class Client(_message.Message):
+    """A client as the server sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Client._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Client._State.ValueType  # 0
+        STATE_WAITING: Client._State.ValueType  # 1
+        """Has no work."""
+        STATE_PULLING: Client._State.ValueType  # 2
+        STATE_TRAINING: Client._State.ValueType  # 3
+        """Has training work, and neither pulls nor pushes."""
+        STATE_PUSHING: Client._State.ValueType  # 4
+        STATE_EVALUATING: Client._State.ValueType  # 5
+        STATE_DONE: Client._State.ValueType  # 6
+        """Its update is accepted; it waits for the round's end."""
+        STATE_FAILED: Client._State.ValueType  # 7
+        """Its work failed or its update was refused; out of this attempt."""
+        STATE_LOST: Client._State.ValueType  # 8
+        """Selected, or here before a restart, but has no session now."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Client.State.ValueType  # 0
+    STATE_WAITING: Client.State.ValueType  # 1
+    """Has no work."""
+    STATE_PULLING: Client.State.ValueType  # 2
+    STATE_TRAINING: Client.State.ValueType  # 3
+    """Has training work, and neither pulls nor pushes."""
+    STATE_PUSHING: Client.State.ValueType  # 4
+    STATE_EVALUATING: Client.State.ValueType  # 5
+    STATE_DONE: Client.State.ValueType  # 6
+    """Its update is accepted; it waits for the round's end."""
+    STATE_FAILED: Client.State.ValueType  # 7
+    """Its work failed or its update was refused; out of this attempt."""
+    STATE_LOST: Client.State.ValueType  # 8
+    """Selected, or here before a restart, but has no session now."""
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_DURATION_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    TRAIN_LOSS_FIELD_NUMBER: _builtins.int
+    BYTES_DOWN_FIELD_NUMBER: _builtins.int
+    BYTES_UP_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    partition: _builtins.int
+    """Unset: it has not come again since the server's restart."""
+    state: Global___Client.State.ValueType
+    num_examples: _builtins.int
+    """Of its last accepted update, as far as the server remembers.
+    (-- aip.dev/not-precedent (AIP-141 _count): the field's own term. --)
+    """
+    train_loss: _builtins.float
+    bytes_down: _builtins.int
+    """In the current round, or the last: sent to it."""
+    bytes_up: _builtins.int
+    """And received from it."""
+    @_builtins.property
+    def state_duration(self) -> _duration_pb2.Duration:
+        """How long it has been in the state."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        partition: _builtins.int | None = ...,
+        state: Global___Client.State.ValueType = ...,
+        state_duration: _duration_pb2.Duration | None = ...,
+        num_examples: _builtins.int | None = ...,
+        train_loss: _builtins.float | None = ...,
+        bytes_down: _builtins.int = ...,
+        bytes_up: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_examples", b"_num_examples", "_partition", b"_partition", "_train_loss", b"_train_loss", "num_examples", b"num_examples", "partition", b"partition", "state_duration", b"state_duration", "train_loss", b"train_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_examples", b"_num_examples", "_partition", b"_partition", "_train_loss", b"_train_loss", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client_id", b"client_id", "num_examples", b"num_examples", "partition", b"partition", "state", b"state", "state_duration", b"state_duration", "train_loss", b"train_loss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_examples: _TypeAlias = _typing.Literal["num_examples"]  # noqa: Y015
+    _WhichOneofArgType__num_examples: _TypeAlias = _typing.Literal["_num_examples", b"_num_examples"]  # noqa: Y015
+    _WhichOneofReturnType__partition: _TypeAlias = _typing.Literal["partition"]  # noqa: Y015
+    _WhichOneofArgType__partition: _TypeAlias = _typing.Literal["_partition", b"_partition"]  # noqa: Y015
+    _WhichOneofReturnType__train_loss: _TypeAlias = _typing.Literal["train_loss"]  # noqa: Y015
+    _WhichOneofArgType__train_loss: _TypeAlias = _typing.Literal["_train_loss", b"_train_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_examples) -> _WhichOneofReturnType__num_examples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__partition) -> _WhichOneofReturnType__partition | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__train_loss) -> _WhichOneofReturnType__train_loss | None: ...
+
+Global___Client: _TypeAlias = Client  # noqa: Y015
 
 @_typing.final
 class GetRunRequest(_message.Message):
@@ -1392,6 +1497,54 @@ class ListRoundsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRoundsResponse: _TypeAlias = ListRoundsResponse  # noqa: Y015
+
+@_typing.final
+class ListClientsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 is 50; at most 1000."""
+    page_token: _builtins.str
+    """From the response before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientsRequest: _TypeAlias = ListClientsRequest  # noqa: Y015
+
+@_typing.final
+class ListClientsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___Client]: ...
+    def __init__(
+        self,
+        *,
+        clients: _abc.Iterable[Global___Client] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientsResponse: _TypeAlias = ListClientsResponse  # noqa: Y015
 
 @_typing.final
 class WatchRunRequest(_message.Message):

@@ -476,6 +476,11 @@ class AdminStub:
                 request_serializer=protos_dot_federated__pb2.ListRoundsRequest.SerializeToString,
                 response_deserializer=protos_dot_federated__pb2.ListRoundsResponse.FromString,
                 _registered_method=True)
+        self.ListClients = channel.unary_unary(
+                '/federated.v1.Admin/ListClients',
+                request_serializer=protos_dot_federated__pb2.ListClientsRequest.SerializeToString,
+                response_deserializer=protos_dot_federated__pb2.ListClientsResponse.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/federated.v1.Admin/WatchRun',
                 request_serializer=protos_dot_federated__pb2.WatchRunRequest.SerializeToString,
@@ -517,6 +522,13 @@ class AdminServicer:
 
     def ListRounds(self, request, context):
         """Lists the rounds that have ended, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListClients(self, request, context):
+        """Lists the live clients and those of the current cohort, by client_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -575,6 +587,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListRounds,
                     request_deserializer=protos_dot_federated__pb2.ListRoundsRequest.FromString,
                     response_serializer=protos_dot_federated__pb2.ListRoundsResponse.SerializeToString,
+            ),
+            'ListClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClients,
+                    request_deserializer=protos_dot_federated__pb2.ListClientsRequest.FromString,
+                    response_serializer=protos_dot_federated__pb2.ListClientsResponse.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
@@ -658,6 +675,33 @@ class Admin:
             '/federated.v1.Admin/ListRounds',
             protos_dot_federated__pb2.ListRoundsRequest.SerializeToString,
             protos_dot_federated__pb2.ListRoundsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/federated.v1.Admin/ListClients',
+            protos_dot_federated__pb2.ListClientsRequest.SerializeToString,
+            protos_dot_federated__pb2.ListClientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

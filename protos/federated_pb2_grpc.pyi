@@ -338,6 +338,8 @@ class AdminStub:
     """Gets the run as it is now."""
     ListRounds: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ListRoundsRequest, _federated_pb2.ListRoundsResponse]
     """Lists the rounds that have ended, newest first."""
+    ListClients: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ListClientsRequest, _federated_pb2.ListClientsResponse]
+    """Lists the live clients and those of the current cohort, by client_id."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_federated_pb2.WatchRunRequest, _federated_pb2.WatchRunResponse]
     """Streams the run: as it is now, then at each change. Changes may be merged:
     a slow watcher sees the newest state, not every state. After
@@ -370,6 +372,8 @@ class AdminAsyncStub(AdminStub):
     """Gets the run as it is now."""
     ListRounds: _aio.UnaryUnaryMultiCallable[_federated_pb2.ListRoundsRequest, _federated_pb2.ListRoundsResponse]  # type: ignore[assignment]
     """Lists the rounds that have ended, newest first."""
+    ListClients: _aio.UnaryUnaryMultiCallable[_federated_pb2.ListClientsRequest, _federated_pb2.ListClientsResponse]  # type: ignore[assignment]
+    """Lists the live clients and those of the current cohort, by client_id."""
     WatchRun: _aio.UnaryStreamMultiCallable[_federated_pb2.WatchRunRequest, _federated_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Streams the run: as it is now, then at each change. Changes may be merged:
     a slow watcher sees the newest state, not every state. After
@@ -411,6 +415,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.ListRoundsResponse, _abc.Awaitable[_federated_pb2.ListRoundsResponse]]:
         """Lists the rounds that have ended, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListClients(
+        self,
+        request: _federated_pb2.ListClientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federated_pb2.ListClientsResponse, _abc.Awaitable[_federated_pb2.ListClientsResponse]]:
+        """Lists the live clients and those of the current cohort, by client_id."""
 
     @_abc_1.abstractmethod
     def WatchRun(

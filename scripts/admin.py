@@ -5,36 +5,39 @@ Speaks to the Admin service; --json prints its messages, for scripts.
 
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import grpc
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from common.config import finite
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.commands import run_app
+from scripts.following import ENDED, Seen, follow
 from scripts.operators import Where, connect, newest_server, server_of
+from scripts.run_views import LiveView, clients_table, rounds_table, run_line
 
 _CALL_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10
 _DAY_SECONDS = 86_400
-_METRICS = {
-    "accuracy": "global_accuracy",
-    "loss": "global_loss",
-    "clients' accuracy": "client_accuracy",
-    "seconds": "duration_seconds",
-}
+_PAGE = 1000
+# Of the live view: rounds that it may show, and how often it looks at the clients.
+_LAST_ROUNDS = 50
+_LOOK_SECONDS = 0.5
 
 app = App(
     name="./scripts/admin",
@@ -100,25 +103,73 @@ def status(*, server: Server = Server(), json: Json = False) -> None:
 def rounds(*, server: Server = Server(), json: Json = False, last: Last = 20) -> None:
     """List the rounds that have ended, newest first."""
     with _connect(server) as channel:
-        stub = pb_grpc.AdminStub(channel)
-        found: list[pb.Round] = []
-        request = pb.ListRoundsRequest(page_size=min(last, 1000))
-        while len(found) < last:
-            response = stub.ListRounds(request, timeout=_CALL_SECONDS)
-            found.extend(response.rounds)
-            request.page_token = response.next_page_token
-            if not response.next_page_token:
-                break
-    _show_rounds(found[:last], json)
+        found = _rounds(pb_grpc.AdminStub(channel), last)
+    _show(found, rounds_table(found), json)
+
+
+@app.command
+def clients(*, server: Server = Server(), json: Json = False) -> None:
+    """List the clients that are there, and those that the round waits for."""
+    with _connect(server) as channel:
+        found = _clients(pb_grpc.AdminStub(channel))
+    _show(found, clients_table(found), json)
 
 
 @app.command
 def watch(*, server: Server = Server(), json: Json = False) -> None:
-    """Follow the run until it ends: a line at each change."""
-    request = pb.WatchRunRequest(keepalive_interval=Duration(seconds=_KEEPALIVE_SECONDS))
-    with _connect(server) as channel:
-        for response in pb_grpc.AdminStub(channel).WatchRun(request):
-            _show_run(response.run, json)
+    """Follow the run until it ends: on a terminal a live view, elsewhere a line at each change.
+
+    Goes on when the server is started again. The exit status is 0 if the run succeeded.
+    """
+    if server.server is None:
+        server = replace(server, run_dir=server.run_dir or newest_server(Path("runs")))
+    console = Console()
+    live = not json and sys.stdout.isatty() and not console.is_dumb_terminal
+    seen = follow(lambda: _connect(server), 1 if live else _KEEPALIVE_SECONDS)
+    run = _watch_live(seen, console) if live else _watch_lines(seen, json)
+    if run.state == pb.Run.STATE_FAILED:
+        raise RunFailed(run.failure_message)
+
+
+def _watch_lines(seen: Iterable[Seen], as_json: bool) -> pb.Run:
+    shown, problem, run = "", "", pb.Run()
+    for run, _, problem_now in seen:
+        if bool(problem_now) != bool(problem):
+            said = f"{problem_now}; trying again" if problem_now else "connected again"
+            print(said, file=sys.stderr, flush=True)
+        problem = problem_now
+        visible = pb.Run()
+        visible.CopyFrom(run)
+        # They change when nothing else does.
+        visible.ClearField("revision")
+        visible.round.ClearField("time_remaining")
+        line = _as_json(visible) if as_json else run_line(run)
+        if line != shown:
+            shown = line
+            _show_run(run, as_json)
+    return run
+
+
+def _watch_live(seen: Iterator[Seen], console: Console) -> pb.Run:
+    # What is wrong from the beginning is said without a live view.
+    first = next(seen)
+    view, due = LiveView(first.run, [], []), 0.0
+    try:
+        with Live(view, console=console, screen=True) as live:
+            for run, admin, problem in chain([first], seen):
+                view = replace(view, run=run, problem=problem and f"{problem}; trying again")
+                began = time.monotonic()
+                if admin and (began >= due or run.state in ENDED):
+                    # It may end meanwhile; what is seen of it next will tell.
+                    with suppress(grpc.RpcError):
+                        found, last = _clients(admin), _rounds(admin, _LAST_ROUNDS)
+                        view = replace(view, clients=found, rounds=last)
+                    # Thousands of clients cost the server less than a tenth of its time.
+                    due = began + max(_LOOK_SECONDS, 10 * (time.monotonic() - began))
+                live.update(view)
+    finally:
+        console.print(view)
+    return view.run
 
 
 @app.command
@@ -172,6 +223,29 @@ def revoke(token_id: str, *, server: Server = Server()) -> None:
     print(f"{token_id}: revoked; clients: {', '.join(token.join_token.client_ids) or 'none'}")
 
 
+def _rounds(admin: pb_grpc.AdminStub, last: int) -> list[pb.Round]:
+    found: list[pb.Round] = []
+    request = pb.ListRoundsRequest(page_size=min(last, _PAGE))
+    while len(found) < last:
+        response = admin.ListRounds(request, timeout=_CALL_SECONDS)
+        found.extend(response.rounds)
+        request.page_token = response.next_page_token
+        if not response.next_page_token:
+            break
+    return found[:last]
+
+
+def _clients(admin: pb_grpc.AdminStub) -> list[pb.Client]:
+    found: list[pb.Client] = []
+    request = pb.ListClientsRequest(page_size=_PAGE)
+    while True:
+        response = admin.ListClients(request, timeout=_CALL_SECONDS)
+        found.extend(response.clients)
+        request.page_token = response.next_page_token
+        if not response.next_page_token:
+            return found
+
+
 def _as_json(message: Message) -> str:
     plain = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
@@ -180,37 +254,15 @@ def _as_json(message: Message) -> str:
 
 
 def _show_run(run: pb.Run, as_json: bool) -> None:
-    if as_json:
-        print(_as_json(run), flush=True)
-        return
-    state = pb.Run.State.Name(run.state).removeprefix("STATE_").lower()
-    phase = pb.Round.Phase.Name(run.round.phase).removeprefix("PHASE_").lower()
-    attempt = f", attempt {run.round.attempt}" if run.round.attempt > 1 else ""
-    parts = [
-        f"{run.run_id}: {state}",
-        f"round {run.round.number} of {run.target_round_count} {phase}{attempt}",
-        f"{run.round.accepted_count} of {run.round.report_goal} updates",
-        f"{run.live_client_count} clients",
-        f"model {run.model.version} {run.model.digest.blake3[:12]}",
-    ]
-    if run.failure_message:
-        parts.append(run.failure_message)
-    print(" | ".join(parts), flush=True)
+    print(_as_json(run) if as_json else run_line(run), flush=True)
 
 
-def _show_rounds(found: Iterable[pb.Round], as_json: bool) -> None:
-    if as_json:
-        for item in found:
-            print(_as_json(item))
+def _show(found: Sequence[Message], table: Table, as_json: bool) -> None:
+    if not as_json:
+        Console().print(table)
         return
-    table = Table("round", "ended", "updates", *_METRICS)
-    for item in found:
-        phase = pb.Round.Phase.Name(item.phase).removeprefix("PHASE_").lower()
-        updates = f"{item.accepted_count} of {item.cohort_size}"
-        numbers = item.metrics
-        values = (f"{numbers[m]:.4f}" if m in numbers else "-" for m in _METRICS.values())
-        table.add_row(str(item.number), phase, updates, *values)
-    Console().print(table)
+    for message in found:
+        print(_as_json(message))
 
 
 def main() -> int:

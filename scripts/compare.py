@@ -31,8 +31,12 @@ from server.options import ServerOptions
 from server.run_files import Line, RunFiles
 
 _CLIENTS = 5
-_FLAGS = """
-All these flags of the server are compare's too, and:
+_DESCRIPTION = (
+    "Trains both ways, and writes a table and a plot of what came of it. All options are the "
+    "server's but two, which are shown last."
+)
+_FLAGS = """\
+The comparison
   --output FOLDER          For comparison.md and comparison.png; the run directory if not given.
   --centralised-lr RATE    Learning rate of the training on the pooled data; --lr if not given."""
 
@@ -70,7 +74,7 @@ def compare(argv: Sequence[str]) -> int:
         given, rest = own.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
-    options = parse(rest)
+    options = parse(rest, "./scripts/compare", _DESCRIPTION)
     if options is None:
         print(_FLAGS)
         return 0

@@ -18,6 +18,10 @@ from server.options import ServerOptions
 from server.run_files import Line, RunFiles
 
 _CLIENTS = 5
+_DESCRIPTION = (
+    "Starts a server and five clients on this machine, and shows how training goes. All options "
+    "are the server's."
+)
 _COLUMNS = {
     "round": "round",
     "accuracy": "global_accuracy",
@@ -41,9 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = parse(argv)
+    options = parse(argv, "./scripts/quickstart", _DESCRIPTION)
     if options is None:
-        print("\nAll these flags of the server are quickstart's too.")
         return 0
     return _train(options, argv)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,9 +13,10 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server.attempt import RoundSummary
 from server.coordinator import Coordinator
-from server.edge import Context, model_ref
+from server.edge import Context, duration, model_ref
 from server.join_tokens import JoinToken, JoinTokens
-from server.limits import invalid
+from server.limits import MAX_CLIENT_ID, check_length, invalid
+from server.roster import ClientSummary, Roster
 from server.rounds import Phase, StopRequested
 
 _DEFAULT_PAGE = 50
@@ -47,9 +49,7 @@ class AdminService(pb_grpc.AdminServicer):
     async def ListRounds(
         self, request: pb.ListRoundsRequest, context: Context
     ) -> pb.ListRoundsResponse:
-        size = request.page_size or _DEFAULT_PAGE
-        if not 1 <= size <= _LARGEST_PAGE:
-            raise invalid(f"page_size must be 0 to {_LARGEST_PAGE}")
+        size = _page_size(request.page_size)
         history = self._coordinator.history
         # The token counts from the oldest round, so that new rounds don't move the pages.
         end = len(history)
@@ -62,6 +62,27 @@ class AdminService(pb_grpc.AdminServicer):
         return pb.ListRoundsResponse(
             rounds=[_round(summary) for summary in reversed(history[begin:end])],
             next_page_token=str(begin) if begin else "",
+        )
+
+    async def ListClients(
+        self, request: pb.ListClientsRequest, context: Context
+    ) -> pb.ListClientsResponse:
+        size, coordinator = _page_size(request.page_size), self._coordinator
+        check_length("page_token", request.page_token, MAX_CLIENT_ID)
+        roster = Roster(
+            coordinator.state,
+            coordinator.sessions,
+            coordinator.ledger,
+            coordinator.spool.accepted,
+            coordinator.clock(),
+        )
+        # The token is the last page's last client, so that those who come and go move no page.
+        begin = bisect_right(roster.client_ids, request.page_token)
+        page = roster.client_ids[begin : begin + size]
+        more = begin + size < len(roster.client_ids)
+        return pb.ListClientsResponse(
+            clients=[_client(roster.summary(client_id)) for client_id in page],
+            next_page_token=page[-1] if more else "",
         )
 
     async def WatchRun(
@@ -123,13 +144,16 @@ class AdminService(pb_grpc.AdminServicer):
     def _run(self) -> pb.Run:
         coordinator = self._coordinator
         state = coordinator.state
+        current = _round(coordinator.current_round())
+        if state.phase in (Phase.REPORTING, Phase.EVALUATING):
+            current.time_remaining.CopyFrom(duration(coordinator.time_remaining))
         return pb.Run(
             run_id=coordinator.settings.run_id,
             state=self._state(),
             revision=coordinator.revision,
             task_name=self._task_name,
             target_round_count=coordinator.policy.rounds,
-            round=_round(coordinator.current_round()),
+            round=current,
             model=model_ref(coordinator.newest_model),
             live_client_count=len(coordinator.sessions),
             failure_message=state.failure or "",
@@ -145,6 +169,13 @@ class AdminService(pb_grpc.AdminServicer):
         return pb.Run.STATE_WAITING if state.phase is Phase.SELECTING else pb.Run.STATE_ACTIVE
 
 
+def _page_size(wanted: int) -> int:
+    size = wanted or _DEFAULT_PAGE
+    if not 1 <= size <= _LARGEST_PAGE:
+        raise invalid(f"page_size must be 0 to {_LARGEST_PAGE}")
+    return size
+
+
 def _round(summary: RoundSummary) -> pb.Round:
     return pb.Round(
         number=summary.number,
@@ -156,6 +187,19 @@ def _round(summary: RoundSummary) -> pb.Round:
         refused_count=summary.refused,
         dropped_count=summary.dropped,
         metrics=summary.metrics,
+    )
+
+
+def _client(summary: ClientSummary) -> pb.Client:
+    return pb.Client(
+        client_id=summary.client_id,
+        partition=summary.partition,
+        state=pb.Client.State.Value(f"STATE_{summary.state}"),
+        state_duration=duration(summary.seconds),
+        num_examples=summary.num_examples,
+        train_loss=summary.train_loss,
+        bytes_down=summary.bytes_down,
+        bytes_up=summary.bytes_up,
     )
 
 

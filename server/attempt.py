@@ -46,6 +46,10 @@ class Attempt:
     began: float
     num_clients: int
     traffic: Traffic = field(default_factory=Traffic)
+    # Of all clients that were there at some time.
+    partitions: dict[str, int] = field(default_factory=dict)
+    # When a client's session ended.
+    left: dict[str, float] = field(default_factory=dict)
     collected: float | None = None
     aggregated: float | None = None
     # None: nothing was evaluated.
@@ -183,6 +187,7 @@ class Attempt:
                 {
                     "round": state.round,
                     "client_id": client,
+                    "partition": self.partitions.get(client),
                     "outcome": "accepted" if update else outcome,
                     "num_examples": update and update.num_examples,
                     "share": self.shares.get(client) if update else None,

@@ -70,13 +70,20 @@ _DESCRIPTION = (
 )
 
 
-def parse(argv: Sequence[str]) -> ServerOptions | None:
+def parse(
+    argv: Sequence[str], program: str = "python -m server", description: str = _DESCRIPTION
+) -> ServerOptions | None:
     """Return the options with `run_dir` set, and with a resumed run's own; None after --help.
+
+    Args:
+        argv: the flags.
+        program: what the user types; its flags are the server's.
+        description: what it does, for --help.
 
     Raises:
         InputError: wrong input, or a flag that contradicts the resumed run.
     """
-    options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv)
+    options = parse_options(ServerOptions, program, description, argv)
     if options is None:
         return None
     if not options.run.resume:
@@ -89,7 +96,7 @@ def parse(argv: Sequence[str]) -> ServerOptions | None:
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
-    options = parse_options(ServerOptions, "python -m server", _DESCRIPTION, argv, kept)
+    options = parse_options(ServerOptions, program, description, argv, kept)
     if options is None:
         return None
     # What is given may be a part of what the run has, with the task's defaults, already.

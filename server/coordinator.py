@@ -300,12 +300,14 @@ class Coordinator:
     # ---------------------------------------------------------------- the engine
 
     def _client_joined(self, client_id: str) -> None:
+        self._attempt.partitions[client_id] = self.sessions.by_client[client_id].partition
         self.apply(rounds.ClientJoined(client_id))
         if self.state.phase is Phase.SELECTING:
             needed = self.policy.min_clients
             self._log.info("waiting for clients", live=len(self.state.live), needed=needed)
 
     def _client_left(self, client_id: str) -> None:
+        self._attempt.left[client_id] = self.clock()
         self.apply(rounds.ClientLeft(client_id))
 
     def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
@@ -393,7 +395,8 @@ class Coordinator:
         state = self.state
         if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
             return
-        self._attempt = Attempt(self.clock(), len(state.live), self.traffic)
+        held = {client: found.partition for client, found in self.sessions.by_client.items()}
+        self._attempt = Attempt(self.clock(), len(state.live), self.traffic, held)
         if (number, attempt) != self._recovered:
             cohort = Cohort(
                 round=number,

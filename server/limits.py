@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from common.errors import RequestError, Status
 from common.training import Metrics
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_CLIENT_ID = 128
+_CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_CLIENT_ID}}}")
 MAX_TOKEN = 128
 MAX_INSTANCE_ID = 64
 MAX_VERSION = 64
@@ -85,7 +86,7 @@ def check_client_id(value: str) -> None:
         RequestError: FIELD_INVALID, as of all checks here.
     """
     if not _CLIENT_ID.fullmatch(value):
-        raise invalid("client_id must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        raise invalid(f"client_id must be 1 to {MAX_CLIENT_ID} of A-Z a-z 0-9 . _ -")
 
 
 def check_length(field: str, value: str | bytes, most: int, least: int = 0) -> None:

@@ -6,15 +6,27 @@ Time comes from a clock that is passed in. Knows nothing about rounds or gRPC.
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 
 from common.errors import RequestError, Status
+from common.training import Metrics
 from server.limits import MAX_PULLS
 
 # Superseded sessions that are remembered, so that their processes are told to end.
 _TOMBSTONES = 10_000
+
+
+class Activity(Enum):
+    """What a client does, as its calls tell."""
+
+    WAITING = "waiting"
+    PULLING = "pulling"
+    TRAINING = "training"
+    PUSHING = "pushing"
+    EVALUATING = "evaluating"
 
 
 @dataclass(eq=False)
@@ -26,12 +38,29 @@ class Session:
     instance_id: str
     partition: int
     expires: float
+    clock: Callable[[], float] = field(repr=False)
+    # When `activity` was last another one.
+    since: float
+    # Beside its pulls.
+    turned_to: Activity = Activity.WAITING
+    # num_examples and metrics of its last accepted update.
+    trained: tuple[int, Metrics] | None = None
     # The newest poll's number, and what wakes it while it waits.
     polls: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
     pulls: int = 0
     # The BLAKE3 digest of what was pulled last, and how far.
     pulled: tuple[str, int] = ("", 0)
+
+    @property
+    def activity(self) -> Activity:
+        """What the client does now."""
+        return Activity.PULLING if self.pulls else self.turned_to
+
+    def turn_to(self, activity: Activity) -> None:
+        """Learn from a call what the client does from now on."""
+        if activity is not self.turned_to:
+            self.turned_to, self.since = activity, self.clock()
 
     def wake(self) -> None:
         """Let the waiting poll look again."""
@@ -48,11 +77,15 @@ class Session:
         if self.pulls >= MAX_PULLS:
             message = f"{MAX_PULLS} pulls of this session are still open; end one"
             raise RequestError(Status.RESOURCE_EXHAUSTED, "PULLS_EXCEEDED", message)
+        if not self.pulls:
+            self.since = self.clock()
         self.pulls += 1
         try:
             yield
         finally:
             self.pulls -= 1
+            if not self.pulls:
+                self.since = self.clock()
 
     async def wait(self, seconds: float) -> None:
         """Wait until woken, or for so many seconds."""
@@ -113,6 +146,11 @@ class Sessions:
         return len(self._by_token)
 
     @property
+    def by_client(self) -> Mapping[str, Session]:
+        """The sessions by client id."""
+        return self._by_client
+
+    @property
     def awaited(self) -> frozenset[str]:
         """The clients of before a restart that have not come again, while they count as live."""
         return frozenset(self._awaited)
@@ -145,7 +183,8 @@ class Sessions:
             if len(self._superseded) > _TOMBSTONES:
                 del self._superseded[next(iter(self._superseded))]
             older.wake()
-        session = Session(secrets.token_urlsafe(24), client_id, instance_id, partition, 0.0)
+        token, clock = secrets.token_urlsafe(24), self._clock
+        session = Session(token, client_id, instance_id, partition, 0.0, clock, clock())
         self._by_token[session.token] = self._by_client[client_id] = self._renew(session)
         self._by_partition[partition].add(client_id)
         self._awaited.pop(client_id, None)

@@ -89,6 +89,7 @@ METHODS = {
     ),
     _ADMIN + "GetRun": _method("unary_unary", _NO_OPERATOR),
     _ADMIN + "ListRounds": _method("unary_unary", _NO_OPERATOR),
+    _ADMIN + "ListClients": _method("unary_unary", _NO_OPERATOR),
     _ADMIN + "WatchRun": _method("unary_stream", "DEADLINE_EXCEEDED", _NO_OPERATOR),
     _STOP: _method("unary_unary", _NO_OPERATOR),
     _ADMIN + "CreateJoinToken": _method("unary_unary", _NO_TOKENS, _NO_OPERATOR),
@@ -189,6 +190,7 @@ def _right(rng: random.Random, caller: Caller, path: str) -> Message:
         ),
         "GetRun": pb.GetRunRequest,
         "ListRounds": lambda: pb.ListRoundsRequest(page_size=2, page_token="1"),  # noqa: S106
+        "ListClients": lambda: pb.ListClientsRequest(page_size=2, page_token="a"),  # noqa: S106
         "WatchRun": lambda: pb.WatchRunRequest(keepalive_interval=Duration(seconds=1)),
         "StopRun": pb.StopRunRequest,
         "CreateJoinToken": lambda: pb.CreateJoinTokenRequest(lifetime=Duration(seconds=1)),

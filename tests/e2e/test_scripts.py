@@ -1,11 +1,16 @@
 """The commands of the README, as real processes."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,6 +113,9 @@ def test_admin_shows_watches_and_stops_a_run(federation):
     federation.wait_for(lambda run: run.model.version >= 2)
     status = json.loads(_admin(federation, "status", "--json").stdout)
     assert (status["run_id"], status["state"]) == ("run", "STATE_ACTIVE")
+    found = _admin(federation, "clients", "--json").stdout.splitlines()
+    assert [json.loads(line)["client_id"] for line in found] == ["client-0", "client-1"]
+    assert "client-1" in _admin(federation, "clients").stdout
     listed = _admin(federation, "rounds", "--json", "--last", "2").stdout.splitlines()
     numbers = [int(json.loads(line)["number"]) for line in listed]
     assert numbers[0] == numbers[1] + 1
@@ -120,19 +128,61 @@ def test_admin_shows_watches_and_stops_a_run(federation):
     assert gone.stderr.startswith("error: --run-dir: no server is running in ")
 
 
-def test_admin_watch_follows_the_run_to_its_end(federation):
-    federation.server("--rounds", 2, "--num-partitions", 2)
-    command = (sys.executable, "-m", "scripts.admin", "watch", "--json")
-    with subprocess.Popen(
-        [*command, "--run-dir", federation.run_dir], cwd=ROOT, stdout=subprocess.PIPE
-    ) as watch:
-        first = json.loads(watch.stdout.readline())
-        assert first["state"] == "STATE_WAITING"
+def _watch(federation, *flags, **streams):
+    command = (sys.executable, "-m", "scripts.admin", "watch", "--run-dir", federation.run_dir)
+    environment = {**os.environ, "TERM": "xterm"}
+    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **streams)
+
+
+def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation):
+    server = federation.server("--rounds", 2, "--num-partitions", 2)
+    terminal, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with (
+        open(terminal, "rb", buffering=0) as screen,  # noqa: PTH123 - a descriptor
+        _watch(federation, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as lines,
+        _watch(federation, stdin=side, stdout=side, stderr=side) as live,
+    ):
+        os.close(side)
+        assert json.loads(lines.stdout.readline())["state"] == "STATE_WAITING"
+        shown = b""
+        while b"round 1 selecting" not in shown:
+            shown += screen.read(65536)
+        server.end()
+        assert b"; trying again" in lines.stderr.readline()
+        federation.server("--resume")
+        assert lines.stderr.readline() == b"connected again\n"
         federation.client("0-1")
-        last = [json.loads(line) for line in watch.stdout][-1]
-        assert watch.wait(PATIENCE) == 0
-    assert last["state"] == "STATE_SUCCEEDED"
-    assert int(last["model"]["version"]) == 2
+        while chunk := _read(screen):
+            shown += chunk
+        seen = [json.loads(line) for line in lines.stdout]
+        assert [lines.wait(PATIENCE), live.wait(PATIENCE)] == [0, 0]
+    assert (seen[-1]["state"], seen[-1]["model"]["version"]) == ("STATE_SUCCEEDED", "2")
+    visible = [{k: v for k, v in run.items() if k != "revision"} for run in seen]
+    assert all(before != after for before, after in pairwise(visible))
+    # The live view is on a screen of its own; what it showed last stays when it has ended.
+    whole, _, left = shown.partition(b"\x1b[?1049l")
+    assert whole.count(b"\x1b[?1049h") == 1
+    assert b"trying again" in whole
+    assert b"succeeded" in left
+    assert b"2 of 2" in left
+
+
+def _read(terminal):
+    """Return what a process has written to its terminal; nothing once it has ended."""
+    try:
+        return terminal.read(65536)
+    except OSError:  # Linux says so when the other side is closed.
+        return b""
+
+
+def test_admin_watch_ends_on_ctrl_c(federation):
+    federation.server()
+    with _watch(federation, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout.readline().startswith(b"run: waiting")
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(PATIENCE) == 130
+        assert watch.stderr.read() == b""
 
 
 def test_the_readmes_own_task_trains(federation):

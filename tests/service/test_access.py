@@ -40,6 +40,7 @@ METHODS = {
     "Leave": lambda who: pb.LeaveRequest(session_token=who.token),
     "GetRun": lambda _: pb.GetRunRequest(),
     "ListRounds": lambda _: pb.ListRoundsRequest(),
+    "ListClients": lambda _: pb.ListClientsRequest(),
     "WatchRun": lambda _: pb.WatchRunRequest(),
     "StopRun": lambda _: pb.StopRunRequest(),
     "CreateJoinToken": lambda _: pb.CreateJoinTokenRequest(),

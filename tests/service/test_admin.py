@@ -126,3 +126,75 @@ def test_a_port_in_use_is_refused_by_the_name_of_the_flag(tmp_path):
             second.__enter__()
         # Nothing was begun that would stand in the way of a second try.
         assert not (tmp_path / "second").exists()
+
+
+def _clients(server, **request):
+    return server.admin.ListClients(pb.ListClientsRequest(**request), timeout=10)
+
+
+def _states(server):
+    name = pb.Client.State.Name
+    return {c.client_id: name(c.state).removeprefix("STATE_") for c in _clients(server).clients}
+
+
+def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
+    with LiveServer(tmp_path / "run", num_partitions=3, min_clients=3, quorum=2) as server:
+        a, b, c = (server.join(name, index) for index, name in enumerate("abc"))
+        assert _states(server) == dict.fromkeys("abc", "WAITING")
+        work = {client.name: client.assignment() for client in (a, b, c)}
+        assert _states(server) == dict.fromkeys("abc", "TRAINING")
+        _, model = a.pull(work["a"].model)
+        a.push(work["a"], update())
+        b.push(work["b"], update(), chunk_size=50, stop_after=1)
+        server.stub.Leave(pb.LeaveRequest(session_token=c.token), timeout=10)
+        a.poll(timeout=2)
+        assert _states(server) == {"a": "DONE", "b": "PUSHING", "c": "LOST"}
+        first, second, third = _clients(server).clients
+        assert (first.num_examples, first.train_loss, first.partition) == (10, 1.0, 0)
+        assert (first.bytes_down, first.bytes_up) == (len(model), len(update()))
+        assert not second.HasField("num_examples")
+        assert second.bytes_up == 50
+        assert third.partition == 2
+        assert 0 <= third.state_duration.ToMilliseconds() < 10_000
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert 590 < run.round.time_remaining.ToMilliseconds() / 1000 <= 600
+
+
+def test_a_client_whose_work_failed_is_shown_as_failed_until_the_attempt_ends(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        a, b = server.join("a"), server.join("b")
+        a.report(a.assignment(), failure=pb.TaskFailure(reason="NO"))
+        b.assignment()
+        a.poll(timeout=2)
+        assert _states(server) == {"a": "FAILED", "b": "TRAINING"}
+
+
+def test_what_a_client_trained_last_is_known_in_rounds_without_it(tmp_path):
+    with LiveServer(tmp_path / "run", rounds=9) as server:
+        a, b = server.join("a"), server.join("b")
+        _round(a, b)
+        server.wait_for(lambda run: run.round.number == 2)
+        assert a.assignment().round == 2
+        assert [client.num_examples for client in _clients(server).clients] == [10, 10]
+
+
+def test_list_clients_pages_by_client_id(tmp_path):
+    with LiveServer(tmp_path / "run", min_clients=9, num_partitions=9) as server:
+        for name in ("c", "a", "b"):
+            server.join(name)
+        first = _clients(server, page_size=2)
+        assert [client.client_id for client in first.clients] == ["a", "b"]
+        server.join("aa")  # One who comes in between moves no page.
+        second = _clients(server, page_size=2, page_token=first.next_page_token)
+        assert [client.client_id for client in second.clients] == ["c"]
+        assert not second.next_page_token
+
+
+@pytest.mark.parametrize(
+    "fields", [{"page_size": -1}, {"page_size": 1001}, {"page_token": "x" * 129}]
+)
+def test_list_clients_refuses_fields_out_of_bounds(tmp_path, fields):
+    with LiveServer(tmp_path / "run") as server:
+        with pytest.raises(grpc.RpcError) as caught:
+            _clients(server, **fields)
+        assert refusal(caught.value)[:2] == ("INVALID_ARGUMENT", "FIELD_INVALID")

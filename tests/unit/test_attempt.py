@@ -145,7 +145,8 @@ def test_there_is_no_row_before_the_updates_are_aggregated():
 
 
 def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
-    attempt = ledger(evaluations={"a": (7, {"loss": 0.25, "accuracy": 0.5})})
+    evaluations = {"a": (7, {"loss": 0.25, "accuracy": 0.5})}
+    attempt = ledger(evaluations=evaluations, partitions={"a": 3})
     attempt.report_seconds["a"] = 1.5
     attempt.shares = {"a": 0.25, "b": 0.75}
     attempt.count_up("a", 10)
@@ -160,6 +161,7 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
     assert rows[0] == {
         "round": 4,
         "client_id": "a",
+        "partition": 3,
         "outcome": "accepted",
         "num_examples": 100,
         "share": 0.25,

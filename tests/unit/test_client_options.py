@@ -7,6 +7,8 @@ import pytest
 from client.options import ClientOptions, client_ids, partitions
 from common.config import parse_options
 from common.errors import InputError
+from common.option_names import ALL_OPTIONS
+from server.options import ServerOptions
 
 FLAGS = """
 --partition --server --task --data-dir --state-dir --client-id --device --threads --max-wait
@@ -68,6 +70,11 @@ def test_each_partition_has_a_client_of_its_own(argv, ids):
 def test_a_value_out_of_bounds_is_refused_by_the_name_of_its_flag(argv):
     with pytest.raises(InputError, match=argv[0]):
         parse(*argv)
+
+
+def test_the_names_of_all_programs_options_are_known_to_each():
+    client = {flag.removeprefix("--").replace("-", "_") for flag in FLAGS.split()} - {"help"}
+    assert client | ServerOptions().flat().keys() | {"test_data"} == ALL_OPTIONS
 
 
 def test_options_may_come_from_the_environment(monkeypatch):

@@ -89,6 +89,25 @@ def test_a_wrong_variable_is_an_error_that_names_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("FOLKMOOT_COUNTT", "do you mean FOLKMOOT_COUNT?"),
+        ("FOLKMOOT_PARTITON", "do you mean FOLKMOOT_PARTITION?"),
+        ("FOLKMOOT_XYZ", "unset it"),
+    ],
+)
+def test_a_mistyped_variable_is_refused_with_what_may_be_meant(monkeypatch, name, remedy):
+    monkeypatch.setenv(name, "1")
+    assert refused() == f"{name}: there is no such option; {remedy}"
+
+
+def test_variables_of_other_programs_are_passed_over(monkeypatch):
+    monkeypatch.setenv("FOLKMOOT_ROUNDS", "20")
+    monkeypatch.setenv("FOLKMOOT_PARTITION", "0-3")
+    assert parse() == Options()
+
+
+@pytest.mark.parametrize(
     ("content", "named"),
     [
         (b"cuont = 1", "cuont"),

@@ -1,0 +1,108 @@
+"""The clients of a run as operators see them, on a clock that the test turns."""
+
+from types import SimpleNamespace
+
+from common.tensors import Digest
+from server.access import Everyone
+from server.attempt import Attempt
+from server.roster import Roster
+from server.rounds import State
+from server.sessions import Activity, Sessions
+from server.uploads import StoredUpdate
+
+
+def begin(*clients):
+    """Return sessions of these clients, on partitions from 0, and their clock."""
+    clock = SimpleNamespace(now=100.0)
+    sessions = Sessions(10.0, lambda: clock.now, lambda _: None, lambda _: None, 100)
+    for index, client in enumerate(clients):
+        sessions.join(client, "one", index)
+    return sessions, clock
+
+
+def roster(sessions, clock, ledger=None, updates=None, **state):
+    return Roster(
+        State(**state), sessions, ledger or Attempt(90.0, 1), updates or {}, now=clock.now
+    )
+
+
+def shown(found):
+    """Return each client's state and seconds."""
+    summaries = map(found.summary, found.client_ids)
+    return {one.client_id: (one.state, one.seconds) for one in summaries}
+
+
+def test_a_state_lasts_since_the_call_that_began_it():
+    sessions, clock = begin("a")
+    session = sessions.by_client["a"]
+    clock.now = 103.0
+    session.turn_to(Activity.WAITING)  # The next poll of one that waits already.
+    assert shown(roster(sessions, clock)) == {"a": ("WAITING", 3.0)}
+    session.turn_to(Activity.TRAINING)
+    with session.pulling():
+        clock.now = 104.0
+        with session.pulling():
+            assert shown(roster(sessions, clock)) == {"a": ("PULLING", 1.0)}
+        assert shown(roster(sessions, clock)) == {"a": ("PULLING", 1.0)}
+        clock.now = 106.0
+    assert shown(roster(sessions, clock)) == {"a": ("TRAINING", 0.0)}
+    session.turn_to(Activity.PUSHING)
+    clock.now = 108.0
+    session.turn_to(Activity.PUSHING)  # A broken upload goes on.
+    assert shown(roster(sessions, clock)) == {"a": ("PUSHING", 2.0)}
+    session.turn_to(Activity.EVALUATING)
+    assert shown(roster(sessions, clock)) == {"a": ("EVALUATING", 0.0)}
+
+
+def test_those_without_work_are_told_apart_by_what_the_round_has_of_them():
+    sessions, clock = begin("a", "b", "c")
+    cohort = {"cohort": ("a", "b"), "accepted": frozenset("a"), "failed": frozenset("b")}
+    found = shown(roster(sessions, clock, **cohort))
+    assert {client: state for client, (state, _) in found.items()} == {
+        "a": "DONE",
+        "b": "FAILED",
+        "c": "WAITING",
+    }
+    sessions.by_client["a"].turn_to(Activity.EVALUATING)
+    assert roster(sessions, clock, **cohort).summary("a").state == "EVALUATING"
+
+
+def test_one_who_left_is_lost_while_the_round_may_want_it_and_then_forgotten():
+    sessions, clock = begin("a", "b")
+    sessions.leave(sessions.by_client["b"].token, Everyone())
+    ledger = Attempt(90.0, 2, partitions={"a": 0, "b": 1}, left={"b": 97.0})
+    found = roster(sessions, clock, ledger, cohort=("a", "b"), lost=frozenset("b"))
+    assert shown(found)["b"] == ("LOST", 3.0)
+    assert found.summary("b").partition == 1
+    assert roster(sessions, clock, ledger).client_ids == ["a"]
+
+
+def test_the_clients_of_before_a_restart_are_lost_until_they_come_again():
+    sessions, clock = begin("b")
+    sessions.await_clients(["a"])
+    found = roster(sessions, clock)
+    assert shown(found) == {"a": ("LOST", 10.0), "b": ("WAITING", 0.0)}
+    assert found.summary("a").partition is None
+
+
+def test_bytes_are_of_the_round_and_examples_and_loss_of_the_last_accepted_update():
+    sessions, clock = begin("a", "b", "c")
+    sessions.by_client["a"].trained = sessions.by_client["b"].trained = (5, {"loss": 2.0})
+    ledger = Attempt(90.0, 3)
+    ledger.count_down("a", 7)
+    ledger.count_up("a", 8)
+    update = StoredUpdate(
+        task_token="t",
+        client_id="b",
+        num_examples=6,
+        num_steps=1,
+        metrics={"loss": 1.0},
+        digest=Digest("f" * 64, 1),
+        round=1,
+        attempt=1,
+    )
+    found = roster(sessions, clock, ledger, {"b": update})
+    summaries = [found.summary(client) for client in "abc"]
+    assert [one.num_examples for one in summaries] == [5, 6, None]
+    assert [one.train_loss for one in summaries] == [2.0, 1.0, None]
+    assert [(one.bytes_down, one.bytes_up) for one in summaries] == [(7, 8), (0, 0), (0, 0)]
