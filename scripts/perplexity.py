@@ -18,7 +18,7 @@ from common.logs import configure_logs
 from common.tasks import Examples
 from scripts.commands import run_app
 from scripts.ngrams import Pairs, baselines
-from scripts.trained import load_trained
+from scripts.trained import load_trained, text_task
 
 app = App(
     name="./scripts/perplexity",
@@ -58,7 +58,8 @@ def perplexities(run_dir: Path, data_dir: Path) -> dict[str, float]:
     Raises:
         InputError: there is no run of a text task, or no text.
     """
-    task, model, _ = load_trained(run_dir)
+    trained = load_trained(run_dir)
+    task, model = text_task(trained), trained.model
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
     if len(train.inputs) < 2:
         raise InputError(f"--data-dir: {data_dir} has too little text to count words in")

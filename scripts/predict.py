@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from scripts.commands import run_app
-from scripts.trained import Trained, load_trained
+from scripts.trained import TrainedRun, load_trained, text_task
 
 app = App(
     name="./scripts/predict",
@@ -55,8 +55,8 @@ def predict(
             print(f"error: {error}", file=sys.stderr)
 
 
-def _show(trained: Trained, prompt: str, top: int, json: bool) -> None:
-    suggestions = trained.task.suggest(trained.model, prompt, top)
+def _show(trained: TrainedRun, prompt: str, top: int, json: bool) -> None:
+    suggestions = text_task(trained).suggest(trained.model, prompt, top)
     if json:
         found = [{"text": text, "probability": probability} for text, probability in suggestions]
         print(json_format.dumps({"prompt": prompt, "suggestions": found}), flush=True)

@@ -1,12 +1,12 @@
-"""The task and the model of a run of text, for the scripts that use what was trained."""
+"""The task and the model of a run, for the scripts that use what was trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import InputError, TensorError
-from common.tasks import load_task
+from common.tasks import Task, load_task
 from common.tensors import open_mapped
 from server.checkpoints import RunDirectory
 
@@ -16,38 +16,57 @@ if TYPE_CHECKING:
     from common.tasks.text import TextTask
 
 
-class Trained(NamedTuple):
-    """A run's text task, and its best model; the last one where none was called the best."""
+class TrainedRun(NamedTuple):
+    """A run's task, one of its models and where that lies, and the run's options by name."""
 
-    task: TextTask
+    task: Task
     model: torch.nn.Module
     path: Path
+    options: dict[str, Any]
 
 
-def load_trained(run_dir: Path) -> Trained:
+def load_trained(run_dir: Path, which: str | None = None) -> TrainedRun:
     """Return what a run has learned.
 
-    Raises:
-        InputError: there is no run, no model or no text task.
-    """
-    from common.tasks.text import TextTask
+    Args:
+        run_dir: the run directory.
+        which: "best" or "global", which is the last; if None, the best where one was called so.
 
+    Raises:
+        InputError: there is no run, no such model, or no such task.
+    """
     if not RunDirectory(run_dir).holds_run():
-        raise InputError(f"--run-dir: there is no run in {run_dir}")
+        raise InputError(f"there is no run in {run_dir}")
     options = RunDirectory(run_dir).load_config()["options"]
     task = load_task(options["task"])
-    if not isinstance(task, TextTask):
-        raise InputError(f"--run-dir: {run_dir} is a run of {options['task']}, which is not text")
-    paths = [run_dir / "models" / f"{name}.safetensors" for name in ("best", "global")]
+    names = ("best", "global") if which is None else (which,)
+    paths = [run_dir / "models" / f"{name}.safetensors" for name in names]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
-        raise InputError(f"--run-dir: {run_dir} has no model yet; wait for its first round")
+        kind = f"model called {which}" if which else "model yet; wait for its first round"
+        raise InputError(f"{run_dir} has no {kind}")
     try:
         model = task.models[options["model"]]()
         model.load_state_dict(open_mapped(path))
     except (KeyError, RuntimeError, TensorError) as error:
         reason = " ".join(str(error).split())
+        kept = options.get("local_layers")
+        if kept:
+            reason = f"the run left the layers {kept!r} at its clients ({reason})"
         raise InputError(
-            f"--run-dir: {path} is no model of {options['task']} as it is here: {reason}"
+            f"{path} is no model of {options['task']} as it is here: {reason}"
         ) from error
-    return Trained(task, model, path)
+    return TrainedRun(task, model, path, options)
+
+
+def text_task(run: TrainedRun) -> TextTask:
+    """Return the task of a run of text.
+
+    Raises:
+        InputError: it is a run of something else.
+    """
+    from common.tasks.text import TextTask
+
+    if not isinstance(run.task, TextTask):
+        raise InputError(f"{run.path} is a model of {run.options['task']}, which is not text")
+    return run.task

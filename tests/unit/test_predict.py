@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from common.durable import seal
+from common.errors import InputError
 from common.tasks import load_task
 from common.tensors import encode
 from scripts import perplexity, predict
 from scripts.commands import run_app
+from scripts.trained import load_trained
 
 # The scripts read sys.argv, which the fixture sets.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
@@ -64,8 +66,8 @@ def test_without_a_prompt_each_line_is_one(tmp_path, command, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "names", "prompt", "said"),
     [
-        (None, (), "a", "--run-dir: there is no run in"),
-        ("digits", ["best"], "a", "is a run of digits, which is not text"),
+        (None, (), "a", "there is no run in"),
+        ("digits", ["best"], "a", "is a model of digits, which is not text"),
         ("next_word", (), "a", "has no model yet"),
         ("next_word", ["best"], "12", "PROMPT: there is nothing to go on in '12'"),
     ],
@@ -99,3 +101,28 @@ def test_perplexities_stand_beside_each_other(tmp_path, command):
     assert (status, list(found)) == (0, ["model", "unigram", "bigram"])
     assert found["bigram"] < found["unigram"] < found["model"]
     assert len(command(*arguments, script=perplexity)[1].splitlines()) == 3
+
+
+def test_a_run_of_any_task_is_loaded_its_best_model_first(tmp_path):
+    run = write_run(tmp_path / "run", task="digits")
+    found = load_trained(run)
+    assert (found.path, found.options["task"]) == (run / "models" / "best.safetensors", "digits")
+    assert load_trained(run, "global").path == run / "models" / "global.safetensors"
+    (run / "models" / "best.safetensors").unlink()
+    assert load_trained(run).path == run / "models" / "global.safetensors"
+    with pytest.raises(InputError, match="has no model called best"):
+        load_trained(run, "best")
+
+
+def test_a_model_that_left_layers_at_its_clients_says_so(tmp_path):
+    run = write_run(tmp_path / "run", task="digits")
+    config = json.loads((run / "config.json").read_text())
+    config["options"]["local_layers"] = "^0"
+    (run / "config.json").write_text(
+        json.dumps(seal({k: config[k] for k in ("run_id", "options")}))
+    )
+    tensors = load_task("digits").models["cnn"]().state_dict()
+    left = {name: value for name, value in tensors.items() if not name.startswith("0")}
+    (run / "models" / "best.safetensors").write_bytes(encode(left))
+    with pytest.raises(InputError, match=r"left the layers '\^0' at its clients"):
+        load_trained(run)
