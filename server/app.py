@@ -35,6 +35,7 @@ from server.progress import should_stop
 from server.rounds import Phase, Policy, State
 from server.strategies.registry import build
 from server.terminal import show_progress
+from server.tracker import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
 from server.uploads import Spool
 
 log = get_logger()
@@ -61,6 +62,7 @@ async def _serve(options: ServerOptions) -> int:
     task = load_task(options.run.task)
     options = configuration.resolve(options, task)
     folder = options.run.run_dir or Path()
+    tracker = Tracker(folder, target_of(options.tracking))
     directory = RunDirectory(folder)
     evaluator = _evaluator(options, task)
     token = operator_token(folder)
@@ -75,7 +77,7 @@ async def _serve(options: ServerOptions) -> int:
         coordinator = prepare(options, task, directory, run_id, evaluator)
         if coordinator.state.phase is Phase.FINISHED:
             log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
-        number = await _run(options, ports, coordinator)
+        number = await _run(options, ports, coordinator, tracker)
     except (OSError, TensorError) as error:
         raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
     if number is not None:
@@ -89,7 +91,7 @@ async def _serve(options: ServerOptions) -> int:
 
 
 async def _run(
-    options: ServerOptions, ports: Ports, coordinator: Coordinator
+    options: ServerOptions, ports: Ports, coordinator: Coordinator, tracker: Tracker
 ) -> signal.Signals | None:
     """Serve until the run's end, or the signal that came before, which is returned."""
     folder = coordinator.directory.path
@@ -101,8 +103,9 @@ async def _run(
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
     progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    await tracker.start()
     try:
-        return await _run_until_signal(coordinator)
+        return await _run_until_signal(coordinator, tracker)
     finally:
         coordinator.shut_down()
         if progress is not None:
@@ -110,6 +113,7 @@ async def _run(
         await ports.stop(1.0)
         await asyncio.to_thread(tracing.shut_down)
         ready.unlink(missing_ok=True)
+        await tracker.finish(INTERRUPTED_SECONDS)
 
 
 def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
@@ -275,7 +279,7 @@ def _limits(options: LimitOptions, model_size: int) -> Limits:
     )
 
 
-async def _run_until_signal(coordinator: Coordinator) -> signal.Signals | None:
+async def _run_until_signal(coordinator: Coordinator, tracker: Tracker) -> signal.Signals | None:
     """Run to the end and say farewell to the clients, or return the signal that came before."""
     received: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
 
@@ -286,7 +290,7 @@ async def _run_until_signal(coordinator: Coordinator) -> signal.Signals | None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    run = asyncio.create_task(_run_and_farewell(coordinator))
+    run = asyncio.create_task(_run_and_farewell(coordinator, tracker))
     waits: set[asyncio.Future[Any]] = {run, received}
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if run.done():
@@ -307,7 +311,7 @@ def _reason(coordinator: Coordinator) -> str:
     return "all rounds done"
 
 
-async def _run_and_farewell(coordinator: Coordinator) -> None:
+async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
     await coordinator.run()
     folder = coordinator.directory.path
     written = await asyncio.to_thread(export_pth, folder / "models")
@@ -324,3 +328,4 @@ async def _run_and_farewell(coordinator: Coordinator) -> None:
     # Those, too, who did not hear of the end because the server was killed at it.
     while (len(sessions) or sessions.awaited) and clock() < until:  # noqa: ASYNC110 - rare, short
         await asyncio.sleep(0.05)
+    await tracker.finish(END_SECONDS)

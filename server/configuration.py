@@ -20,6 +20,7 @@ from common.config import parse_options
 from common.errors import InputError
 from common.tasks.base import Task
 from common.training import Hyperparameter, TrainConfig
+from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
 from server.strategies import choices
@@ -32,7 +33,7 @@ T = TypeVar("T")
 RUNS = Path("runs")
 
 # What a resumed run may do otherwise than before: it changes no committed or coming byte.
-_CHANGEABLE = frozenset(
+CHANGEABLE = frozenset(
     {
         "rounds",
         "data_dir",
@@ -58,6 +59,9 @@ _CHANGEABLE = frozenset(
         "metrics_port",
         "otlp_endpoint",
         "threads",
+        "mlflow_uri",
+        "mlflow_experiment",
+        "mlflow_model",
     }
 )
 # What a resumed run does not have from before.
@@ -281,9 +285,12 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     """Return what config.json holds: the resolved options, and the versions they ran with."""
     import torch
 
+    saved = options.flat()
+    if options.tracking.mlflow_uri:
+        saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
         "run_id": run_id,
-        "options": options.flat(),
+        "options": saved,
         "versions": {
             "folkmoot": __version__,
             "torch": torch.__version__,
@@ -334,7 +341,7 @@ def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
             "not shorter"
         )
     for name, before in saved.items():
-        if name not in _CHANGEABLE and now.get(name) != before:
+        if name not in CHANGEABLE and now.get(name) != before:
             flag = "--" + name.replace("_", "-")
             raise InputError(
                 f"{flag}: the run in {folder} has {before}, not {now.get(name)}; "

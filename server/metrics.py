@@ -16,6 +16,7 @@ from common.durable import append_lines
 from common.errors import CheckpointError
 from common.logs import get_logger
 from common.training import Metrics
+from server.run_files import numbers
 
 log = get_logger()
 
@@ -82,10 +83,7 @@ class Row:
 
     def numbers(self) -> Metrics:
         """Return what is a number and there, by name; of a task's own, as global_<name>."""
-        own = {f"global_{name}": value for name, value in self.global_metrics.items()}
-        own |= {f"client_{name}": value for name, value in self.client_metrics.items()}
-        plain = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
-        return own | plain
+        return numbers(asdict(self))
 
 
 _CSV_COLUMNS = [f.name for f in fields(Row) if not f.name.endswith("_metrics")]

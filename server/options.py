@@ -232,6 +232,19 @@ class ProcessOptions:
     "Torch threads; 1 is right where clients train on the same machine."
 
 
+@_group("Tracking", 10)
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions:
+    """Where a run is reported to while it goes on."""
+
+    mlflow_uri: str | None = None
+    "MLflow server to report to, e.g. http://127.0.0.1:7027; $MLFLOW_TRACKING_URI if not given."
+    mlflow_experiment: str | None = None
+    "MLflow experiment; $MLFLOW_EXPERIMENT_NAME, or else folkmoot, if not given."
+    mlflow_model: str | None = None
+    "Name that the best model is registered under in MLflow."
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
@@ -246,6 +259,7 @@ class ServerOptions:
     limits: LimitOptions = LimitOptions()
     security: SecurityOptions = SecurityOptions()
     process: ProcessOptions = ProcessOptions()
+    tracking: TrackingOptions = TrackingOptions()
 
     def flat(self) -> dict[str, Any]:
         """Return the options by name, without their groups; paths as strings."""

@@ -6,6 +6,7 @@ half-written isn't there yet. Needs no torch.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ Line = dict[str, Any]
 
 
 class Lines:
-    """A file of JSON objects, one a line, that may grow, or be written anew, while it is read."""
+    """A file of JSON objects, one a line, that may grow, or be written anew, while it is read.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: need not exist.
+        wanted: whether an object is kept; all are if not given.
+    """
+
+    def __init__(self, path: Path, wanted: Callable[[Line], bool] = lambda _: True) -> None:
         self._path = path
+        self._wanted = wanted
         self._begin(inode=0)
 
     def _begin(self, inode: int) -> None:
@@ -49,7 +56,7 @@ class Lines:
         self._read += len(complete)
         values = _parse(complete.splitlines())
         found = [value for value in values if isinstance(value, dict)]
-        self._found += found
+        self._found += filter(self._wanted, found)
         self.damaged += len(values) - len(found)
         return self._found
 
@@ -113,6 +120,16 @@ class RunFiles:
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
         return read_json(self.path / "models" / f"{name}.json") or None
+
+
+def numbers(row: Line) -> dict[str, float]:
+    """Return what is a number and there in a row of metrics; of a task's own, as global_<name>."""
+    own = {
+        f"{side}_{name}": float(value)
+        for side in ("global", "client")
+        for name, value in row.get(f"{side}_metrics", {}).items()
+    }
+    return own | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
 
 
 def find_runs(folder: Path) -> list[Path]:

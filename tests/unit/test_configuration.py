@@ -26,6 +26,7 @@ FLAGS = """
 --max-examples --max-update-norm --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --metrics-port --otlp-endpoint --threads
+--mlflow-uri --mlflow-experiment --mlflow-model
 --help
 """
 # Of a run that may be resumed under other values.
@@ -34,6 +35,7 @@ CHANGEABLE = """
 --keep-rounds --max-examples --max-update-norm --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind
 --metrics-port --otlp-endpoint --threads
+--mlflow-uri --mlflow-experiment --mlflow-model
 """
 # A value of each other flag that is not the saved run's.
 OTHER = {
@@ -242,6 +244,13 @@ def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
     assert saved["run_id"] == "mine"
     assert saved["options"].keys() == ServerOptions().flat().keys()
     assert saved["versions"].keys() == {"folkmoot", "torch", "python"}
+
+
+def test_no_password_is_saved(tmp_path):
+    save_run(tmp_path, "--mlflow-uri", "https://ann:secret@example.org/mlflow")
+    text = (tmp_path / "config.json").read_text()
+    assert "secret" not in text
+    assert resumed(tmp_path).tracking.mlflow_uri == "https://example.org/mlflow"
 
 
 def test_a_resumed_run_has_its_own_options(tmp_path):

@@ -27,6 +27,14 @@ def test_only_complete_lines_are_there(tmp_path):
     assert lines.all() == [{"round": 1}, {"round": 2}]
 
 
+def test_lines_that_are_not_wanted_are_not_kept(tmp_path):
+    path = tmp_path / "server.jsonl"
+    path.write_text('{"event": "a"}\n{"event": "b"}\n{"event": "a"}\n')
+    lines = Lines(path, lambda line: line["event"] == "b")
+    assert lines.all() == [{"event": "b"}]
+    assert lines.damaged == 0
+
+
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1}\n{"round": 2}\n')
