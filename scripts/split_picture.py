@@ -11,11 +11,15 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+
+# From nothing to blue: on a light page and on a dark one.
+SHADES = LinearSegmentedColormap.from_list("shades", ["#2f7fd600", "#2f7fd6"])
 
 _THOUSANDS = StrMethodFormatter("{x:,.0f}")
 _MOST_BARS = 30
@@ -28,6 +32,7 @@ def draw(
     counts: Counts | None,
     title: str,
     classes: Sequence[str] = (),
+    noun: str = "partition",
 ) -> Figure:
     """Return the picture.
 
@@ -37,8 +42,11 @@ def draw(
         counts: shape [partitions, classes], the examples of each class; None: no classes.
         title: stands above.
         classes: their names; without them, a class is its number.
+        noun: what a partition is called.
     """
-    if counts is not None and len(classes) != counts.shape[1]:
+    if counts is None:
+        classes = ()
+    elif len(classes) != counts.shape[1]:
         classes = [str(number) for number in range(counts.shape[1])]
     few = len(sizes) <= _MOST_BARS and len(classes) <= _MOST_COLOURS
     height = 1.5 + 0.3 * len(sizes) if few else 5.5 if counts is not None else 3.5
@@ -47,14 +55,18 @@ def draw(
     with mpl.rc_context({"text.parse_math": False}):
         figure.suptitle(title, fontsize=10)
         if few:
-            _draw_bars(figure.subplots(), names, sizes, counts, classes)
+            axes = figure.subplots()
+            _draw_bars(axes, names, sizes, counts, classes)
+            axes.set_ylabel(noun)
         elif counts is None:
-            _draw_skyline(figure.subplots(), sizes)
+            axes = figure.subplots()
+            _draw_skyline(axes, sizes)
+            axes.set_xlabel(noun)
         else:
             above, below = figure.subplots(2, sharex=True, height_ratios=[1, 2])
             _draw_skyline(above, sizes)
-            above.set_xlabel("")
             _draw_map(below, sizes, counts, classes)
+            below.set_xlabel(noun)
     return figure
 
 
@@ -79,7 +91,7 @@ def _draw_bars(
     axes.set_yticks(where, names)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(_THOUSANDS)
-    axes.set(xlabel="examples", ylabel="partition")
+    axes.set_xlabel("examples")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -87,15 +99,15 @@ def _draw_skyline(axes: Axes, sizes: Counts) -> None:
     edges = np.arange(len(sizes) + 1) - 0.5
     axes.stairs(sizes, edges, fill=True)
     axes.yaxis.set_major_formatter(_THOUSANDS)
-    axes.set(xlabel="partition", ylabel="examples", xlim=(edges[0], edges[-1]))
+    axes.set(ylabel="examples", xlim=(edges[0], edges[-1]))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_map(axes: Axes, sizes: Counts, counts: Counts, classes: Sequence[str]) -> None:
     image = axes.imshow(
-        (counts / sizes[:, None]).T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0
+        (counts / sizes[:, None]).T, aspect="auto", interpolation="nearest", cmap=SHADES, vmin=0
     )
-    axes.set(xlabel="partition", ylabel="class")
+    axes.set_ylabel("class")
     if counts.shape[1] <= _MOST_COLOURS:
         axes.set_yticks(np.arange(counts.shape[1]), classes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,1 @@
+"""One run's report: a page, its plots, and a model card."""

@@ -1,0 +1,300 @@
+"""The plots of a report. Each is drawn once, and saved for paper (PNG) and for a page (SVG).
+
+Knows nothing about files but those that it writes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from scripts.reporting.facts import Facts, Numbers, accuracy_of
+from scripts.split_picture import SHADES, draw
+
+# In an SVG it becomes the colour of the text around it, in the light and in the dark.
+_INK = "#20242b"
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _INK,
+    "axes.facecolor": "none",
+    "axes.grid": False,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titlecolor": _INK,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.labelcolor": _INK,
+    # The same run gives the same bytes.
+    "svg.hashsalt": "report",
+    # Text stays text, which a reader can search and copy.
+    "svg.fonttype": "none",
+    # Names are text, whatever they hold; a dollar sign begins no formula.
+    "text.parse_math": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#3f86d2", "#e08e2b", "#3da06a", "#d5545f", "#9a70d0"
+_OUTCOMES = {"accepted": _BLUE, "refused": _RED, "dropped": _ORANGE}
+_PHASES = {"collect": _BLUE, "aggregate": _GREEN, "evaluate": _ORANGE, "commit": _PURPLE}
+# Up to so many, each client has a bar with its name, each round a mark, each cell its number.
+_MOST_BARS, _MOST_MARKS, _MOST_CELLS = 30, 30, 20
+
+
+def draw_all(facts: Facts) -> dict[str, Figure]:
+    """Return the plots for which there is something to show, by name."""
+    plots: dict[str, Callable[[Facts], Figure | None]] = {
+        "convergence": _convergence,
+        "confusion": _confusion,
+        "participation": _participation,
+        "split": _split,
+        "seconds": _seconds,
+    }
+    with mpl.rc_context(_STYLE):
+        drawn = {name: plot(facts) for name, plot in plots.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write a PNG and return the same plot as an SVG element that needs nothing around it.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    text = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A script that matplotlib's font lacks; a reader's browser may have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=150)
+        figure.savefig(text, format="svg", dpi=150, transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # Several stand in one page: what no other part refers to needs no id.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', _svg_begin, svg)
+
+
+def _svg_begin(match: re.Match[str]) -> str:
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" role="img" {match[1]}>'
+
+
+def _panels(count: int, height: float = 3.4, width: float = 4.5) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False).flat)
+
+
+def _column(rows: Sequence[Numbers], name: str) -> tuple[list[float], list[float]]:
+    """Return the rounds that have a value, and the values."""
+    there = [row for row in rows if name in row]
+    return [row["round"] for row in there], [row[name] for row in there]
+
+
+def _by_round(axes: Axes, title: str, y_label: str) -> None:
+    axes.set(title=title, xlabel="round", ylabel=y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y")
+
+
+def _convergence(facts: Facts) -> Figure | None:
+    sides = ("global", "client")
+    measures = [
+        name
+        for name in ("accuracy", "loss")
+        if any(_column(facts.rows, f"{side}_{name}")[0] for side in sides)
+        or (name == "loss" and _column(facts.rows, "train_loss")[0])
+    ]
+    if not measures:
+        return None
+    figure, panels = _panels(len(measures), width=4.5 if len(measures) > 1 else 6)
+    for axes, measure in zip(panels, measures, strict=True):
+        _measure(axes, facts, measure)
+        _by_round(axes, measure.capitalize(), measure)
+        axes.legend(loc="lower right" if measure == "accuracy" else "upper right")
+    return figure
+
+
+def _measure(axes: Axes, facts: Facts, measure: str) -> None:
+    """Draw the server's and the clients' values, and the clients' spread as a band."""
+    rows = facts.rows
+    spread = [row for row in rows if {f"client_{measure}_min", f"client_{measure}_max"} <= {*row}]
+    lines = {
+        "held-out data of the server": (f"global_{measure}", _BLUE, "-"),
+        "clients' own data, mean": (f"client_{measure}", _ORANGE, "-"),
+    }
+    if measure == "loss":
+        lines["in training"] = ("train_loss", _GREEN, ":")
+    highest = 0.0
+    for label, (name, colour, dash) in lines.items():
+        rounds, values = _column(rows, name)
+        if values:
+            mark = "." if len(rounds) <= _MOST_MARKS else None
+            axes.plot(rounds, values, dash, color=colour, label=label, marker=mark, linewidth=1.5)
+            highest = max(highest, *values)
+    if spread:
+        edges = [[row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max")]
+        rounds = [row["round"] for row in spread]
+        label = "clients, lowest to highest"
+        axes.fill_between(rounds, *edges, color=_ORANGE, alpha=0.18, linewidth=0, label=label)
+        tenth = _column(rows, f"client_{measure}_p10")
+        if measure == "accuracy" and tenth[0]:
+            axes.plot(*tenth, "--", color=_ORANGE, linewidth=0.9, label="a tenth of them is below")
+    if measure == "loss":
+        # One client's huge loss must not hide all the rest.
+        axes.set_ylim(0, 1.1 * highest or None)
+        return
+    best = facts.best
+    if facts.best_is_known and (value := accuracy_of(best)) is not None:
+        label = f"best, {value:.4f} in round {best['round']}"
+        axes.plot(best["round"], value, "o", color=_INK, markersize=5, label=label)
+    if (target := facts.options.get("target_accuracy")) and isinstance(target, float):
+        axes.axhline(target, color=_INK, linestyle="--", linewidth=0.7, label=f"target, {target:g}")
+
+
+def _confusion(facts: Facts) -> Figure | None:
+    if facts.by_class is None:
+        return None
+    _, names, confusion = facts.by_class
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    few = len(names) <= _MOST_CELLS
+    side = max(4.0, 1.8 + 0.36 * len(names)) if few else 6.0
+    figure, (axes,) = _panels(1, height=side, width=side + 0.7)
+    # A square root, so that a few mistakes show, too.
+    image = axes.imshow(shares, SHADES, PowerNorm(0.5, 0, 1), interpolation="nearest")
+    if few:
+        for (row, column), share in np.ndenumerate(shares):
+            if confusion[row, column]:
+                colour = "white" if share > 0.4 else _INK
+                text = f"{confusion[row, column]}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(names)), names, **(slanted if max(map(len, names)) > 3 else {}))
+        axes.set_yticks(range(len(names)), names)
+    axes.spines[:].set(visible=True, alpha=0.25)
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, 0), shrink=0.8)
+    bar.set_label("share of the true class's examples")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def _stack(axes: Axes, rows: Sequence[Numbers], columns: Mapping[str, tuple[str, str]]) -> None:
+    """Draw columns, each by its label and colour, one on the other, a step a round."""
+    rounds = np.array([row["round"] for row in rows])
+    edges = (rounds[:, None] + [-0.5, 0.5]).ravel()
+    base = np.zeros(len(rounds))
+    for name, (label, colour) in columns.items():
+        values = np.array([row.get(name, 0.0) for row in rows])
+        if values.any() and len(rounds) <= _MOST_MARKS:
+            axes.bar(rounds, values, 0.86, base, color=colour, label=label)
+        elif values.any():
+            low, high = np.repeat(base, 2), np.repeat(base + values, 2)
+            axes.fill_between(edges, low, high, color=colour, linewidth=0, label=label)
+        base += values
+    axes.set_xlim(edges[0], edges[-1])
+
+
+def _participation(facts: Facts) -> Figure | None:
+    rows = [row for row in facts.rows if "accepted" in row]
+    if not rows:
+        return None
+    few = len(facts.clients) <= _MOST_BARS
+    height = max(3.4, 1.2 + 0.2 * len(facts.clients)) if few else 3.4
+    figure, panels = _panels(2 if facts.clients else 1, height)
+    axes = panels[0]
+    _stack(axes, rows, {name: (name, colour) for name, colour in _OUTCOMES.items()})
+    goal = _column(rows, "report_goal")
+    if goal[0]:
+        axes.step(*goal, where="mid", color=_INK, linewidth=0.9, linestyle="--", label="wanted")
+    _by_round(axes, "By round", "clients of the cohort")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=4)
+    if facts.clients:
+        _by_client(panels[1], facts, few)
+    return figure
+
+
+def _by_client(axes: Axes, facts: Facts, few: bool) -> None:
+    """Draw how often each client's update counted: bars, or of many clients a skyline."""
+    where = np.arange(len(facts.clients))
+    base = np.zeros(len(where))
+    for outcome, colour in _OUTCOMES.items():
+        counts = np.array([client.outcomes[outcome] for client in facts.clients])
+        if few:
+            axes.barh(where, counts, left=base, color=colour)
+        elif counts.any():
+            edges = np.arange(len(where) + 1)
+            axes.stairs(base + counts, edges, baseline=base, fill=True, color=colour)
+        base = base + counts
+    if few:
+        axes.set_yticks(where, [_short(client.name) for client in facts.clients])
+        axes.invert_yaxis()
+        axes.set(title="By client", xlabel="rounds")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="x")
+    else:
+        axes.set(title="By client", xlabel="clients, by updates accepted", ylabel="rounds")
+        axes.margins(x=0)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _split(facts: Facts) -> Figure | None:
+    if facts.parts is not None:
+        parts, classes = facts.parts, facts.task.classes if facts.task else ()
+        names = [_short(part.name) for part in parts.parts]
+        return draw(names, parts.sizes, parts.counts, "", classes)
+    known = [client for client in facts.clients if client.examples is not None]
+    known.sort(key=lambda client: -(client.examples or 0))
+    if not known:
+        return None
+    sizes = np.array([client.examples for client in known])
+    return draw([_short(c.name) for c in known], sizes, None, "", noun="client")
+
+
+def _seconds(facts: Facts) -> Figure | None:
+    columns = {f"{name}_seconds": (name, colour) for name, colour in _PHASES.items()}
+    totals = {name: facts.total(name) for name in columns}
+    there = {name: total for name, total in totals.items() if total}
+    if not there:
+        return None
+    figure, (left, right) = _panels(2, 3.0)
+    _stack(left, facts.rows, {name: columns[name] for name in there})
+    _by_round(left, "By round", "seconds")
+    left.set_ylim(bottom=0)
+    whole = sum(there.values())
+    where = np.arange(len(there))
+    right.barh(where, [*there.values()], color=[columns[name][1] for name in there])
+    for place, total in zip(where, there.values(), strict=True):
+        text = f"{total:,.1f} s, {total / whole:.1%}"
+        offset = (4, 0)
+        right.annotate(text, (total, place), offset, textcoords="offset points", va="center")
+    right.set_yticks(where, [columns[name][0] for name in there])
+    right.invert_yaxis()
+    right.margins(x=0.35)
+    right.set(title="In all", xlabel="seconds")
+    right.grid(axis="x")
+    return figure

@@ -1,0 +1,263 @@
+"""A run's facts in words and tables, which its page and its model card share.
+
+Knows nothing about HTML, Markdown or plots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scripts.reporting.facts import Client, Facts, Numbers, accuracy_of, plain
+
+# In a page, of more rounds or clients some are shown.
+_MOST_ROUNDS, _MOST_CLIENTS = 25, 40
+_MEASURES = ("accuracy", "loss")
+_ENDS = ("min", "p10", "median", "max")
+
+
+class Table(NamedTuple):
+    """Cells as text; the first column names the rows. None: there is nothing to say."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | None]]
+
+
+def title(facts: Facts) -> str:
+    """Return what was trained."""
+    named = [facts.option("task"), facts.option("model")]
+    return " · ".join(name for name in named if name) or facts.run_id
+
+
+def headline(facts: Facts) -> list[tuple[str, str, str]]:
+    """Return the figures that matter most: each a name, a value, and a remark."""
+    found = []
+    best, last = facts.best, facts.last
+    where = "held-out data" if "global_accuracy" in last else "clients' own data"
+    if facts.best_is_known and (value := accuracy_of(best)) is not None:
+        found.append(("Best accuracy", f"{value:.4f}", f"round {best['round']}, {where}"))
+    if (value := accuracy_of(last)) is not None and not (facts.best_is_known and best is last):
+        found.append(("Last accuracy", f"{value:.4f}", f"round {last['round']}, {where}"))
+    loss = last.get("global_loss", last.get("client_loss"))
+    if not found and loss is not None:
+        found.append(("Last loss", f"{loss:.4f}", f"round {last['round']}"))
+    found.append(("Rounds", f"{len(facts.rows):,}", _of(facts, "rounds", "at most ")))
+    taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
+    if taught:
+        remark = _of(facts, "num_partitions", "", " partitions")
+        found.append(("Clients", f"{taught:,}", "trained it" + (remark and f"; {remark}")))
+    if (seconds := facts.total("duration_seconds")) is not None:
+        mean = seconds / len(facts.rows)
+        found.append(("Time in rounds", duration(seconds), f"{duration(mean)} a round"))
+    if (up := facts.total("bytes_up")) is not None:
+        down = facts.total("bytes_down") or 0
+        found.append(("Uploaded", size(up), f"{size(down)} downloaded"))
+    return found
+
+
+def _of(facts: Facts, option: str, before: str, after: str = "") -> str:
+    value = facts.option(option)
+    return f"of {before}{value}{after}" if value else ""
+
+
+def setup(facts: Facts) -> list[tuple[str, str]]:
+    """Return how it was trained, by subject; what the run doesn't say is left out."""
+    partitioner = facts.option("partitioner")
+    split = ["num_partitions", "validation_fraction"]
+    split += ["alpha"] if partitioner in ("dirichlet", "quantity") else []
+    split += ["shards_per_client"] if partitioner == "shards" else []
+    model = [facts.option("model")]
+    if facts.values is not None:
+        model.append(f"{facts.values:,} values in {facts.tensors} tensors")
+    model += [f"tensors that stay at the clients: {kept}"] if (kept := local(facts)) else []
+    about = (type(facts.task).__doc__ or "") if facts.task else ""
+    task = [facts.option("task"), plain(about.strip().split("\n\n")[0])]
+    optimizer = ["server_lr", "server_momentum", "server_beta2", "server_tau"]
+    robust = ["trim_fraction", "num_hostile", "norm_bound", "max_update_norm"]
+    training = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "proximal_mu"]
+    cohort = ["min_clients", "fraction", "min_cohort", "over_select", "report_goal", "quorum"]
+    found = {
+        "Task": ": ".join(filter(None, task)),
+        "Model": ", ".join(filter(None, model)),
+        "Strategy": _said(facts, ["strategy", *optimizer, *robust], bare="strategy"),
+        "Local training": _said(facts, [*training, "hyperparameters"]),
+        "Rounds": _said(facts, ["rounds", "target_accuracy", "patience"], bare="rounds"),
+        "Clients of a round": _said(facts, cohort),
+        "Data split": _said(facts, ["partitioner", *split], bare="partitioner"),
+        "Seeds": _said(facts, ["seed", "partition_seed"]),
+        "Versions": ", ".join(f"{name} {number}" for name, number in facts.versions.items()),
+    }
+    return [(subject, text) for subject, text in found.items() if text]
+
+
+def _said(facts: Facts, names: Sequence[str], bare: str = "") -> str:
+    said = ((name, facts.option(name)) for name in names)
+    return ", ".join(
+        value if name == bare else f"{name.replace('_', ' ')} {value}"
+        for name, value in said
+        if value not in ("", "{}")
+    )
+
+
+def local(facts: Facts) -> str:
+    """Return the pattern of the tensors that are in no model file; empty if all are."""
+    return facts.option("local_layers")
+
+
+def results(facts: Facts) -> Table | None:
+    """Return the best round's and the last one's metrics, a row each."""
+    shown = [facts.last]
+    if facts.best_is_known and facts.best is not facts.last:
+        shown.insert(0, facts.best)
+    names = {
+        "global_accuracy": "accuracy, server's held-out data",
+        "global_loss": "loss, server's held-out data",
+        "client_accuracy": "accuracy, clients' own data, mean by examples",
+        "client_loss": "loss, clients' own data, mean by examples",
+        "fine_tuning_gain": "gain in accuracy by fine-tuning",
+        "train_loss": "loss in training",
+    }
+    known = {*names} | {f"client_{measure}_{end}" for measure in _MEASURES for end in _ENDS}
+    for name in sorted({*facts.last} - known):
+        side, _, metric = name.partition("_")
+        if side in ("global", "client") and metric:
+            where = "server's held-out data" if side == "global" else "clients' own data"
+            names[name] = f"{metric}, {where}"
+    rows = [
+        [label, *(decimal(row.get(name)) for row in shown)]
+        for name, label in names.items()
+        if any(name in row for row in shown)
+    ]
+    head = ["metric", *(_round_name(facts, row) for row in shown)]
+    return Table(head, rows) if rows else None
+
+
+def _round_name(facts: Facts, row: Numbers) -> str:
+    best = "best: " if facts.best_is_known and row is facts.best else ""
+    return f"{best}round {row['round']}" if row else ""
+
+
+def spread(facts: Facts) -> Table | None:
+    """Return how the clients' own evaluations spread, each client counting as one."""
+    names = {
+        "client_accuracy": "accuracy",
+        "client_loss": "loss",
+        "fine_tuned_accuracy": "accuracy after fine-tuning",
+    }
+    rows = [
+        [label, *(decimal(facts.best.get(f"{name}_{end}")) for end in _ENDS)]
+        for name, label in names.items()
+        if f"{name}_min" in facts.best
+    ]
+    head = [f"round {facts.best.get('round')}", "lowest", "10th percentile", "median", "highest"]
+    return Table(head, rows) if rows else None
+
+
+def by_class(facts: Facts) -> Table | None:
+    """Return each class's accuracy."""
+    if facts.by_class is None:
+        return None
+    classes, counts = facts.by_class.classes, facts.by_class.counts
+    rows = [
+        [name, f"{count:,}", decimal(accuracy)]
+        for name, count, accuracy in zip(classes, counts, facts.by_class.accuracies(), strict=True)
+    ]
+    return Table(["class", "held-out examples", "accuracy"], rows)
+
+
+def rounds(facts: Facts) -> Table | None:
+    """Return the rounds; of many, some at equal distances, and always the best and the last."""
+    if not facts.rows:
+        return None
+    step = -(-len(facts.rows) // _MOST_ROUNDS)
+    shown = [
+        row
+        for number, row in enumerate(facts.rows, 1)
+        if number % step == 0 or row is facts.last or (facts.best_is_known and row is facts.best)
+    ]
+    columns = {
+        "accuracy": [decimal(row.get("global_accuracy")) for row in shown],
+        "loss": [decimal(row.get("global_loss")) for row in shown],
+        "clients' accuracy": [decimal(row.get("client_accuracy")) for row in shown],
+        "lowest": [decimal(row.get("client_accuracy_min")) for row in shown],
+        "accepted": [_share(row, "accepted", "cohort_size") for row in shown],
+        "refused": [_whole(row.get("refused")) for row in shown],
+        "dropped": [_whole(row.get("dropped")) for row in shown],
+        "examples": [_whole(row.get("num_examples")) for row in shown],
+        "seconds": [decimal(row.get("duration_seconds"), 1) for row in shown],
+    }
+    there = {name: cells for name, cells in columns.items() if any(c is not None for c in cells)}
+    numbers = [f"{row['round']}" for row in shown]
+    cells = zip(numbers, *there.values(), strict=True)
+    return Table(["round", *there], [list(row) for row in cells])
+
+
+def clients(facts: Facts) -> Table | None:
+    """Return the clients; of many, those that the model serves worst, as far as is known."""
+    if not facts.clients:
+        return None
+    shown = sorted(facts.clients, key=_worst_first)[:_MOST_CLIENTS]
+    if len(facts.clients) <= _MOST_CLIENTS:
+        shown = list(facts.clients)
+    columns = {
+        "accepted": [f"{client.outcomes['accepted']:,}" for client in shown],
+        "refused": [f"{client.outcomes['refused']:,}" for client in shown],
+        "dropped": [f"{client.outcomes['dropped']:,}" for client in shown],
+        "training examples": [_whole(client.examples) for client in shown],
+        "last accuracy": [decimal(client.accuracy) for client in shown],
+        "last loss": [decimal(client.loss) for client in shown],
+        "seconds a round": [_mean(client.seconds) for client in shown],
+        "uploaded": [size(client.bytes_up) for client in shown],
+    }
+    there = {name: cells for name, cells in columns.items() if any(c is not None for c in cells)}
+    rows = zip((client.name for client in shown), *there.values(), strict=True)
+    return Table(["client", *there], [list(row) for row in rows])
+
+
+def _worst_first(client: Client) -> tuple[float, int]:
+    return (2.0 if client.accuracy is None else client.accuracy, client.outcomes["accepted"])
+
+
+def _mean(values: Sequence[float]) -> str | None:
+    return f"{sum(values) / len(values):,.1f}" if values else None
+
+
+def _share(row: Numbers, part: str, whole: str) -> str | None:
+    if part not in row:
+        return None
+    return f"{row[part]:,}" + (f" of {row[whole]:,}" if whole in row else "")
+
+
+def _whole(value: float | None) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def decimal(value: float | None, places: int = 4) -> str | None:
+    """Return a number with so many places; None stays None."""
+    return None if value is None else f"{value:,.{places}f}"
+
+
+def size(count: float) -> str:
+    """Return bytes in the unit that reads best.
+
+    >>> [size(n) for n in (0, 999, 1000, 79_728_000)]
+    ['0 B', '999 B', '1.0 kB', '79.7 MB']
+    """
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.0f} B" if units[0] == "B" else f"{count:,.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the units that read best.
+
+    >>> [duration(s) for s in (0.25, 61, 7322)]
+    ['0.2 s', '1 min 1 s', '2 h 2 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
