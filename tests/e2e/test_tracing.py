@@ -68,7 +68,7 @@ def test_quickstart_traces_its_clients_too(federation):
     with Collector() as collector:
         flags = ("--rounds", 1, "--num-partitions", 2, "--otlp-endpoint", collector.endpoint)
         quickstart = federation.start("scripts.quickstart", "--run-dir", federation.run_dir, *flags)
-        assert quickstart.wait() == 0, quickstart.text
+        assert quickstart.wait(200) == 0, quickstart.text
     assert len({span.trace for span in collector.spans}) == 1
     assert Counter(span.name for span in collector.spans)["train"] == 2
 
