@@ -111,10 +111,12 @@ class Training:
             return
         run = self._options.run
         task = [] if run.task in BUILT_IN else ["--task", run.task]
+        endpoint = self._options.process.otlp_endpoint
+        traced = [] if endpoint is None else ["--otlp-endpoint", endpoint]
         for held in self._clients:
             folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
             self._start(
-                ["client", "--server", self.address, "--partition", held, *folders, *task],
+                ["client", "--server", self.address, "--partition", held, *folders, *task, *traced],
                 self._log_of(held),
                 {**os.environ, **self._environments.get(held, {})},
             )

@@ -559,6 +559,7 @@ class Coordinator:
             dropped=ended.dropped,
         )
         self._trace.end()
+        self._trace = tracing.OFF
 
 
 def _headline(row: Row) -> dict[str, int | float]:

@@ -64,6 +64,15 @@ def test_each_round_is_one_trace_of_the_server_and_all_clients(federation):
     assert resources == {("client-0", "client-1"), ("ward",)}
 
 
+def test_quickstart_traces_its_clients_too(federation):
+    with Collector() as collector:
+        flags = ("--rounds", 1, "--num-partitions", 2, "--otlp-endpoint", collector.endpoint)
+        quickstart = federation.start("scripts.quickstart", "--run-dir", federation.run_dir, *flags)
+        assert quickstart.wait(200) == 0, quickstart.text
+    assert len({span.trace for span in collector.spans}) == 1
+    assert Counter(span.name for span in collector.spans)["train"] == 2
+
+
 @pytest.mark.parametrize("accepts", [False, True], ids=["refuses", "says nothing"])
 def test_a_collector_that_is_down_costs_two_seconds_at_the_end(federation, accepts):
     with socket.create_server(("127.0.0.1", 0)) as listening:
