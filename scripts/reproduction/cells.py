@@ -99,7 +99,7 @@ _CNN = replace(
     rounds=60,
 )
 _CNN_E5 = replace(
-    _CNN, name="cnn-e5", epochs=5, paper={"table 1": 18, "table 2": 20}, aim=24, rounds=40
+    _CNN, name="cnn-e5", epochs=5, paper={"table 1": 18, "table 2": 20}, aim=24, lr=0.1, rounds=40
 )
 CELLS = (
     _2NN,
