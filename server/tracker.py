@@ -62,7 +62,7 @@ def target_of(options: TrackingOptions) -> Target | None:
     except ValueError:
         known = False
     if not known:
-        raise InputError(f"{said}: {uri!r} is no URI; e.g. http://127.0.0.1:7027")
+        raise InputError(f"{said}: that is no URI; say it like http://127.0.0.1:7027")
     name = options.mlflow_model
     if name is not None and (not name.strip() or re.search(r"[/:'%]", name)):
         raise InputError(f"--mlflow-model: {name!r} can't be a model's name; leave / : ' % out")

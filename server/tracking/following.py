@@ -47,29 +47,36 @@ class Follower:
         self._registered_name = registered_name
         self._usage = Usage(history.pid)
         self._runs: Runs | None = None
+        # When MLflow took something last; after the run's end, when that was, if it was before.
+        self._answered: float | None = None
 
     def follow(self) -> bool:
         """Return once the run has ended: whether MLflow has all of it."""
-        failures, give_up = 0, 0.0
+        failures = 0
         while True:
             try:
                 if self._tell():
                     return True
                 if failures:
-                    log.info("MLflow answers again", after_failures=failures)
-                failures, give_up = 0, 0.0
+                    log.info("MLflow answers again", failures=failures)
+                failures = 0
             except (MlflowException, OSError) as error:
                 self._runs = None
                 failures += 1
-                reason = " ".join(str(error).split())
                 if failures == 1:
+                    reason = " ".join(str(error).split())
                     log.warning("MLflow does not answer; it is tried again", reason=reason)
-                if self._history.status != "RUNNING":
-                    give_up = give_up or time.monotonic() + _PATIENCE
-                    if time.monotonic() > give_up:
-                        log.warning("MLflow does not answer; it has not all", reason=reason)
-                        return False
+                if self._patience_is_over():
+                    return False
             self._wait(min(2.0**failures, _LONGEST_WAIT) if failures else _POLL_SECONDS)
+
+    def _patience_is_over(self) -> bool:
+        if self._history.status == "RUNNING":
+            self._answered = None
+            return False
+        now = time.monotonic()
+        self._answered = self._answered or now
+        return now > self._answered + _PATIENCE
 
     def _wait(self, seconds: float) -> None:
         """Wait, but not longer than the run goes on."""
@@ -84,11 +91,13 @@ class Follower:
         """Tell what is new; return whether that was the last of it."""
         # First, so that what comes between is told the next time.
         status = self._history.status
-        if self._runs is None:
+        if self._runs is None or status != "RUNNING":
+            # In the end, what MLflow has is looked at once more, rather than believed.
             self._runs = self._connect()
         runs = self._runs
         for told in self._history.rounds(runs.complete):
             runs.add_round(told)
+            self._answered = time.monotonic()
         samples = list(self._usage.samples)
         if samples:
             runs.add_system(samples)

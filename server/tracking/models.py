@@ -5,6 +5,8 @@ Where a model can't leave torch, its safetensors file is logged instead. Never a
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +141,8 @@ def _register(runs: Runs, name: str, model_id: str) -> None:
 
     versions = runs.client.search_model_versions(f"name = '{name}'")
     if not any(version.model_id == model_id for version in versions):
-        version = mlflow.register_model(f"models:/{model_id}", name)
+        with redirect_stderr(StringIO()):  # It says there what is logged below.
+            version = mlflow.register_model(f"models:/{model_id}", name)
         log.info("the best model is registered", name=name, version=version.version)
 
 

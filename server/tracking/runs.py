@@ -58,10 +58,8 @@ class Runs:
         self.client = client
         found = client.get_experiment_by_name(experiment)
         self.experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-        parents = self._search(f"tags.`{_ID}` = '{tracking_id}'")
-        if parents:
-            parent = parents[0]
-        else:
+        parent = self._one_of(self._search(f"tags.`{_ID}` = '{tracking_id}'"))
+        if parent is None:
             source = {MLFLOW_SOURCE_NAME: "python -m server", MLFLOW_SOURCE_TYPE: "LOCAL"}
             git = {MLFLOW_GIT_COMMIT: revision} if revision else {}
             parent = client.create_run(
@@ -84,11 +82,14 @@ class Runs:
         # Children by round; those that MLflow has all of.
         self.children: dict[int, str] = {}
         self.complete: set[int] = set()
+        found: dict[int, list[Run]] = {}
         for child in self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent_id}'"):
-            number = int(child.data.tags[_ROUND])
-            self.children[number] = child.info.run_id
-            if child.info.status == "FINISHED":
-                self.complete.add(number)
+            found.setdefault(int(child.data.tags[_ROUND]), []).append(child)
+        for number, children in found.items():
+            if child := self._one_of(children):
+                self.children[number] = child.info.run_id
+                if child.info.status == "FINISHED":
+                    self.complete.add(number)
 
     def _search(self, filter_string: str) -> list[Run]:
         found: list[Run] = []
@@ -101,6 +102,19 @@ class Runs:
             token = page.token
             if not token:
                 return found
+
+    def _one_of(self, same: list[Run]) -> Run | None:
+        """Return the run that was told of; delete its doubles.
+
+        They come of calls that were given up, and tried again, before the server got to them.
+        """
+        if not same:
+            return None
+        told = max(same, key=lambda run: len(run.data.metrics) + len(run.data.params))
+        for run in same:
+            if run is not told:
+                self.client.delete_run(run.info.run_id)
+        return told
 
     def add_round(self, told: Round) -> None:
         """Tell of a round: its metrics are a step of the parent's, and a run of their own."""
