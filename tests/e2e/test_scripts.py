@@ -56,7 +56,27 @@ def test_quickstart_ends_its_processes_on_ctrl_c(federation):
     status, seconds = interrupt(process, signal.SIGINT)
     assert status == 130
     assert seconds < 8
+    assert f"Go on: ./scripts/quickstart --run-dir {federation.run_dir} --resume" in process.text
     assert _processes_of(federation.run_dir) == []
+
+
+_STARTER = """
+import subprocess, sys
+leashed = [sys.executable, "-m", "scripts.leashed", "http.server", "--bind", "127.0.0.1", "0"]
+print(subprocess.Popen(leashed, stdin=subprocess.PIPE).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_script_started_ends_with_it_even_when_it_is_killed():
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", _STARTER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as starter:
+        started = int(starter.stdout.readline())
+        assert b"http.server" in Path(f"/proc/{started}/cmdline").read_bytes()
+        starter.kill()
+        # At its end, when the last process that could write to it has ended.
+        starter.stderr.read()
 
 
 def test_quickstart_says_what_went_wrong_in_a_process(federation):
