@@ -89,7 +89,11 @@ def _run(runners: list[Runner], connection: Connection, stop: threading.Event) -
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    threads = [threading.Thread(target=run_one, args=(runner,), daemon=True) for runner in runners]
+    # The highest partition first: if there are fewer, no other client joins in vain.
+    threads = [
+        threading.Thread(target=run_one, args=(runner,), daemon=True)
+        for runner in reversed(runners)
+    ]
     threads.append(threading.Thread(target=_beat, args=(runners, stop), daemon=True))
     for thread in threads:
         thread.start()

@@ -85,6 +85,7 @@ class Site:
         self.stop = stop
         self.progress = progress
         self.turn = threading.Lock()
+        self.joining = threading.Lock()
         self._partitions = partitions
         self._data_dir = data_dir
         self._device = device
@@ -230,19 +231,12 @@ class Runner:
 
     def _take_part(self) -> None:
         site, connection = self.site, self.site.connection
-        joined = connection.join(
-            pb.JoinRequest(
-                client_id=self.client_id,
-                instance_id=self.instance_id,
-                task_names=site.task_names,
-                partition=self.partition,
-                client_version=__version__,
-                join_token=site.join_token,
-            )
-        )
+        joined = self._join()
         self.lost.clear()
         self.heartbeat_interval = joined.heartbeat_interval.ToMilliseconds() / 1000
         self.session_token, self.busy = joined.session_token, True
+        if self.run_id not in ("", joined.run_id):
+            log.warning("the server has another run now", run_id=joined.run_id, before=self.run_id)
         self.run_id = joined.run_id
         structlog.contextvars.bind_contextvars(run_id=joined.run_id)
         log.info("joined", task=joined.task.task_name, partition=self.partition)
@@ -260,6 +254,27 @@ class Runner:
         except (RunEnded, InputError, RunFailed) as error:
             connection.leave(self.session_token, type(error).__name__)
             raise
+
+    def _join(self) -> pb.JoinResponse:
+        """Join, one client of the process after the other.
+
+        What the server refuses in one of them ends them all, before another takes part in a round.
+        """
+        site = self.site
+        request = pb.JoinRequest(
+            client_id=self.client_id,
+            instance_id=self.instance_id,
+            task_names=site.task_names,
+            partition=self.partition,
+            client_version=__version__,
+            join_token=site.join_token,
+        )
+        with site.joining:
+            try:
+                return site.connection.join(request)
+            except InputError:
+                site.stop.set()
+                raise
 
     def _work(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
         self.cancelled.clear()

@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
     try:
         return exit_status(lambda: _run(argv))
     except KeyboardInterrupt:
-        print("\nEnding the processes ...", file=sys.stderr)
         return 130
 
 
@@ -48,7 +47,14 @@ def _run(argv: Sequence[str]) -> int:
     options = parse(argv, "./scripts/quickstart", _DESCRIPTION)
     if options is None:
         return 0
-    return _train(options, argv)
+    folder = options.run.run_dir or Path()
+    try:
+        return _train(options, argv)
+    except KeyboardInterrupt:
+        if (folder / "config.json").exists():
+            again = f"./scripts/quickstart --run-dir {folder} --resume"
+            print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
+        raise
 
 
 def _train(options: ServerOptions, argv: Sequence[str]) -> int:

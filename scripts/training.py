@@ -129,7 +129,9 @@ class Training:
     ) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [sys.executable, "-m", "scripts.leashed", *arguments],
+                # Closed when this process ends, even by SIGKILL.
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
                 env=environment,
@@ -152,6 +154,9 @@ class Training:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
         signal.signal(signal.SIGINT, before)
 
 

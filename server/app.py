@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
+from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
 from server.tracker import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
@@ -102,6 +104,7 @@ async def _run(
         log.warning("plain text, and open to anyone (--insecure)", **where)
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
+    mention_interrupted(options)
     progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
     await tracker.start()
     try:
@@ -114,6 +117,22 @@ async def _run(
         await asyncio.to_thread(tracing.shut_down)
         ready.unlink(missing_ok=True)
         await tracker.finish(INTERRUPTED_SECONDS)
+
+
+def mention_interrupted(options: ServerOptions) -> None:
+    """Log how to go on with the run before this one, if it did not end: was --resume forgotten?"""
+    folder = options.run.run_dir or Path()
+    if options.run.resume or folder.parent != configuration.RUNS:
+        return
+    before = next((path for path in find_runs(folder.parent) if path != folder), None)
+    # The .pth is written at a run's end.
+    if before is None or (before / "models" / "global.pth").exists():
+        return
+    with suppress(InputError):
+        run = RunFiles(before)
+        if run.options["task"] == options.run.task and not run.running:
+            again = f"--run-dir {before} --resume"
+            log.info("a new run; the last one of this task was interrupted", to_go_on=again)
 
 
 def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:

@@ -116,11 +116,13 @@ def test_a_client_that_is_unwilling_to_train_the_servers_task_is_refused(federat
     assert client.errors[0].startswith("error: --task: this server trains 'tests.tasks:Tiny'")
 
 
-def test_a_partition_too_many_is_refused(federation):
-    federation.server("--num-partitions", 2)
-    client = federation.client(2)
+def test_a_partition_too_many_is_refused_before_others_of_the_process_join(federation):
+    server = federation.server("--num-partitions", 2)
+    client = federation.client("0-2")
     assert client.wait() == 2
+    assert len(client.errors) == 1
     assert client.errors[0].startswith("error: --partition: partition 2 is not one of")
+    assert server.events("client joined") == []
 
 
 def test_a_second_process_under_one_client_id_ends_the_first(federation):

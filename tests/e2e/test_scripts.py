@@ -56,7 +56,27 @@ def test_quickstart_ends_its_processes_on_ctrl_c(federation):
     status, seconds = interrupt(process, signal.SIGINT)
     assert status == 130
     assert seconds < 8
+    assert f"Go on: ./scripts/quickstart --run-dir {federation.run_dir} --resume" in process.text
     assert _processes_of(federation.run_dir) == []
+
+
+_STARTER = """
+import subprocess, sys
+leashed = [sys.executable, "-m", "scripts.leashed", "http.server", "--bind", "127.0.0.1", "0"]
+print(subprocess.Popen(leashed, stdin=subprocess.PIPE).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_script_started_ends_with_it_even_when_it_is_killed():
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", _STARTER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as starter:
+        started = int(starter.stdout.readline())
+        assert b"http.server" in Path(f"/proc/{started}/cmdline").read_bytes()
+        starter.kill()
+        # At its end, when the last process that could write to it has ended.
+        starter.stderr.read()
 
 
 def test_quickstart_says_what_went_wrong_in_a_process(federation):
@@ -104,6 +124,12 @@ def _admin(federation, *arguments):
     )
 
 
+def _watch(federation, *flags, **streams):
+    command = (sys.executable, "-m", "scripts.admin", "watch", "--run-dir", federation.run_dir)
+    environment = {**os.environ, "TERM": "xterm"}
+    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **streams)
+
+
 def test_admin_shows_watches_and_stops_a_run(federation):
     server = federation.server("--rounds", 10_000, "--num-partitions", 2)
     shown = _admin(federation, "status")
@@ -120,18 +146,17 @@ def test_admin_shows_watches_and_stops_a_run(federation):
     numbers = [int(json.loads(line)["number"]) for line in listed]
     assert numbers[0] == numbers[1] + 1
     assert "committed" in _admin(federation, "rounds", "--last", "3").stdout
+    with _watch(federation, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout.readline().startswith(b"run: active")
+        watch.send_signal(signal.SIGINT)
+        assert watch.communicate(timeout=PATIENCE)[1] == b""
+        assert watch.returncode == 130
     stopped = _admin(federation, "stop", "--json")
     assert json.loads(stopped.stdout)["state"] in ("STATE_STOPPING", "STATE_SUCCEEDED")
     assert server.wait() == 0, server.text
     gone = _admin(federation, "status")
     assert gone.returncode == 2
     assert gone.stderr.startswith("error: --run-dir: no server is running in ")
-
-
-def _watch(federation, *flags, **streams):
-    command = (sys.executable, "-m", "scripts.admin", "watch", "--run-dir", federation.run_dir)
-    environment = {**os.environ, "TERM": "xterm"}
-    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **streams)
 
 
 def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation):
@@ -174,15 +199,6 @@ def _read(terminal):
         return terminal.read(65536)
     except OSError:  # Linux says so when the other side is closed.
         return b""
-
-
-def test_admin_watch_ends_on_ctrl_c(federation):
-    federation.server()
-    with _watch(federation, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
-        assert watch.stdout.readline().startswith(b"run: waiting")
-        watch.send_signal(signal.SIGINT)
-        assert watch.wait(PATIENCE) == 130
-        assert watch.stderr.read() == b""
 
 
 def test_the_readmes_own_task_trains(federation):
