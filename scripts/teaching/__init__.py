@@ -1,0 +1,1 @@
+"""The lesson: a notebook, and what runs it from its first cell to its last."""
