@@ -123,8 +123,9 @@ def test_a_tasks_own_metrics_are_drawn_by_their_names():
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_the_true_class_and_says_the_counts():
     matrix = confusion_of({"confusion": confusion(11)})
-    (cells,) = maps.confusion(matrix, NAMES).data
+    cells, texts = maps.confusion(matrix, NAMES).data
     assert np.array(cells.text).tolist() == confusion(11)
+    assert texts.text[:3] == ("11", "1", "1")
     assert np.array(cells.z).sum(1) == pytest.approx([1] * 10)
     (bars,) = figures.per_class(matrix, NAMES).data
     assert np.array(bars.y) == pytest.approx([11 / 20] * 10)
