@@ -69,14 +69,24 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
         zmin=0,
         zmax=1,
         colorscale=_SHADES,
-        texttemplate="%{text}" if few else "",
         colorbar=_bar("share of the true class"),
         hovertemplate="true %{y}, predicted %{x}<br>%{text} examples<br>%{z:.1%} of the class"
         "<extra></extra>",
     )
     if few:
+        # A trace of its own has the theme's colour, which the map's own text has not.
+        true, predicted = np.nonzero(matrix)
+        figure.add_scatter(
+            x=[names[place] for place in predicted],
+            y=[names[place] for place in true],
+            text=[f"{count:,}" for count in matrix[true, predicted]],
+            mode="text",
+            hoverinfo="skip",
+            showlegend=False,
+        )
         figure.update_xaxes(dtick=1)
         figure.update_yaxes(dtick=1)
+    figure.update_xaxes(type="category")
     return _map(figure)
 
 
@@ -173,5 +183,6 @@ def _bar(title: str) -> dict[str, object]:
 
 def _map(figure: go.Figure) -> go.Figure:
     figure.update_layout(hovermode="closest", margin={"l": 0, "r": 0, "t": 70, "b": 0})
-    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure

@@ -1,0 +1,299 @@
+"""The dashboard in a real browser, over run directories that the server's own code wrote."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from server.run_files import Lines
+from tests.recorded import begin, commit
+
+ROOT = Path(__file__).parents[2]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+# A browser and a server that import much, on a busy machine.
+PATIENCE = 120.0
+TABS = ("Learning", "Rounds", "Clients", "Classes", "Data", "Settings", "Try it")
+MESSAGE = "[data-testid=stAlertContainer]"
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not BROWSER, reason="there is no chromium or google-chrome on the PATH"),
+]
+
+
+@contextmanager
+def ended(process):
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    """Return where a dashboard over `folder` is."""
+    command = [sys.executable, "-m", "scripts.viewing", str(folder), "--port", "0"]
+    with ended(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)) as dashboard:
+        found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in dashboard.stdout)
+        address = next(filter(None, found), None)
+        assert address, "it ended before it listened"
+        yield address.group()
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Return a run of digits, two rounds of two clients."""
+    run = folder / "trained"
+    flags = ["--rounds", "2", "--num-partitions", "2", "--local-epochs", "3", "--run-dir", str(run)]
+    command = [sys.executable, "-m", "scripts.quickstart", *flags]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    # Chromium's sandbox is none for root.
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=BROWSER, args=flags, timeout=PATIENCE * 1000
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser):
+    made = browser.new_context(viewport={"width": 1200, "height": 900})
+    made.set_default_timeout(PATIENCE * 1000)
+    return made
+
+
+@pytest.fixture
+def page(context):
+    """Return a page that asks nobody but the dashboard for anything."""
+    opened = context.new_page()
+    asked = []
+    opened.on("request", lambda request: asked.append(request.url))
+    yield opened
+    opened.close()
+    elsewhere = [x for x in asked if not re.match(r"(http|ws)://127\.0\.0\.1:|data:|blob:", x)]
+    assert elsewhere == []
+
+
+def expect(locator):
+    from playwright.sync_api import expect as playwright_expect
+
+    playwright_expect.set_options(timeout=PATIENCE * 1000)
+    return playwright_expect(locator)
+
+
+def visit(page, address):
+    page.goto(address)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+
+
+def headline(page, label):
+    """Return the value of a headline's number."""
+    metric = page.get_by_test_id("stMetric").filter(has_text=label)
+    return metric.get_by_test_id("stMetricValue")
+
+
+def chart(page, key):
+    return page.locator(f".st-key-{key} .js-plotly-plot")
+
+
+def drawn(page, key, trace):
+    """Return the y values of a chart's trace, as Plotly has them in the browser."""
+    expect(chart(page, key)).to_be_visible()
+    return chart(page, key).evaluate(
+        "(plot, name) => Array.from(plot._fullData.find(trace => trace.name === name).y)", trace
+    )
+
+
+def test_the_numbers_on_a_runs_page_are_those_of_its_files(page, url, trained):
+    rows = Lines(trained / "metrics.jsonl").all()
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    visit(page, f"{url}/run?run=trained")
+    best = max(row["global_accuracy"] for row in rows)
+    expect(headline(page, "Final accuracy")).to_have_text(f"{rows[-1]['global_accuracy']:.4f}")
+    expect(headline(page, "Best accuracy")).to_have_text(f"{best:.4f}")
+    expect(headline(page, "Rounds")).to_have_text("2 of 2")
+    expect(headline(page, "Clients")).to_have_text("2")
+    sent = sum(row["bytes_up"] for row in rows)
+    expect(headline(page, "To server")).to_have_text(f"{sent / 1000:.1f} kB")
+    server = "server's held-out data"
+    assert drawn(page, "accuracy", server) == [row["global_accuracy"] for row in rows]
+    assert drawn(page, "loss", server) == [row["global_loss"] for row in rows]
+    page.get_by_role("tab", name="Rounds").click()
+    assert drawn(page, "participation", "accepted") == [row["accepted"] for row in rows]
+    assert drawn(page, "seconds", "collect") == [row["collect_seconds"] for row in rows]
+    page.get_by_role("tab", name="Classes").click()
+    expect(chart(page, "confusion")).to_be_visible()
+    last = Lines(trained / "evaluations.jsonl").all()[-1]
+    cells = chart(page, "confusion").evaluate(
+        "plot => Array.from(plot._fullData[0].text, row => Array.from(row))"
+    )
+    assert [[int(cell) for cell in row] for row in cells] == last["confusion"]
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_the_data_tab_shows_the_division_that_the_clients_made(page, url, trained):
+    from scripts.splits import parts_of_run
+
+    counts = parts_of_run(json.loads((trained / "config.json").read_text())["options"]).counts
+    visit(page, f"{url}/run?run=trained&view=Data")
+    expect(chart(page, "split")).to_be_visible()
+    bars = chart(page, "split").evaluate("plot => plot._fullData.map(bar => Array.from(bar.x))")
+    assert bars == counts.T.tolist()
+
+
+def test_the_model_can_be_tried_on_an_example_a_drawing_and_a_file(page, url, trained, tmp_path):
+    from PIL import Image, ImageDraw
+
+    visit(page, f"{url}/run?run=trained&view=Try+it")
+    expect(chart(page, "probabilities")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^\d with \d"))).to_be_visible()
+    page.get_by_text("A drawing").click()
+    sheet = page.locator("canvas[aria-label='Sheet to draw on']")
+    expect(sheet).to_be_visible()
+    expect(chart(page, "probabilities")).to_be_hidden()
+    place = sheet.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] - 40, steps=5)
+    page.mouse.up()
+    expect(chart(page, "probabilities")).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    expect(chart(page, "probabilities")).to_be_hidden()
+    page.get_by_text("A picture file").click()
+    picture = Image.new("L", (80, 80), "white")
+    ImageDraw.Draw(picture).line((40, 10, 40, 70), width=12)
+    picture.save(tmp_path / "one.png")
+    (tmp_path / "none.png").write_text("no picture")
+    page.locator("input[type=file]").set_input_files(tmp_path / "one.png")
+    expect(page.get_by_text(re.compile(r"^\d with \d"))).to_be_visible()
+    page.locator("input[type=file]").set_input_files(tmp_path / "none.png")
+    expect(page.locator(MESSAGE)).to_contain_text("this is no picture that can be read")
+
+
+def test_a_live_runs_page_grows_until_the_run_has_ended(page, url, folder):
+    run = begin(folder / "live", rounds=3)
+    visit(page, f"{url}/run?run=live")
+    expect(page.locator(MESSAGE)).to_contain_text("No round is committed yet")
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with ended(process):
+        (run / "server.json").write_text(json.dumps({"pid": process.pid}))
+        commit(run, 1)
+        expect(headline(page, "Rounds")).to_have_text("1 of 3")
+        expect(page.get_by_text("running", exact=True)).to_be_visible()
+        commit(run, 2)
+        expect(headline(page, "Rounds")).to_have_text("2 of 3")
+        expect(headline(page, "Final accuracy")).to_have_text("0.6774")
+        assert drawn(page, "accuracy", "server's held-out data")[-1] == 0.6774
+    expect(page.get_by_text("ended", exact=True)).to_be_visible()
+
+
+def test_damaged_empty_and_half_written_runs_are_shown_with_a_message(page, url, folder):
+    begin(folder / "damaged")
+    (folder / "damaged" / "config.json").write_text("{")
+    half = begin(folder / "half", partitioner="iid", task="tests.tasks:NoSuchTask")
+    commit(half, 1)
+    for name in ("metrics", "clients", "evaluations"):
+        with (half / f"{name}.jsonl").open("a") as file:
+            file.write('no json\n[]\n{"round": 2, "confusion": [[1], 2]}\n{"round": 3, "glob')
+    visit(page, f"{url}/run?run=damaged")
+    expect(page.locator(MESSAGE)).to_contain_text("its config.json is damaged")
+    for tab in TABS:
+        visit(page, f"{url}/run?run=half&view={tab}")
+        expect(headline(page, "Rounds")).to_have_text("2 of 5")
+        expect(page.locator(MESSAGE).first).to_contain_text("damaged lines of its files")
+        assert page.get_by_test_id("stException").count() == 0
+        assert page.get_by_text("This can't be shown").count() == 0
+    visit(page, f"{url}/compare?runs=half&runs=damaged")
+    expect(page.locator(MESSAGE)).to_contain_text("its config.json is damaged")
+    expect(chart(page, "compared")).to_be_visible()
+
+
+def test_an_unknown_run_and_a_path_out_of_the_folder_are_none_of_its_runs(page, url, trained):
+    visit(page, f"{url}/run?run=../trained")
+    expect(page.get_by_role("combobox", name=re.compile("Run"))).to_be_visible()
+    assert "run=.." not in page.url
+
+
+def test_runs_are_listed_and_compared(page, url, folder, trained):
+    other = begin(folder / "other", lr=0.5)
+    commit(other, 1)
+    visit(page, url)
+    table = page.get_by_test_id("stDataFrame")
+    expect(table.get_by_role("gridcell", name="other", exact=True)).to_be_attached()
+    expect(table.get_by_role("gridcell", name="1 of 5")).to_be_attached()
+    visit(page, f"{url}/compare?runs=other&runs=trained")
+    assert drawn(page, "compared", "other") == [0.5238]
+    assert len(drawn(page, "compared", "trained")) == 2
+    cells = page.get_by_test_id("stDataFrame").last.get_by_role("gridcell")
+    expect(cells.filter(has_text=re.compile("^lr$"))).to_be_attached()
+
+
+def test_nothing_is_wider_than_a_narrow_window(browser, url, trained):
+    context = browser.new_context(viewport={"width": 400, "height": 800})
+    context.set_default_timeout(PATIENCE * 1000)
+    page = context.new_page()
+    for place in ("", "compare", *(f"run?run=trained&view={tab}" for tab in TABS)):
+        visit(page, f"{url}/{place}")
+        expect(page.get_by_test_id("stMainBlockContainer")).to_be_visible()
+        wide = page.evaluate(
+            """() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
+                     .some(part => part.scrollWidth > window.innerWidth)"""
+        )
+        assert not wide, place
+    context.close()
+
+
+def test_a_folder_without_runs_says_how_to_start_one(context, tmp_path):
+    command = [sys.executable, "-m", "scripts.viewing", str(tmp_path), "--port", "0"]
+    with ended(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)) as dashboard:
+        found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in dashboard.stdout)
+        page = context.new_page()
+        visit(page, next(filter(None, found)).group())
+        expect(page.locator(MESSAGE)).to_contain_text("./scripts/quickstart starts one")
+        page.close()
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "scripts.viewing", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def test_a_run_directory_in_place_of_its_folder_is_wrong_input(trained):
+    done = start(trained)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        f"name the folder that holds it: ./scripts/dashboard {trained.parent}\n"
+    )
+
+
+def test_a_port_in_use_is_wrong_input(url, folder):
+    port = url.rpartition(":")[2]
+    done = start(folder, "--port", port)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --port: {port} can't be used: Address already in use")
