@@ -7,7 +7,7 @@ The other one, by torch.export, takes 15 to 60 seconds and ties an LSTM to one l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,15 +59,38 @@ def export_onnx(model: torch.nn.Module, example: torch.Tensor, path: Path) -> No
     ) from reason
 
 
-def open_session(path: Path) -> InferenceSession:
-    """Return an onnxruntime session of a graph, on the CPU."""
+def open_session(path: Path, threads: int = 0) -> InferenceSession:
+    """Return an onnxruntime session of a graph, on the CPU; by default, on all its cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     # Threads that wait for work would spin, which others could use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+
+def varying_sizes(
+    scores: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, varying: Sequence[str]
+) -> tuple[list[int | str], list[int | str]]:
+    """Return the shapes of input and output, with the names of the input's first, varying sizes.
+
+    Args:
+        scores: the model.
+        example: of two and more in each varying size.
+        varying: what the input's first sizes are called, e.g. ["batch"].
+    """
+    whole = scores(example)
+    inputs: list[int | str] = [*varying, *example.shape[len(varying) :]]
+    outputs: list[int | str] = [*whole.shape]
+    for axis, name in enumerate(varying):
+        # Where the output is smaller for an input that is, it varies as that does.
+        smaller = scores(example.narrow(axis, 0, example.shape[axis] // 2))
+        for place, (size, other) in enumerate(zip(whole.shape, smaller.shape, strict=True)):
+            if size != other:
+                outputs[place] = name
+    return inputs, outputs
 
 
 def _write(
@@ -75,13 +98,7 @@ def _write(
 ) -> None:
     import torch
 
-    whole = _scores(model, example)
-    # Where the output is smaller for an input that is, it varies as that does.
-    outputs: dict[int, str] = {}
-    for axis, name in enumerate(varying):
-        smaller = _scores(model, example.narrow(axis, 0, example.shape[axis] // 2))
-        sizes = zip(whole.shape, smaller.shape, strict=True)
-        outputs |= {place: name for place, (size, other) in enumerate(sizes) if size != other}
+    shapes = varying_sizes(lambda inputs: _scores(model, inputs), example, varying)
     with warnings.catch_warnings():
         # Of what it traces it can't know whether that varies. The check finds out.
         warnings.simplefilter("ignore")
@@ -91,7 +108,10 @@ def _write(
             path,
             input_names=["input"],
             output_names=["output"],
-            dynamic_axes={"input": dict(enumerate(varying)), "output": outputs},
+            dynamic_axes={
+                name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+                for name, shape in zip(("input", "output"), shapes, strict=True)
+            },
             dynamo=False,
         )
 

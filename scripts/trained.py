@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import InputError, TensorError
-from common.tasks import Task, load_task
+from common.tasks import BUILT_IN, Task, load_task
 from common.tensors import open_mapped
 from server.checkpoints import RunDirectory
 
@@ -23,6 +23,21 @@ class TrainedRun(NamedTuple):
     model: torch.nn.Module
     path: Path
     options: dict[str, Any]
+
+
+def check_task(name: str, named: str | None) -> None:
+    """Check that a run's task is a built-in one, or the one that its user named.
+
+    Another's code would run here: a run directory could bring a module along.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if name != named and name not in BUILT_IN:
+        raise InputError(
+            f"the run's task is {name}, whose code would run here; if you trust it, "
+            f"add --task {name}"
+        )
 
 
 def load_trained(run_dir: Path, which: str | None = None) -> TrainedRun:

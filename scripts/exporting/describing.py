@@ -1,0 +1,183 @@
+"""What an exported file is: where its model comes from, what goes in, and how well it does.
+
+Knows nothing about formats.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from common import __version__
+from common.errors import CheckpointError, DataError, InputError
+from common.onnx_models import varying_sizes
+from common.tasks import Examples, Task
+from common.tasks.inputs import Images, describe
+from common.tensors import Digest, digest_file
+from scripts.exporting.formats import SUFFIXES, Written, is_text
+from scripts.serving.metadata import Format, Metadata, Value, sha256_of
+from scripts.trained import TrainedRun, check_task, load_trained
+from server.run_files import RunFiles, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+# Held-out examples that a file is evaluated on: all that MNIST has.
+MOST_EXAMPLES = 10_000
+_CHECKED = 16
+
+
+class Source(NamedTuple):
+    """A run's model: what was trained, the run's id, and the committed round it is of."""
+
+    run: TrainedRun
+    run_id: str
+    round: int
+
+    def file_name(self, kind: Format) -> str:
+        """Return what the model's file in a format is called by default."""
+        task = self.run.options["task"].replace(":", ".").rpartition(".")[2]
+        return f"{task}-{self.run.options['model']}-{self.round}{SUFFIXES[kind]}"
+
+
+def read_source(run_dir: Path, which: str | None, task: str | None) -> Source:
+    """Return a run's model, as it was committed.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    files = RunFiles(run_dir)
+    check_task(files.options.get("task"), task)
+    run = load_trained(run_dir, which)
+    said = read_json(run.path.with_suffix(".json"))
+    if digest_file(run.path) != Digest(said.get("blake3", ""), said.get("size_bytes", 0)):
+        raise CheckpointError(
+            f"{run.path} is not the model that {run.path.stem}.json beside it describes: it is "
+            "damaged, or the run has gone on just now; try again, or put back a copy"
+        )
+    return Source(run, files.run_id, said["round"])
+
+
+def held_out(task: Task, data_dir: Path) -> Examples | None:
+    """Return held-out examples, spread over all; None if the data isn't there."""
+    import torch
+
+    try:
+        examples = task.data(data_dir, train=False)
+    except DataError:
+        return None
+    count = len(examples.inputs)
+    if not count:
+        return None
+    chosen = torch.linspace(0, count - 1, min(count, MOST_EXAMPLES)).long()
+    return Examples(examples.inputs[chosen], examples.targets[chosen])
+
+
+def example_of(task: Task, examples: Examples | None) -> torch.Tensor:
+    """Return inputs to check a file with: held-out ones, or else such as the task takes.
+
+    Raises:
+        InputError: there are no held-out ones, and the task doesn't say what it takes.
+    """
+    import torch
+
+    if examples is not None:
+        # Two at least: some sizes are told from others by halving them.
+        return examples.inputs[:_CHECKED].repeat(2, *[1] * (examples.inputs.ndim - 1))
+    if isinstance(task.inputs, Images):
+        size = len(task.inputs.mean), task.inputs.height, task.inputs.width
+        return torch.randn(_CHECKED, *size)
+    length = getattr(task, "length", None)
+    if task.inputs is None or length is None:
+        raise InputError(
+            "--data-dir: there is no held-out data, and the task's `inputs` do not say what a "
+            "model takes; name the folder of the data"
+        )
+    return torch.randint(len(task.inputs), (_CHECKED, length))
+
+
+def evaluate(
+    task: Task, scores: Callable[[torch.Tensor], torch.Tensor], examples: Examples
+) -> dict[str, float]:
+    """Return the task's means over examples, by whatever gives scores."""
+    import torch
+
+    class Scores(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return scores(inputs)
+
+    means = task.evaluate(Scores(), examples).metrics
+    return {"examples": len(examples.inputs), **means}
+
+
+def metadata_of(
+    path: Path,
+    kind: Format,
+    source: Source,
+    written: Written,
+    example: torch.Tensor,
+    evaluation: Mapping[str, float] | None,
+) -> Metadata:
+    """Return the metadata of a written file.
+
+    Raises:
+        InputError: the model's scores are not those of a classifier or of a text's symbols.
+    """
+    task, _, _, options = source.run
+    input_, output = _values(written, example)
+    _check_classes(task, output, is_text(example))
+    return Metadata(
+        file=path.name,
+        format=kind,
+        size_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        run_id=source.run_id,
+        round=source.round,
+        task=options["task"],
+        model=options["model"],
+        input=input_,
+        output=output,
+        classes=list(task.classes),
+        inputs=None if task.inputs is None else describe(task.inputs),
+        length=example.shape[1] if is_text(example) else None,
+        evaluation=evaluation,
+        versions=_versions(kind),
+    )
+
+
+def _values(written: Written, example: torch.Tensor) -> tuple[Value, Value]:
+    import torch
+
+    with torch.inference_mode():
+        found = written.scores(example)
+        sizes = varying_sizes(written.scores, example, written.varying)
+    names, tensors = ("input", "output"), (example, found)
+    input_, output = (
+        Value(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
+        for name, tensor, shape in zip(names, tensors, sizes, strict=True)
+    )
+    return input_, output
+
+
+def _check_classes(task: Task, output: Value, text: bool) -> None:
+    wanted = "[batch, classes, length]" if text else "[batch, classes]"
+    if len(output.shape) != (3 if text else 2) or output.shape[0] != "batch":
+        raise InputError(f"the model's scores are of shape {output.shape}; export takes {wanted}")
+    names: Sequence[Any] = task.classes
+    if names and len(names) != output.shape[1]:
+        raise InputError(
+            f"the task has {len(names)} `classes`, and the model {output.shape[1]} scores"
+        )
+
+
+def _versions(kind: Format) -> dict[str, str]:
+    packages = ["torch", *(["onnx", "onnxruntime"] if kind.startswith("onnx") else [])]
+    packages += ["safetensors"] if kind == "safetensors" else []
+    return {
+        "folkmoot": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
