@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,16 +132,16 @@ def _files(model: Model) -> str:
 def _show(found: list[tuple[str, list[Answer]]], json: bool) -> None:
     if json:
         for name, answers in found:
-            shown = {"input": name, "answers": [answer._asdict() for answer in answers]}
+            shown = {"input": name, "answers": [asdict(answer) for answer in answers]}
             print(json_format.dumps(shown), flush=True)
         return
     table = Table("input", "answer", box=None, pad_edge=False)
     table.add_column("probability", justify="right")
     for name, answers in found:
-        for index, (label, probability) in enumerate(answers):
+        for index, answer in enumerate(answers):
             # A space or the end of a line would not be seen.
-            visible = label if label.strip() else json_format.dumps(label)
-            table.add_row("" if index else name, visible, f"{probability:.2%}")
+            label = answer.label if answer.label.strip() else json_format.dumps(answer.label)
+            table.add_row("" if index else name, label, f"{answer.probability:.2%}")
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ MOST_PIXELS = 16_000_000
 _PICTURES = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """A class, or the symbol that comes next, and how likely it is."""
 
     label: str

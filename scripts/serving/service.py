@@ -98,7 +98,13 @@ def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
         """Say what the model is, where it comes from, and what it takes."""
         return metadata
 
-    @app.post("/predict", openapi_extra=_request_body(model), responses=_ERRORS)
+    @app.post(
+        "/predict",
+        openapi_extra=_request_body(model),
+        response_description="For each input its likeliest answers, the likeliest first: "
+        '{"predictions": [[{"label": "7", "probability": 0.98}, …], …]}',
+        responses=_ERRORS,
+    )
     async def predict(
         request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 3
     ) -> Predictions:
@@ -188,10 +194,13 @@ async def _files(request: Request, content: bytes) -> list[bytes]:
         ).parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the form can't be read: {error.message}") from error
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if not files:
-        raise InputError("the form has no file")
-    return [await file.read() for file in files]
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files:
+            raise InputError("the form has no file")
+        return [await file.read() for file in files]
+    finally:
+        await form.close()
 
 
 class _Error(BaseModel):

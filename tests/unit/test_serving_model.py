@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.tasks.inputs import Images
 from scripts.serving import metadata as beside
 from scripts.serving.loading import load_model
-from scripts.serving.model import MOST_PIXELS, open_picture
+from scripts.serving.model import MOST_PIXELS, Answer, open_picture
 from tests.exported import GREY, write_classifier, write_text
 
 
@@ -43,7 +43,7 @@ def test_probabilities_are_the_softmax_of_the_scores(classifier):
 
 def test_classes_without_names_are_their_numbers(tmp_path):
     model, _ = load_model(write_classifier(tmp_path / "tiny.onnx", classes=()))
-    assert model.likeliest(np.array([0.4, 0.6]), 1) == [("1", 0.6)]
+    assert model.likeliest(np.array([0.4, 0.6]), 1) == [Answer("1", 0.6)]
 
 
 def test_a_batch_is_answered_as_its_examples_alone(text):
