@@ -20,7 +20,7 @@ from scripts.reproduction.results import markdown_table
 # Tasks whose data the hub has, by its name there.
 _DATASETS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
 # What means something in Markdown, wherever it stands in a line.
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+_SPECIAL = re.compile(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))")
 
 
 def render(facts: Facts, plots: Collection[str]) -> str:
@@ -113,7 +113,7 @@ def _introduction(facts: Facts) -> str:
     taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
     accepted = facts.total("accepted")
     by = f" by {taught:,} clients" if taught else ""
-    text = f"Trained by federated learning{by}, with Folkmoot: run `{_code(facts.run_id)}`"
+    text = f"Trained by federated learning{by}, with Folkmoot: run {_text(facts.run_id)}"
     text += f", {_text(facts.progress)}."
     if accepted is not None:
         text += f" Its {len(facts.rows):,} rounds combined {accepted:,} updates."
@@ -214,7 +214,3 @@ def _table(table: Table) -> str:
 def _text(text: str) -> str:
     """Return text that Markdown shows as it is."""
     return _SPECIAL.sub(r"\\\1", html.escape(text, quote=False))
-
-
-def _code(text: str) -> str:
-    return text.replace("`", "'")

@@ -54,7 +54,8 @@ class ByClass(NamedTuple):
     @property
     def counts(self) -> NDArray[np.int64]:
         """Return the held-out examples of each class."""
-        return self.confusion.sum(1)
+        counts: NDArray[np.int64] = self.confusion.sum(1)
+        return counts
 
     def accuracies(self) -> list[float | None]:
         """Return each class's; None where there is no example."""
@@ -235,8 +236,9 @@ def _natural(name: str) -> tuple[int, str]:
 def _task(options: Mapping[str, Any], notes: list[str]) -> Task | None:
     try:
         return load_task(str(options.get("task")))
-    except InputError as error:
-        notes.append(f"the task is not known here ({plain(error)})")
+    except InputError:
+        remedy = "start from the folder that holds it, or set PYTHONPATH"
+        notes.append(f"the task is not known here; {remedy}")
         return None
 
 
@@ -244,8 +246,9 @@ def _parts(options: Mapping[str, Any], clients: Iterable[Client], notes: list[st
     """Return the division of the data, unless what the clients said contradicts it."""
     try:
         parts = parts_of_run(options)
-    except InputError as error:
-        notes.append(f"the division of the data by class is not known here ({plain(error)})")
+    except InputError:
+        # The reason may name a folder of this machine, and a report is for others.
+        notes.append("the clients' data is not at hand here: which classes they held is left out")
         return None
     trained = {client.examples for client in clients if client.examples is not None}
     if not trained <= {part.training for part in parts.parts}:

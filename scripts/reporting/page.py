@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from scripts.reporting import wording
 from scripts.reporting.facts import Facts
@@ -33,7 +32,7 @@ def render(facts: Facts, plots: Mapping[str, str]) -> str:
     )
     return environment.get_template(_TEMPLATE).render(
         facts=facts,
-        plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
+        plots=plots,
         title=wording.title(facts),
         headline=wording.headline(facts),
         setup=wording.setup(facts),

@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ from scripts.split_picture import SHADES, draw
 
 # In an SVG it becomes the colour of the text around it, in the light and in the dark.
 _INK = "#20242b"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _INK,
     "axes.facecolor": "none",
@@ -83,6 +85,8 @@ def save(figure: Figure, path: Path) -> str:
         # A script that matplotlib's font lacks; a reader's browser may have it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=150)
+        # It is laid out, which takes longest.
+        figure.set_layout_engine("none")
         figure.savefig(text, format="svg", dpi=150, transparent=True, metadata=nothing)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
@@ -122,11 +126,15 @@ def _convergence(facts: Facts) -> Figure | None:
     ]
     if not measures:
         return None
-    figure, panels = _panels(len(measures), width=4.5 if len(measures) > 1 else 6)
+    figure, panels = _panels(len(measures), 3.8, width=4.5 if len(measures) > 1 else 6)
     for axes, measure in zip(panels, measures, strict=True):
         _measure(axes, facts, measure)
         _by_round(axes, measure.capitalize(), measure)
-        axes.legend(loc="lower right" if measure == "accuracy" else "upper right")
+    shown: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -148,10 +156,10 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
             axes.plot(rounds, values, dash, color=colour, label=label, marker=mark, linewidth=1.5)
             highest = max(highest, *values)
     if spread:
-        edges = [[row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max")]
+        low, high = ([row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max"))
         rounds = [row["round"] for row in spread]
         label = "clients, lowest to highest"
-        axes.fill_between(rounds, *edges, color=_ORANGE, alpha=0.18, linewidth=0, label=label)
+        axes.fill_between(rounds, low, high, color=_ORANGE, alpha=0.18, linewidth=0, label=label)
         tenth = _column(rows, f"client_{measure}_p10")
         if measure == "accuracy" and tenth[0]:
             axes.plot(*tenth, "--", color=_ORANGE, linewidth=0.9, label="a tenth of them is below")
@@ -183,15 +191,16 @@ def _confusion(facts: Facts) -> Figure | None:
                 colour = "white" if share > 0.4 else _INK
                 text = f"{confusion[row, column]}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(names)), names, **(slanted if max(map(len, names)) > 3 else {}))
+        axes.set_xticks(range(len(names)), names)
+        if max(map(len, names)) > 3:
+            axes.tick_params("x", rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.spines[:].set(visible=True, alpha=0.25)
     axes.tick_params(length=0)
     axes.set(xlabel="predicted class", ylabel="true class")
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, 0), shrink=0.8)
     bar.set_label("share of the true class's examples")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -226,7 +235,7 @@ def _participation(facts: Facts) -> Figure | None:
     _by_round(axes, "By round", "clients of the cohort")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4)
     if facts.clients:
         _by_client(panels[1], facts, few)
     return figure

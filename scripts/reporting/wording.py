@@ -5,7 +5,7 @@ Knows nothing about HTML, Markdown or plots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from scripts.reporting.facts import Client, Facts, Numbers, accuracy_of, plain
@@ -41,10 +41,10 @@ def headline(facts: Facts) -> list[tuple[str, str, str]]:
     loss = last.get("global_loss", last.get("client_loss"))
     if not found and loss is not None:
         found.append(("Last loss", f"{loss:.4f}", f"round {last['round']}"))
-    found.append(("Rounds", f"{len(facts.rows):,}", _of(facts, "rounds", "at most ")))
+    found.append(("Rounds", f"{len(facts.rows):,}", _of(facts, "rounds")))
     taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
     if taught:
-        remark = _of(facts, "num_partitions", "", " partitions")
+        remark = _of(facts, "num_partitions", " partitions")
         found.append(("Clients", f"{taught:,}", "trained it" + (remark and f"; {remark}")))
     if (seconds := facts.total("duration_seconds")) is not None:
         mean = seconds / len(facts.rows)
@@ -55,9 +55,9 @@ def headline(facts: Facts) -> list[tuple[str, str, str]]:
     return found
 
 
-def _of(facts: Facts, option: str, before: str, after: str = "") -> str:
+def _of(facts: Facts, option: str, after: str = "") -> str:
     value = facts.option(option)
-    return f"of {before}{value}{after}" if value else ""
+    return f"of {value}{after}" if value else ""
 
 
 def setup(facts: Facts) -> list[tuple[str, str]]:
@@ -175,7 +175,7 @@ def rounds(facts: Facts) -> Table | None:
         for number, row in enumerate(facts.rows, 1)
         if number % step == 0 or row is facts.last or (facts.best_is_known and row is facts.best)
     ]
-    columns = {
+    columns: dict[str, Sequence[str | None]] = {
         "accuracy": [decimal(row.get("global_accuracy")) for row in shown],
         "loss": [decimal(row.get("global_loss")) for row in shown],
         "clients' accuracy": [decimal(row.get("client_accuracy")) for row in shown],
@@ -186,10 +186,7 @@ def rounds(facts: Facts) -> Table | None:
         "examples": [_whole(row.get("num_examples")) for row in shown],
         "seconds": [decimal(row.get("duration_seconds"), 1) for row in shown],
     }
-    there = {name: cells for name, cells in columns.items() if any(c is not None for c in cells)}
-    numbers = [f"{row['round']}" for row in shown]
-    cells = zip(numbers, *there.values(), strict=True)
-    return Table(["round", *there], [list(row) for row in cells])
+    return _table("round", [f"{row['round']}" for row in shown], columns)
 
 
 def clients(facts: Facts) -> Table | None:
@@ -199,7 +196,7 @@ def clients(facts: Facts) -> Table | None:
     shown = sorted(facts.clients, key=_worst_first)[:_MOST_CLIENTS]
     if len(facts.clients) <= _MOST_CLIENTS:
         shown = list(facts.clients)
-    columns = {
+    columns: dict[str, Sequence[str | None]] = {
         "accepted": [f"{client.outcomes['accepted']:,}" for client in shown],
         "refused": [f"{client.outcomes['refused']:,}" for client in shown],
         "dropped": [f"{client.outcomes['dropped']:,}" for client in shown],
@@ -209,9 +206,19 @@ def clients(facts: Facts) -> Table | None:
         "seconds a round": [_mean(client.seconds) for client in shown],
         "uploaded": [size(client.bytes_up) for client in shown],
     }
+    return _table("client", [client.name for client in shown], columns)
+
+
+def _table(
+    subject: str, names: Sequence[str], columns: Mapping[str, Sequence[str | None]]
+) -> Table:
+    """Return a table of named columns, but those that say nothing."""
     there = {name: cells for name, cells in columns.items() if any(c is not None for c in cells)}
-    rows = zip((client.name for client in shown), *there.values(), strict=True)
-    return Table(["client", *there], [list(row) for row in rows])
+    rows: list[list[str | None]] = [[name] for name in names]
+    for cells in there.values():
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+    return Table([subject, *there], rows)
 
 
 def _worst_first(client: Client) -> tuple[float, int]:
@@ -253,11 +260,13 @@ def size(count: float) -> str:
 def duration(seconds: float) -> str:
     """Return a time in the units that read best.
 
-    >>> [duration(s) for s in (0.25, 61, 7322)]
-    ['0.2 s', '1 min 1 s', '2 h 2 min']
+    >>> [duration(s) for s in (0.25, 61, 660, 7322)]
+    ['0.2 s', '1 min 1 s', '11 min', '2 h 2 min']
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {left} min"
+    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s"
