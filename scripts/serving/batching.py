@@ -55,11 +55,12 @@ class Batcher:
         self._run = run
         self._batching = batching
         self._most_waiting = most_waiting
-        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._waiting: asyncio.Queue[_Waiting]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer, until the context ends."""
+        self._waiting = asyncio.Queue()
         with ThreadPoolExecutor(1, "model") as thread:
             task = asyncio.create_task(self._answer(thread))
             try:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 MOST_BYTES = 8 << 20
 MOST_INPUTS = 256
+# JSON that is read in less time than it takes to hand it to a thread.
+_SMALL_BYTES = 16 << 10
 # That a request's body may take to arrive.
 _BODY_SECONDS = 30.0
 # Pictures decoded at a time: a large one takes 256 MB meanwhile.
@@ -116,6 +118,8 @@ def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
             return await loop.run_in_executor(decoders, function, *arguments)
 
         match _content_type(request):
+            case "application/json" if len(contents) <= _SMALL_BYTES:
+                examples = _of_json(model, contents)
             case "application/json":
                 examples = await decode(_of_json, model, contents)
             case "multipart/form-data":

@@ -70,6 +70,8 @@ def test_tensors_are_read_but_not_run(tmp_path, verify):
 
 
 class Poison:
+    """Ends the process that unpickles it."""
+
     def __reduce__(self):
         return (exec, ("raise SystemExit('unpickled')",))
 
