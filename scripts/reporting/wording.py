@@ -166,14 +166,15 @@ def by_class(facts: Facts) -> Table | None:
 
 
 def rounds(facts: Facts) -> Table | None:
-    """Return the rounds; of many, some at equal distances, and always the best and the last."""
+    """Return the rounds; of many, some, and always the first, the best and the last."""
     if not facts.rows:
         return None
     step = -(-len(facts.rows) // _MOST_ROUNDS)
+    always = {facts.rows[0]["round"], facts.best["round"], facts.last["round"]}
     shown = [
         row
         for number, row in enumerate(facts.rows, 1)
-        if number % step == 0 or row is facts.last or (facts.best_is_known and row is facts.best)
+        if number % step == 0 or row["round"] in always
     ]
     columns: dict[str, Sequence[str | None]] = {
         "accuracy": [decimal(row.get("global_accuracy")) for row in shown],
