@@ -77,8 +77,8 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
         # A trace of its own has the theme's colour, which the map's own text has not.
         true, predicted = np.nonzero(matrix)
         figure.add_scatter(
-            x=[names[place] for place in predicted],
-            y=[names[place] for place in true],
+            x=[names[int(place)] for place in predicted],
+            y=[names[int(place)] for place in true],
             text=[f"{count:,}" for count in matrix[true, predicted]],
             mode="text",
             hoverinfo="skip",
