@@ -1,25 +1,32 @@
-"""Prints what a run's model thinks comes next: words after a text, or characters.
+"""Prints what a model makes of pictures, arrays or texts: classes, or what comes next.
 
-Reads the run directory only.
+The model is an exported one, which runs without torch, or a run's. Only reads.
 """
 
 from __future__ import annotations
 
 import json as json_format
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from rich.console import Console
+from rich.table import Table
 
 from common.errors import InputError
+from common.tasks.inputs import Images
 from scripts.commands import run_app
-from scripts.trained import TrainedRun, load_trained, text_task
+from scripts.serving.loading import load_model
+from scripts.serving.model import Answer, Array, Model, open_picture
 
 app = App(
     name="./scripts/predict",
-    help="Prints what a run's model thinks comes next.",
+    help="Prints what a model makes of pictures, arrays or texts.",
     version_flags=(),
     help_format="plaintext",
 )
@@ -27,44 +34,117 @@ app = App(
 
 @app.default
 def predict(
-    prompt: str | None = None,
+    model: Path,
     /,
-    *,
-    run_dir: Path,
+    *inputs: str,
     top: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
     json: Annotated[bool, Parameter(negative=())] = False,
+    task: str | None = None,
 ) -> None:
-    """Print what a run's model thinks comes next.
+    """Print the likeliest classes of pictures or arrays, or what comes next after texts.
 
     Args:
-        prompt: The text so far; if not given, each line of the standard input is one.
-        run_dir: The run directory of a text task, such as next_word or shakespeare.
-        top: How many to print, the likeliest first.
-        json: Print JSON, one object a prompt.
+        model: An exported .onnx file, or a run directory, whose best model it then is.
+        inputs: Picture files, .npy files that hold an example or several, or texts. Without
+            any, a model of text takes each line of the standard input as one.
+        top: How many answers to print for each, the likeliest first.
+        json: Print JSON, one object an input.
+        task: Of a run directory, the run's task if it is your own: its code is run here.
     """
-    trained = load_trained(run_dir)
-    if prompt is not None:
-        _show(trained, prompt, top, json)
+    loaded = _of_run(model, task) if model.is_dir() else load_model(model)[0]
+    if inputs:
+        _show([answer for name in inputs for answer in _answers(loaded, name, top)], json)
         return
+    if loaded.symbols is None:
+        raise InputError(f"INPUT: name {_files(loaded)}")
     for line in sys.stdin:
         try:
-            _show(trained, line.rstrip("\n"), top, json)
-            if not json:
-                print(flush=True)
+            _show(_answers(loaded, line.rstrip("\n"), top), json)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
 
 
-def _show(trained: TrainedRun, prompt: str, top: int, json: bool) -> None:
-    suggestions = text_task(trained).suggest(trained.model, prompt, top)
+def _of_run(folder: Path, named: str | None) -> Model:
+    import torch
+
+    from common.tasks.text import TextTask
+    from scripts.trained import load_trained
+
+    run = load_trained(folder, task=named)
+    model, task = run.model.eval(), run.task
+
+    def scores(batch: Array) -> Array:
+        try:
+            with torch.inference_mode():
+                found: Array = model(torch.from_numpy(batch)).numpy()
+        # The model may be anyone's, and there may be no saying what it takes.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the model can't be run on an input: {reason}") from error
+        return found
+
+    if isinstance(task, TextTask):
+        return Model(scores=scores, dtype="int64", inputs=task.inputs, length=task.length)
+    pictures = task.inputs if isinstance(task.inputs, Images) else None
+    shape = None if pictures is None else (len(pictures.mean), pictures.height, pictures.width)
+    return Model(scores=scores, dtype="float32", shape=shape, classes=task.classes, inputs=pictures)
+
+
+def _answers(model: Model, name: str, top: int) -> list[tuple[str, list[Answer]]]:
+    """Return the answers to an input, which may be a file of several examples, with its name."""
+    examples: Iterable[tuple[str, Array]]
+    file = f"{name}: "
+    try:
+        if name.endswith(".npy"):
+            examples = _of_array(model, name)
+        elif model.symbols is not None:
+            file = ""
+            examples = [(name, model.of_text(name))]
+        elif model.takes == "pictures":
+            examples = [(name, model.of_picture(open_picture(Path(name).read_bytes())))]
+        else:
+            raise InputError(f"name {_files(model)}")
+        names, batch = zip(*examples, strict=True)
+        found = [model.likeliest(row, top) for row in model.probabilities(batch)]
+    except OSError as error:
+        raise InputError(f"INPUT: {name}: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(f"INPUT: {file}{error}") from error
+    return list(zip(names, found, strict=True))
+
+
+def _of_array(model: Model, name: str) -> list[tuple[str, Array]]:
+    try:
+        values: Any = np.load(name, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError("no array in numpy's format") from error
+    try:
+        return [(name, model.of_array(values))]
+    except InputError:
+        # Or it has a dimension more: several examples.
+        if not isinstance(values, np.ndarray) or values.ndim < 2 or not len(values):
+            raise
+        return [(f"{name}[{n}]", model.of_array(row)) for n, row in enumerate(values)]
+
+
+def _files(model: Model) -> str:
+    return "picture or .npy files" if model.takes == "pictures" else ".npy files"
+
+
+def _show(found: list[tuple[str, list[Answer]]], json: bool) -> None:
     if json:
-        found = [{"text": text, "probability": probability} for text, probability in suggestions]
-        print(json_format.dumps({"prompt": prompt, "suggestions": found}), flush=True)
+        for name, answers in found:
+            shown = {"input": name, "answers": [asdict(answer) for answer in answers]}
+            print(json_format.dumps(shown), flush=True)
         return
-    for text, probability in suggestions:
-        # A space or the end of a line would not be seen.
-        shown = text if text.strip() else json_format.dumps(text)
-        print(f"{probability:7.2%}  {shown}", flush=True)
+    table = Table("input", "answer", box=None, pad_edge=False)
+    table.add_column("probability", justify="right")
+    for name, answers in found:
+        for index, answer in enumerate(answers):
+            # A space or the end of a line would not be seen.
+            label = answer.label if answer.label.strip() else json_format.dumps(answer.label)
+            table.add_row("" if index else name, label, f"{answer.probability:.2%}")
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from common.tasks.inputs import Images, describe
 from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written, is_text
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
-from scripts.trained import TrainedRun, check_task, load_trained
+from scripts.trained import TrainedRun, load_trained
 from server.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def read_source(run_dir: Path, which: str | None, task: str | None) -> Source:
         InputError: there is none, or it is damaged.
     """
     files = RunFiles(run_dir)
-    check_task(str(files.options.get("task")), task)
-    run = load_trained(run_dir, which)
+    run = load_trained(run_dir, which, task)
     said = read_json(run.path.with_suffix(".json"))
     number = said.get("round")
     digest = Digest(said.get("blake3", ""), said.get("size_bytes", 0))

@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +15,11 @@ from common.onnx_models import open_session
 from common.tasks import Examples, load_task
 from common.tasks.inputs import load
 from common.tensors import digest_bytes, encode, open_mapped
-from scripts import predict
+from scripts import perplexity, predict
 from scripts.commands import run_app
 from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
+from scripts.serving.verify import main as verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 CHEAP = ("safetensors", "pth", "onnx", "onnx-int8")
@@ -68,7 +70,7 @@ def command(monkeypatch, capsys):
 
 @pytest.mark.parametrize("kind", CHEAP)
 def test_a_file_gives_the_scores_of_the_runs_model_and_is_what_its_metadata_say(
-    tmp_path, command, kind
+    tmp_path, command, monkeypatch, kind
 ):
     run = write_run(tmp_path / "run")
     status, out, err = command(run, "--format", kind)
@@ -84,6 +86,8 @@ def test_a_file_gives_the_scores_of_the_runs_model_and_is_what_its_metadata_say(
         tolerance = 0.1 if kind == "onnx-int8" else 1e-4
         found = scores(path, kind, task.models["cnn"](), inputs)
         torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    monkeypatch.setattr("sys.argv", ["verify", str(path)])
+    assert verify() == 0
     said = beside.read(path)
     assert (said.file, said.format, said.run_id, said.round) == (path.name, kind, "mine", 7)
     assert (said.size_bytes, said.sha256) == (path.stat().st_size, beside.sha256_of(path))
@@ -197,7 +201,7 @@ class Bomb:
         return Path.touch, (self.sentinel,)
 
 
-def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command, monkeypatch):
+def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command):
     sentinel = tmp_path / "was-run"
     bomb = pickle.dumps(Bomb(sentinel))
     run = write_run(tmp_path / "run")
@@ -209,12 +213,14 @@ def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command, monkeypat
         (run / place).write_bytes(bomb)
     for kind in CHEAP:
         assert command(run, "--format", kind)[0] == 0
+    np.save(tmp_path / "one.npy", np.zeros((1, 8, 8), np.float32))
+    assert command(run, tmp_path / "one.npy", script=predict.app)[0] == 0
     # As the model itself, and as what describes the run.
     for place in ("models/best.safetensors", "models/best.json", "config.json"):
         (run / place).write_bytes(bomb)
         status, _, err = command(run, "--format", "pth")
         assert (status, err.count("\n")) == (2, 1)
-        status, _, err = command("--run-dir", run, "a text", script=predict.app)
+        status, _, err = command(run, "one.npy", script=predict.app)
         assert (status, err.count("\n")) == (2, 1)
     assert not sentinel.exists()
     # The bomb works.
@@ -222,13 +228,23 @@ def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command, monkeypat
     assert sentinel.exists()
 
 
-def test_a_task_of_ones_own_is_run_only_when_it_is_named(tmp_path, command, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        (app, ["stranger", "--format", "pth"]),
+        (predict.app, ["stranger", "one.npy"]),
+        (perplexity.app, ["--run-dir", "stranger"]),
+    ],
+)
+def test_a_task_that_a_run_directory_brings_along_is_run_only_when_it_is_named(
+    tmp_path, command, monkeypatch, script, arguments
+):
     monkeypatch.chdir(tmp_path)
     run = write_run(Path("stranger"))
     (run / "code.py").write_text("from pathlib import Path\nPath('was-run').touch()\n")
     config = {"run_id": "mine", "options": {"task": "stranger.code:Task", "model": "cnn"}}
     (run / "config.json").write_text(json.dumps(seal(config)))
-    status, _, err = command(run, "--format", "pth")
+    status, _, err = command(*arguments, script=script)
     assert (status, Path("was-run").exists()) == (2, False)
     assert "whose code would run here; if you trust it, add --task stranger.code:Task" in err
 

@@ -2,9 +2,14 @@
 
 import io
 import json
+import math
+import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.durable import seal
 from common.errors import InputError
@@ -13,6 +18,7 @@ from common.tensors import encode
 from scripts import perplexity, predict
 from scripts.commands import run_app
 from scripts.trained import load_trained
+from tests.exported import write_classifier, write_text
 
 # The scripts read sys.argv, which the fixture sets.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
@@ -45,37 +51,38 @@ def command(monkeypatch, capsys):
 
 def test_the_likeliest_words_are_printed_with_their_probabilities(tmp_path, command):
     run = write_run(tmp_path / "run")
-    status, out, err = command("--run-dir", run, "the value of the")
-    assert (status, err, len(out.splitlines())) == (0, "", 3)
-    status, out, _ = command("--run-dir", run, "--top", 5, "--json", "the value of the")
+    status, out, err = command(run, "the value of the")
+    # And the table's head.
+    assert (status, err, len(out.splitlines())) == (0, "", 4)
+    status, out, _ = command(run, "--top", 5, "--json", "the value of the")
     found = json.loads(out)
-    assert (status, found["prompt"], len(found["suggestions"])) == (0, "the value of the", 5)
-    probabilities = [suggestion["probability"] for suggestion in found["suggestions"]]
+    assert (status, found["input"], len(found["answers"])) == (0, "the value of the", 5)
+    probabilities = [answer["probability"] for answer in found["answers"]]
     assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_without_a_prompt_each_line_is_one(tmp_path, command, monkeypatch):
+def test_without_an_input_each_line_is_a_text(tmp_path, command, monkeypatch):
     run = write_run(tmp_path / "run", task="shakespeare", names=["global"])
     monkeypatch.setattr("sys.stdin", io.StringIO("To be\n\nor not\n"))
-    status, out, err = command("--run-dir", run, "--json")
+    status, out, err = command(run, "--json")
     assert status == 0
-    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["To be", "or not"]
-    assert err == "error: PROMPT: there is nothing to go on in ''\n"
+    assert [json.loads(line)["input"] for line in out.splitlines()] == ["To be", "or not"]
+    assert err == "error: INPUT: there is nothing to go on in the text ''\n"
 
 
 @pytest.mark.parametrize(
     ("task", "names", "prompt", "said"),
     [
-        (None, (), "a", "there is no run in"),
-        ("digits", ["best"], "a", "is a model of digits, which is not text"),
+        (None, (), "a", "No such file or directory"),
+        ("digits", ["best"], "a", "INPUT: a: No such file or directory"),
         ("next_word", (), "a", "has no model yet"),
-        ("next_word", ["best"], "12", "PROMPT: there is nothing to go on in '12'"),
+        ("next_word", ["best"], "12", "INPUT: there is nothing to go on in the text '12'"),
     ],
 )
 def test_wrong_input_is_an_error_that_says_what(tmp_path, command, task, names, prompt, said):
     if task:
         write_run(tmp_path / "run", task, names)
-    status, out, err = command("--run-dir", tmp_path / "run", prompt)
+    status, out, err = command(tmp_path / "run", prompt)
     assert (status, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1
@@ -85,7 +92,7 @@ def test_a_model_that_is_damaged_or_of_other_code_is_an_error(tmp_path, command)
     run = write_run(tmp_path / "run")
     for content in (b"damaged", encode({"weight": torch.zeros(2)})):
         (run / "models" / "best.safetensors").write_bytes(content)
-        status, _, err = command("--run-dir", run, "a")
+        status, _, err = command(run, "a")
         assert status == 2
         assert "best.safetensors is no model of next_word as it is here" in err
         assert len(err.splitlines()) == 1
@@ -101,6 +108,70 @@ def test_perplexities_stand_beside_each_other(tmp_path, command):
     assert (status, list(found)) == (0, ["model", "unigram", "bigram"])
     assert found["bigram"] < found["unigram"] < found["model"]
     assert len(command(*arguments, script=perplexity)[1].splitlines()) == 3
+
+
+def test_pictures_and_arrays_get_their_classes(tmp_path, command):
+    model = write_classifier(tmp_path / "tiny.onnx")
+    Image.new("L", (9, 9), 200).save(tmp_path / "grey.png")
+    np.save(tmp_path / "one.npy", np.full((1, 2, 2), -1.0))
+    np.save(tmp_path / "two.npy", np.stack([np.full((1, 2, 2), value) for value in (1, -1)]))
+    inputs = [str(tmp_path / name) for name in ("grey.png", "one.npy", "two.npy")]
+    status, out, err = command(model, *inputs, "--json", "--top", 1)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (0, "")
+    assert [line["input"].removeprefix(f"{tmp_path}/") for line in found] == [
+        *("grey.png", "one.npy", "two.npy[0]", "two.npy[1]")
+    ]
+    assert [line["answers"][0]["label"] for line in found] == ["light", "dark", "light", "dark"]
+    # Scores of -4 and 4.
+    assert found[1]["answers"][0]["probability"] == pytest.approx(1 / (1 + math.exp(-8)))
+    status, out, _ = command(model, inputs[1])
+    assert [line.split()[-2:] for line in out.splitlines()[1:]] == [
+        ["dark", "99.97%"],
+        ["light", "0.03%"],
+    ]
+
+
+def test_a_run_answers_pictures_and_arrays_as_its_task_reads_them(tmp_path, command):
+    run = write_run(tmp_path / "run", task="digits")
+    task, model, *_ = load_trained(run)
+    example = np.zeros((1, 8, 8), np.float32)
+    example[0, 2:6, 3:5] = 0.8
+    Image.fromarray(task.inputs.decode(example)[..., 0]).save(tmp_path / "one.png")
+    np.save(tmp_path / "one.npy", example)
+    _, out, _ = command(run, tmp_path / "one.png", tmp_path / "one.npy", "--json")
+    with torch.inference_mode():
+        expected = model.eval()(torch.from_numpy(example)[None]).softmax(1).max().item()
+    for line in out.splitlines():
+        assert json.loads(line)["answers"][0]["probability"] == pytest.approx(expected)
+
+
+def test_a_text_that_is_exported_goes_on_by_its_end(tmp_path, command):
+    model = write_text(tmp_path / "tiny.onnx")
+    _, out, _ = command(model, "--json", "--top", 9, "xx" * 50 + "ab", "?")
+    found = [json.loads(line)["answers"] for line in out.splitlines()]
+    assert found[0][0]["label"] == "c"
+    # What is not in the alphabet is seen, but never suggested.
+    assert [{answer["label"] for answer in answers} for answers in found] == [set("abc ")] * 2
+    _, out, _ = command(model, "c")
+    assert re.split(r"  +", out.splitlines()[1].strip())[:2] == ["c", '" "']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.png", b"", "a.png: no readable picture"),
+        ("a.npy", b"", "a.npy: no array in numpy's format"),
+        ("a.npy", pickle.dumps([1]), "a.npy: no array in numpy's format"),
+    ],
+)
+def test_a_file_that_is_no_input_is_an_error(tmp_path, command, name, content, said):
+    model = write_classifier(tmp_path / "tiny.onnx")
+    (tmp_path / name).write_bytes(content)
+    status, out, err = command(model, tmp_path / name)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+    assert command(model)[2] == "error: INPUT: name picture or .npy files\n"
 
 
 def test_a_run_of_any_task_is_loaded_its_best_model_first(tmp_path):

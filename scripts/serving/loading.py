@@ -1,0 +1,154 @@
+"""Loads exported ONNX models, checked: their digest, and that their metadata are their own.
+
+Needs numpy and onnxruntime only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.errors import InputError
+from common.extras import require
+from common.tasks import inputs as task_inputs
+from common.tasks.inputs import Images, Inputs
+from scripts.serving import metadata as beside
+from scripts.serving.metadata import Metadata, Value
+from scripts.serving.model import Array, Model
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+# By onnxruntime's names.
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def read_checked(path: Path) -> tuple[Metadata, bytes]:
+    """Return an exported model's metadata and its bytes, which are those that were written.
+
+    Raises:
+        InputError: one of them is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    metadata = beside.read(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != metadata.sha256:
+        raise InputError(
+            f"{path} is damaged, or not the file that its metadata describe: its SHA-256 is "
+            f"{found}, not {metadata.sha256}; copy both again"
+        )
+    return metadata, content
+
+
+def load_model(path: Path, threads: int = 1) -> tuple[Model, Metadata]:
+    """Return an exported ONNX model.
+
+    Raises:
+        InputError: it is none, it is damaged, or onnxruntime is missing.
+    """
+    metadata, content = read_checked(path)
+    if metadata.format not in ("onnx", "onnx-int8"):
+        raise InputError(f"{path} is {metadata.format}; what runs without torch is --format onnx")
+    return from_onnx(path, metadata, content, threads), metadata
+
+
+def from_onnx(path: Path, metadata: Metadata, content: bytes, threads: int = 1) -> Model:
+    """Return the model of an ONNX file's bytes.
+
+    Raises:
+        InputError: onnxruntime can't load it, or its metadata are another model's.
+    """
+    require("onnx", str(path), "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Threads that wait for work would spin, which others could use.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    # onnxruntime's own errors have no common class but this.
+    except Exception as error:
+        raise InputError(f"{path} is no model for onnxruntime: {_line(error)}") from error
+    try:
+        inputs = None if metadata.inputs is None else task_inputs.load(metadata.inputs)
+        if not isinstance(inputs, Images) and len(metadata.output.shape) == 2:
+            # Of text, it would be what comes next at each place.
+            inputs = None
+        _check(session, metadata, inputs)
+    except (ValueError, TypeError, AttributeError) as error:
+        message = f"{path}: the metadata beside it are not this model's: {_line(error)}"
+        raise InputError(message) from error
+
+    def scores(batch: Array) -> Array:
+        try:
+            found: Array = session.run([metadata.output.name], {metadata.input.name: batch})[0]
+        except Exception as error:
+            raise InputError(f"the model can't be run on an input: {_line(error)}") from error
+        return found
+
+    return Model(
+        scores=scores,
+        dtype=metadata.input.dtype,
+        shape=metadata.input.shape[1:],
+        classes=metadata.classes,
+        inputs=inputs,
+        length=metadata.length,
+    )
+
+
+def _check(session: InferenceSession, metadata: Metadata, inputs: Inputs | None) -> None:
+    """Check that metadata are those of a session, and that they can be used.
+
+    Raises:
+        ValueError, TypeError: they are not.
+    """
+    for value, found in (
+        (metadata.input, session.get_inputs()),
+        (metadata.output, session.get_outputs()),
+    ):
+        _check_value(value, found)
+    names: Sequence[str] = metadata.classes
+    known, dimensions = len(names), 2
+    if isinstance(inputs, Images):
+        # Wrong values would come out as an error at the first picture.
+        mean, std = (np.array(values, np.float32) for values in (inputs.mean, inputs.std))
+        if [*np.broadcast_shapes(mean.shape, std.shape), inputs.height, inputs.width] != (
+            metadata.input.shape[1:]
+        ):
+            raise ValueError(f"its input's shape {metadata.input.shape} is not its pictures'")
+    elif inputs is not None:
+        names, known, dimensions = inputs.symbols, len(inputs), 3
+        if not (isinstance(metadata.length, int) and metadata.length > 0):
+            raise ValueError("length is missing")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a class has no name")
+    if len(metadata.output.shape) != dimensions:
+        raise ValueError(f"scores of shape {metadata.output.shape} are not those of classes")
+    if known and known != metadata.output.shape[1]:
+        raise ValueError(f"{known} classes for {metadata.output.shape[1]} scores")
+
+
+def _check_value(value: Value, found: Sequence[Any]) -> None:
+    node = next((node for node in found if node.name == value.name), None)
+    if node is None or len(found) != 1:
+        raise ValueError(f"it has {[node.name for node in found]}, not {value.name!r}")
+    sizes = [size if isinstance(size, int) else None for size in node.shape]
+    if _DTYPES.get(node.type) != value.dtype or len(sizes) != len(value.shape) or sizes[0]:
+        raise ValueError(f"{value.name} is {node.type} {node.shape}")
+    for size, described in zip(sizes, value.shape, strict=True):
+        # The graph may leave open what is known.
+        if size not in (None, described):
+            raise ValueError(f"{value.name} is of shape {node.shape}, not {value.shape}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,269 @@
+"""The HTTP service: /predict, /model, /health, and a page that needs no internet.
+
+Wrong input is answered by a 4xx with a line that says what is wrong. Knows nothing of how the
+process starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from common.errors import InputError
+from scripts.serving.batching import Batcher, Batching, TooBusy
+from scripts.serving.metadata import Metadata
+from scripts.serving.model import Answer, Array, Model, open_picture
+
+T = TypeVar("T")
+
+MOST_BYTES = 8 << 20
+MOST_INPUTS = 256
+# JSON that is read in less time than it takes to hand it to a thread.
+_SMALL_BYTES = 16 << 10
+# That a request's body may take to arrive.
+_BODY_SECONDS = 30.0
+# Pictures decoded at a time: a large one takes 256 MB meanwhile.
+_DECODERS = 2
+
+
+class Inputs(BaseModel):
+    """What to answer, one or several."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: list[Any] = Field(
+        min_length=1,
+        max_length=MOST_INPUTS,
+        description="Of a model of text, strings or lists of tokens; of others, arrays as nested "
+        "lists, of the shape and with the values that /model says.",
+    )
+
+
+class Predictions(BaseModel):
+    """For each input its likeliest answers, the likeliest first."""
+
+    predictions: list[list[Answer]]
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str
+
+
+class _Parts(MultiPartParser):
+    # In memory: the whole body is bounded, and there may be no disk to write to.
+    spool_max_size = MOST_BYTES + 1
+
+
+def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
+    """Return the service of one model."""
+    batcher = Batcher(model.probabilities, batching)
+    decoders = ThreadPoolExecutor(_DECODERS, "decode")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batcher.running():
+            yield
+
+    app = FastAPI(
+        title=f"{metadata.task}, round {metadata.round}",
+        description=f"The model of run {metadata.run_id}.",
+        version=metadata.sha256[:12],
+        lifespan=lifespan,
+        # FastAPI's own page loads its scripts from a server on the internet.
+        docs_url=None,
+        redoc_url=None,
+    )
+    _explain_errors(app)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Say that the service answers."""
+        return Health(status="ok")
+
+    @app.get("/model")
+    async def about() -> Metadata:
+        """Say what the model is, where it comes from, and what it takes."""
+        return metadata
+
+    @app.post(
+        "/predict",
+        openapi_extra=_request_body(model),
+        response_description="For each input its likeliest answers, the likeliest first: "
+        '{"predictions": [[{"label": "7", "probability": 0.98}, …], …]}',
+        responses=_ERRORS,
+    )
+    async def predict(
+        request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 3
+    ) -> Predictions:
+        """Answer the inputs in the body: JSON, a picture, or a form's picture files."""
+        contents = await _body(request)
+
+        async def decode(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(decoders, function, *arguments)
+
+        match _content_type(request):
+            case "application/json" if len(contents) <= _SMALL_BYTES:
+                examples = _of_json(model, contents)
+            case "application/json":
+                examples = await decode(_of_json, model, contents)
+            case "multipart/form-data":
+                pictures = await _files(request, contents)
+                examples = await decode(_of_pictures, model, pictures)
+            case kind if kind.startswith("image/"):
+                examples = await decode(_of_pictures, model, [contents])
+            case kind:
+                raise HTTPException(
+                    415,
+                    f"Content-Type {kind or 'is missing'}: send application/json, a picture as "
+                    "image/png or the like, or multipart/form-data with picture files",
+                )
+        found = await batcher.probabilities(examples)
+        return Predictions(predictions=[model.likeliest(row, top) for row in found])
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(Path(__file__).with_name("page.html"))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _body(request: Request) -> bytes:
+    """Return the body; one that is too long isn't read to its end."""
+    too_long = HTTPException(413, f"a body has at most {MOST_BYTES >> 20} MiB")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > MOST_BYTES:
+        raise too_long
+    content = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    raise too_long
+    except TimeoutError as error:
+        raise HTTPException(408, f"no whole body in {_BODY_SECONDS:.0f} s") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body was cut off") from error
+    return bytes(content)
+
+
+def _of_json(model: Model, content: bytes) -> list[Array]:
+    try:
+        inputs = Inputs.model_validate_json(content).inputs
+    except ValidationError as error:
+        raise InputError(_first(error.errors())) from error
+    return [
+        model.of_text(value) if isinstance(value, str) else model.of_array(value)
+        for value in inputs
+    ]
+
+
+def _of_pictures(model: Model, contents: Sequence[bytes]) -> list[Array]:
+    if model.takes != "pictures":
+        raise InputError(f"this model takes {model.takes}, not pictures; send it as JSON")
+    return [model.of_picture(open_picture(content)) for content in contents]
+
+
+async def _files(request: Request, content: bytes) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    try:
+        form = await _Parts(
+            request.headers, stream(), max_files=MOST_INPUTS, max_fields=MOST_INPUTS
+        ).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"the form can't be read: {error.message}") from error
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files:
+            raise InputError("the form has no file")
+        return [await file.read() for file in files]
+    finally:
+        await form.close()
+
+
+class _Error(BaseModel):
+    detail: str
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": _Error, "description": "The body was cut off, or is no form."},
+    408: {"model": _Error, "description": "The body took too long."},
+    413: {"model": _Error, "description": "The body is too long."},
+    415: {"model": _Error, "description": "The body is of no known type."},
+    422: {"model": _Error, "description": "The inputs are not what the model takes."},
+    503: {"model": _Error, "description": "Too many requests wait; try again in a second."},
+}
+
+
+def _explain_errors(app: FastAPI) -> None:
+    @app.exception_handler(InputError)
+    async def wrong(_: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": _first(error.errors())}, 422)
+
+    @app.exception_handler(TooBusy)
+    async def busy(_: Request, __: TooBusy) -> JSONResponse:
+        return JSONResponse({"detail": "too many wait"}, 503, {"Retry-After": "1"})
+
+
+def _first(errors: Sequence[Any]) -> str:
+    """Return one line about the first of pydantic's errors."""
+    error = errors[0]
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}".removeprefix(": ")
+
+
+def _request_body(model: Model) -> dict[str, Any]:
+    """Return what OpenAPI says of the bodies that /predict reads, with an example."""
+    example: Any = "ab"
+    if model.takes != "text":
+        sizes = [size if isinstance(size, int) else 1 for size in model.shape or ()]
+        # Too long a one would only be scrolled over.
+        small = math.prod(sizes) <= 100
+        example = _nested(sizes) if small else f"nested lists of shape {list(model.shape or ())}"
+    picture = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {
+        "application/json": {
+            "schema": Inputs.model_json_schema(),
+            "example": {"inputs": [example]},
+        }
+    }
+    if model.takes == "pictures":
+        form = {"type": "object", "properties": {"file": {"type": "array", "items": picture}}}
+        content |= {
+            "image/*": {"schema": picture},
+            "multipart/form-data": {"schema": form},
+        }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _nested(sizes: Sequence[int]) -> Any:  # noqa: ANN401
+    return [_nested(sizes[1:]) for _ in range(sizes[0])] if sizes else 0.0
