@@ -33,6 +33,7 @@ def perplexity(
     *,
     run_dir: Path,
     data_dir: Path = Path("data"),
+    task: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Print the perplexities on held-out text of a model, of unigrams and of bigrams.
@@ -40,10 +41,11 @@ def perplexity(
     Args:
         run_dir: The run directory of a text task, such as next_word or shakespeare.
         data_dir: The data directory of the run; both parts of its text are read.
+        task: The run's task if it is your own: its code is run here.
         json: Print a JSON object.
     """
     configure_logs()
-    found = perplexities(run_dir, data_dir)
+    found = perplexities(run_dir, data_dir, task)
     if json:
         print(json_format.dumps(found))
         return
@@ -52,13 +54,13 @@ def perplexity(
         print(f"{value:8.2f}  {names.get(name, name)}")
 
 
-def perplexities(run_dir: Path, data_dir: Path) -> dict[str, float]:
+def perplexities(run_dir: Path, data_dir: Path, named: str | None = None) -> dict[str, float]:
     """Return the held-out perplexity of a run's best model, of "unigram" and of "bigram".
 
     Raises:
         InputError: there is no run of a text task, or no text.
     """
-    trained = load_trained(run_dir)
+    trained = load_trained(run_dir, task=named)
     task, model = text_task(trained), trained.model
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
     if len(train.inputs) < 2:

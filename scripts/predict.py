@@ -39,6 +39,7 @@ def predict(
     *inputs: str,
     top: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
     json: Annotated[bool, Parameter(negative=())] = False,
+    task: str | None = None,
 ) -> None:
     """Print the likeliest classes of pictures or arrays, or what comes next after texts.
 
@@ -48,8 +49,9 @@ def predict(
             any, a model of text takes each line of the standard input as one.
         top: How many answers to print for each, the likeliest first.
         json: Print JSON, one object an input.
+        task: Of a run directory, the run's task if it is your own: its code is run here.
     """
-    loaded = _of_run(model) if model.is_dir() else load_model(model)[0]
+    loaded = _of_run(model, task) if model.is_dir() else load_model(model)[0]
     if inputs:
         _show([answer for name in inputs for answer in _answers(loaded, name, top)], json)
         return
@@ -62,13 +64,13 @@ def predict(
             print(f"error: {error}", file=sys.stderr)
 
 
-def _of_run(folder: Path) -> Model:
+def _of_run(folder: Path, named: str | None) -> Model:
     import torch
 
     from common.tasks.text import TextTask
     from scripts.trained import load_trained
 
-    run = load_trained(folder)
+    run = load_trained(folder, task=named)
     model, task = run.model.eval(), run.task
 
     def scores(batch: Array) -> Array:

@@ -25,35 +25,30 @@ class TrainedRun(NamedTuple):
     options: dict[str, Any]
 
 
-def check_task(name: str, named: str | None) -> None:
-    """Check that a run's task is a built-in one, or the one that its user named.
-
-    Another's code would run here: a run directory could bring a module along.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if name != named and name not in BUILT_IN:
-        raise InputError(
-            f"the run's task is {name}, whose code would run here; if you trust it, "
-            f"add --task {name}"
-        )
-
-
-def load_trained(run_dir: Path, which: str | None = None) -> TrainedRun:
+def load_trained(run_dir: Path, which: str | None = None, task: str | None = None) -> TrainedRun:
     """Return what a run has learned.
+
+    A run directory may name any module as its task, and bring one along, whose code would run.
+    So what is not built in must be named by who trusts it.
 
     Args:
         run_dir: the run directory.
         which: "best" or "global", which is the last; if None, the best where one was called so.
+        task: the run's task, if it is none of the built-in ones.
 
     Raises:
-        InputError: there is no run, no such model, or no such task.
+        InputError: there is no run, no such model, or no such task; or a task that wasn't named.
     """
     if not RunDirectory(run_dir).holds_run():
         raise InputError(f"there is no run in {run_dir}")
     options = RunDirectory(run_dir).load_config()["options"]
-    task = load_task(options["task"])
+    name = options["task"]
+    if name not in BUILT_IN and name != task:
+        raise InputError(
+            f"{run_dir} is a run of the task {name}, whose code would run here; if you trust it, "
+            f"add --task {name}"
+        )
+    found = load_task(name)
     names = ("best", "global") if which is None else (which,)
     paths = [run_dir / "models" / f"{name}.safetensors" for name in names]
     path = next((path for path in paths if path.exists()), None)
@@ -61,17 +56,15 @@ def load_trained(run_dir: Path, which: str | None = None) -> TrainedRun:
         kind = f"model called {which}" if which else "model yet; wait for its first round"
         raise InputError(f"{run_dir} has no {kind}")
     try:
-        model = task.models[options["model"]]()
+        model = found.models[options["model"]]()
         model.load_state_dict(open_mapped(path))
     except (KeyError, RuntimeError, TensorError) as error:
         reason = " ".join(str(error).split())
         kept = options.get("local_layers")
         if kept:
             reason = f"the run left the layers {kept!r} at its clients ({reason})"
-        raise InputError(
-            f"{path} is no model of {options['task']} as it is here: {reason}"
-        ) from error
-    return TrainedRun(task, model, path, options)
+        raise InputError(f"{path} is no model of {name} as it is here: {reason}") from error
+    return TrainedRun(found, model, path, options)
 
 
 def text_task(run: TrainedRun) -> TextTask:

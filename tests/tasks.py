@@ -110,3 +110,20 @@ class Diverging(Tiny):
         with torch.no_grad():
             model.weight.fill_(float("nan"))
         return {"loss": 1.0}
+
+
+class TwoScores(nn.Module):
+    """No classifier: two tensors come out."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.linear(inputs), inputs
+
+
+class TwoHeaded(Tiny):
+    """Its model returns two tensors."""
+
+    models = {"two": TwoScores}

@@ -17,6 +17,7 @@ from common.logs import configure_logs
 from scripts.commands import run_app
 from scripts.exporting.describing import (
     Source,
+    check_scores,
     evaluate,
     example_of,
     held_out,
@@ -100,6 +101,7 @@ def _write(
     task, model = source.run.task, source.run.model
     examples = held_out(task, data_dir)
     example = example_of(task, examples)
+    check_scores(task, model, example)
     written = write(kind, model, example, path)
     found = None if examples is None else evaluate(task, written.scores, examples)
     metadata = metadata_of(path, kind, source, written, example, found)

@@ -6,10 +6,10 @@ Knows nothing about formats.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from common import __version__
 from common.errors import CheckpointError, DataError, InputError
@@ -19,7 +19,7 @@ from common.tasks.inputs import Images, describe
 from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written, is_text
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
-from scripts.trained import TrainedRun, check_task, load_trained
+from scripts.trained import TrainedRun, load_trained
 from server.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
@@ -50,15 +50,16 @@ def read_source(run_dir: Path, which: str | None, task: str | None) -> Source:
         InputError: there is none, or it is damaged.
     """
     files = RunFiles(run_dir)
-    check_task(files.options.get("task"), task)
-    run = load_trained(run_dir, which)
+    run = load_trained(run_dir, which, task)
     said = read_json(run.path.with_suffix(".json"))
-    if digest_file(run.path) != Digest(said.get("blake3", ""), said.get("size_bytes", 0)):
+    number = said.get("round")
+    digest = Digest(said.get("blake3", ""), said.get("size_bytes", 0))
+    if digest_file(run.path) != digest or not isinstance(number, int):
         raise CheckpointError(
             f"{run.path} is not the model that {run.path.stem}.json beside it describes: it is "
             "damaged, or the run has gone on just now; try again, or put back a copy"
         )
-    return Source(run, files.run_id, said["round"])
+    return Source(run, files.run_id, number)
 
 
 def held_out(task: Task, data_dir: Path) -> Examples | None:
@@ -99,6 +100,31 @@ def example_of(task: Task, examples: Examples | None) -> torch.Tensor:
     return torch.randint(len(task.inputs), (_CHECKED, length))
 
 
+def check_scores(task: Task, model: torch.nn.Module, example: torch.Tensor) -> None:
+    """Check that a model gives the scores of classes, or of a text's symbols at each place.
+
+    Raises:
+        InputError: it does not.
+    """
+    import torch
+
+    with torch.inference_mode():
+        found = model.eval()(example)
+    if not isinstance(found, torch.Tensor):
+        raise InputError(f"the model returns {type(found).__name__}; export takes one tensor")
+    text = is_text(example)
+    if found.shape[:1] != example.shape[:1] or found.ndim not in ((2, 3) if text else (2,)):
+        wanted = "[batch, classes]" + (" or [batch, classes, length]" if text else "")
+        raise InputError(
+            f"the model's scores of {len(example)} examples are of shape {list(found.shape)}; "
+            f"export takes {wanted}"
+        )
+    if task.classes and len(task.classes) != found.shape[1]:
+        raise InputError(
+            f"the task has {len(task.classes)} `classes`, its model {found.shape[1]} scores"
+        )
+
+
 def evaluate(
     task: Task, scores: Callable[[torch.Tensor], torch.Tensor], examples: Examples
 ) -> dict[str, float]:
@@ -121,14 +147,9 @@ def metadata_of(
     example: torch.Tensor,
     evaluation: Mapping[str, float] | None,
 ) -> Metadata:
-    """Return the metadata of a written file.
-
-    Raises:
-        InputError: the model's scores are not those of a classifier or of a text's symbols.
-    """
+    """Return the metadata of a written file."""
     task, _, _, options = source.run
     input_, output = _values(written, example)
-    _check_classes(task, output, is_text(example))
     return Metadata(
         file=path.name,
         format=kind,
@@ -160,17 +181,6 @@ def _values(written: Written, example: torch.Tensor) -> tuple[Value, Value]:
         for name, tensor, shape in zip(names, tensors, sizes, strict=True)
     )
     return input_, output
-
-
-def _check_classes(task: Task, output: Value, text: bool) -> None:
-    wanted = "[batch, classes, length]" if text else "[batch, classes]"
-    if len(output.shape) != (3 if text else 2) or output.shape[0] != "batch":
-        raise InputError(f"the model's scores are of shape {output.shape}; export takes {wanted}")
-    names: Sequence[Any] = task.classes
-    if names and len(names) != output.shape[1]:
-        raise InputError(
-            f"the task has {len(names)} `classes`, and the model {output.shape[1]} scores"
-        )
 
 
 def _versions(kind: Format) -> dict[str, str]:

@@ -120,12 +120,10 @@ def _write_program(model: torch.nn.Module, example: torch.Tensor, path: Path) ->
 
     # Parameters that are trained would make an LSTM a loop over its text.
     model.requires_grad_(requires_grad=False)
-    example = example.contiguous()
     try:
         program = torch.export.export(
-            # Zeros, since a program carries its example along.
             model,
-            (torch.zeros_like(example),),
+            (example,),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
     # What tracing raises.
@@ -133,13 +131,15 @@ def _write_program(model: torch.nn.Module, example: torch.Tensor, path: Path) ->
         reason = " ".join(str(error).split())[:300]
         name = type(model).__name__
         raise InputError(f"{name} can't be written as a torch.export program: {reason}") from error
+    # It would carry along held-out examples, as a pickle, and paths of this machine.
+    program.example_inputs = None
     for node in program.graph.nodes:
-        # Paths of this machine.
         node.meta.pop("stack_trace", None)
     scores = program.module()
     with torch.inference_mode():
         for part in (example, example[:1]):
             if not torch.allclose(scores(part), model(part), rtol=TOLERANCE, atol=TOLERANCE):
-                raise InputError(f"{type(model).__name__}: its torch.export program gives others")
+                name = type(model).__name__
+                raise InputError(f"{name} gives other scores as a torch.export program")
     torch.export.save(program, path)
     return Written(scores, ("batch",))
