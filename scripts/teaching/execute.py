@@ -29,6 +29,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         resources={"metadata": {"path": str(_ROOT)}},
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
     ).execute()
     # The kernel adds which Python ran it, which the page doesn't depend on.
     notebook.metadata = metadata
