@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError, InputError
 from common.splits import Indices, Split, hold_out
-from common.tasks import Examples, Task, load_task
+from common.tasks import Examples, Task, load_task_of_run
 from common.tasks.registry import describe
 from server.configuration import data_split
 from server.options import SplitOptions
@@ -87,8 +87,12 @@ def parts_of(task: Task, data_dir: Path, split: Split) -> Parts:
     return Parts(parts, len(examples.targets))
 
 
-def parts_of_run(options: Mapping[str, Any]) -> Parts:
+def parts_of_run(options: Mapping[str, Any], named: str | None = None) -> Parts:
     """Return the division of a run, by its resolved options; nothing is downloaded for it.
+
+    Args:
+        options: of the run.
+        named: its task, if that is none of the built-in ones.
 
     Raises:
         DataError: the data isn't, or each client has data of its own.
@@ -101,7 +105,7 @@ def parts_of_run(options: Mapping[str, Any]) -> Parts:
         name, data_dir, split = str(options["task"]), Path(options["data_dir"]), data_split(how)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"config.json: an option is missing or damaged: {error}") from error
-    task = load_task(name)
+    task = load_task_of_run(name, named)
     if task.would_download(data_dir):
         raise DataError(f"--data-dir: the data of {name} is not in {data_dir}")
     try:

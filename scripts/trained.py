@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import InputError, TensorError
-from common.tasks import BUILT_IN, Task, load_task
+from common.tasks import Task, load_task_of_run
 from common.tensors import open_mapped
 from server.checkpoints import RunDirectory
 
@@ -28,9 +28,6 @@ class TrainedRun(NamedTuple):
 def load_trained(run_dir: Path, which: str | None = None, task: str | None = None) -> TrainedRun:
     """Return what a run has learned.
 
-    A run directory may name any module as its task, and bring one along, whose code would run.
-    So what is not built in must be named by who trusts it.
-
     Args:
         run_dir: the run directory.
         which: "best" or "global", which is the last; if None, the best where one was called so.
@@ -43,12 +40,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
         raise InputError(f"there is no run in {run_dir}")
     options = RunDirectory(run_dir).load_config()["options"]
     name = options["task"]
-    if name not in BUILT_IN and name != task:
-        raise InputError(
-            f"{run_dir} is a run of the task {name}, whose code would run here; if you trust it, "
-            f"add --task {name}"
-        )
-    found = load_task(name)
+    found = load_task_of_run(name, task)
     names = ("best", "global") if which is None else (which,)
     paths = [run_dir / "models" / f"{name}.safetensors" for name in names]
     path = next((path for path in paths if path.exists()), None)

@@ -48,6 +48,22 @@ def load_task(name: str) -> Task:
     return task
 
 
+def load_task_of_run(name: str, named: str | None) -> Task:
+    """Return the task that a run directory names, if it is built in or its user named it, too.
+
+    A run directory may name any module, and bring one along, whose code would run.
+
+    Raises:
+        InputError: it is neither, or there is no such task.
+    """
+    if name not in BUILT_IN and name != named:
+        raise InputError(
+            f"the run's task is {name}, whose code would run here; if you trust it, "
+            f"add --task {name}"
+        )
+    return load_task(name)
+
+
 def describe(error: Exception) -> str:
     """Return one line about an error that a task's code raised: what, and where."""
     frame = traceback.extract_tb(error.__traceback__)[-1]

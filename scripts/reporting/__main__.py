@@ -21,7 +21,7 @@ app = App(
 
 
 @app.default
-def report(run: Path, /, *, output: Path | None = None) -> None:
+def report(run: Path, /, *, output: Path | None = None, task: str | None = None) -> None:
     """Write a run's report: report.html, its plots as PNG, and a model card, README.md.
 
     Works while the run goes on, too, and changes nothing in its directory but the output's folder.
@@ -29,8 +29,9 @@ def report(run: Path, /, *, output: Path | None = None) -> None:
     Args:
         run: The run directory.
         output: Folder to write to; what is there is written over. RUN/report if not given.
+        task: The run's task if it is your own: its code is run here.
     """
-    facts = collect(run)
+    facts = collect(run, task)
     folder = output or run / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.tasks import Task, load_task
+from common.tasks import Task, load_task_of_run
 from scripts.splits import Parts, parts_of_run
 from server.run_files import Line, Lines, RunFiles
 
@@ -120,8 +120,12 @@ def plain(value: object) -> str:
     return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
 
 
-def collect(path: Path) -> Facts:
+def collect(path: Path, named: str | None = None) -> Facts:
     """Return what a run directory says.
+
+    Args:
+        path: the run directory.
+        named: its task, if that is none of the built-in ones.
 
     Raises:
         InputError: it is none, or its files can't be read.
@@ -150,8 +154,8 @@ def collect(path: Path) -> Facts:
     if rows and not clients:
         notes.append("clients.jsonl has no rows: nothing is known about single clients")
     options = run.options
-    task = _task(options, notes)
-    parts = _parts(options, clients, notes) if task else None
+    task = _task(options, named, notes)
+    parts = _parts(options, named, clients, notes) if task else None
     tensors, values = _size(path / "models")
     state, progress = _progress(run, rows, found["server.jsonl"])
     best = _best(rows)
@@ -233,19 +237,20 @@ def _natural(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-def _task(options: Mapping[str, Any], notes: list[str]) -> Task | None:
+def _task(options: Mapping[str, Any], named: str | None, notes: list[str]) -> Task | None:
     try:
-        return load_task(str(options.get("task")))
-    except InputError:
-        remedy = "start from the folder that holds it, or set PYTHONPATH"
-        notes.append(f"the task is not known here; {remedy}")
+        return load_task_of_run(str(options.get("task")), named)
+    except InputError as error:
+        notes.append(f"without the task, names of classes are left out: {error}")
         return None
 
 
-def _parts(options: Mapping[str, Any], clients: Iterable[Client], notes: list[str]) -> Parts | None:
+def _parts(
+    options: Mapping[str, Any], named: str | None, clients: Iterable[Client], notes: list[str]
+) -> Parts | None:
     """Return the division of the data, unless what the clients said contradicts it."""
     try:
-        parts = parts_of_run(options)
+        parts = parts_of_run(options, named)
     except InputError:
         # The reason may name a folder of this machine, and a report is for others.
         notes.append("the clients' data is not at hand here: which classes they held is left out")

@@ -94,14 +94,15 @@ def run(tmp_path):
 
 def pages(run):
     """Return the page, without its plots, and the card."""
-    facts = collect(run)
+    facts = collect(run, TASK)
     return Page(page.render(facts, {})), card.render(facts, ())
 
 
 @pytest.fixture
 def report(monkeypatch, capsys):
     def make(folder, *flags):
-        monkeypatch.setattr("sys.argv", ["report", str(folder), *map(str, flags)])
+        argv = ["report", str(folder), "--task", TASK, *map(str, flags)]
+        monkeypatch.setattr("sys.argv", argv)
         status = run_app(app)
         return (status, *capsys.readouterr())
 
@@ -217,7 +218,7 @@ def test_a_run_that_goes_on_is_reported_as_it_stands(run):
 def test_a_run_says_how_it_ended(run):
     def progress(*events):
         write_lines(run / "server.jsonl", [{"event": event, "reason": "why"} for event in events])
-        return collect(run).progress
+        return collect(run, TASK).progress
 
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:2]))
@@ -236,7 +237,7 @@ def test_damaged_lines_and_lost_rounds_are_noted(run):
     strange = {"round": [], "client_id": {}}
     write_lines(run / "clients.jsonl", [strange, client(1, "ann", examples=7)])
     (run / "models" / "best.safetensors").write_bytes(b"damaged")
-    facts = collect(run)
+    facts = collect(run, TASK)
     assert facts.notes == [
         "1 damaged line of metrics.jsonl left out",
         "metrics.jsonl has no row of round 2 to 3",
@@ -260,7 +261,10 @@ def test_a_run_without_a_round_or_a_known_task_says_so(run, report, tmp_path):
     status, out, err = report(run, "--output", output)
     assert (status, err) == (0, "")
     assert sorted(run.rglob("*")) == before
-    assert out.startswith("mine: interrupted before its first round\nNote:       the task is not")
+    assert out.startswith(
+        "mine: interrupted before its first round\nNote:       without the task, "
+    )
+    assert "nowhere:Task, whose code would run here; if you trust it, add --task" in out
     assert "nothing to report yet" in Page((output / "report.html").read_text()).text
     assert "model-index" not in head_of((output / "README.md").read_text())
 

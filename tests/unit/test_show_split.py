@@ -90,7 +90,7 @@ def options(**changes):
 
 
 def test_a_runs_division_follows_from_its_options():
-    divided = parts_of_run(options())
+    divided = parts_of_run(options(), "tests.tasks:Owned")
     assert [part.name for part in divided.parts] == ["0 (ann)", "1 (bob)", "2 (cem)"]
     assert [part.training for part in divided.parts] == [90, 45, 45]
     assert divided.counts.sum(1).tolist() == divided.sizes.tolist() == [100, 50, 50]
@@ -113,12 +113,12 @@ def test_a_division_that_cannot_be_made_here_is_an_error_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=said):
-        parts_of_run(options(**changes))
+        parts_of_run(options(**changes), changes.get("task", "tests.tasks:Owned"))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_names_of_owners_and_classes_are_text_and_no_formula(tmp_path):
-    divided = parts_of_run(options())
+    divided = parts_of_run(options(), "tests.tasks:Owned")
     names = [f"${part.name} $\\frac{{" for part in divided.parts]
     picture = draw(names, divided.sizes, divided.counts, names[0], [*"$$a"])
     picture.savefig(tmp_path / "split.svg")
