@@ -25,7 +25,7 @@ log = get_logger()
 
 # How long the run's end waits at most, for what goes on. A server that does not answer for half a
 # minute is given up before that.
-END_SECONDS = 300.0
+END_SECONDS = 600.0
 # After a signal.
 INTERRUPTED_SECONDS = 3.0
 _TERMINATE_SECONDS = 2.0

@@ -61,7 +61,7 @@ class BestModel:
         runs.client.set_tag(runs.parent_id, "folkmoot.best_round", str(number))
         model_id = _logged(runs, run_id)
         if model_id is None and self._exported():
-            model_id = self._log_graph(run_id, number)
+            model_id = self._log_graph(runs, run_id, number)
             log.info("the best model is in MLflow", round=number, model=f"models:/{model_id}")
         if model_id is None:
             if not runs.client.list_artifacts(run_id, _NAME):
@@ -97,17 +97,18 @@ class BestModel:
         export_onnx(model, example, unfinished)
         unfinished.rename(self._graph)
 
-    def _log_graph(self, run_id: str, number: int) -> str:
+    def _log_graph(self, runs: Runs, run_id: str, number: int) -> str:
         import mlflow.onnx
         import onnx
         import onnxruntime
         from mlflow.models import Model
 
         graph = onnx.load(self._graph)
-        info = Model.log(
+        made = runs.client.create_logged_model(runs.experiment_id, _NAME, source_run_id=run_id)
+        Model.log(
             artifact_path=None,
             flavor=mlflow.onnx,
-            name=_NAME,
+            model_id=made.model_id,
             run_id=run_id,
             step=number,
             metadata={"run_id": self._files.run_id, **self._about},
@@ -120,7 +121,7 @@ class BestModel:
             ],
             save_as_external_data=False,
         )
-        return str(info.model_id)
+        return str(made.model_id)
 
 
 def _logged(runs: Runs, run_id: str) -> str | None:
@@ -139,10 +140,11 @@ def _logged(runs: Runs, run_id: str) -> str | None:
 def _register(runs: Runs, name: str, model_id: str) -> None:
     import mlflow
 
+    source = f"models:/{model_id}"
     versions = runs.client.search_model_versions(f"name = '{name}'")
-    if not any(version.model_id == model_id for version in versions):
+    if source not in [version.source for version in versions]:
         with redirect_stderr(StringIO()):  # It says there what is logged below.
-            version = mlflow.register_model(f"models:/{model_id}", name)
+            version = mlflow.register_model(source, name)
         log.info("the best model is registered", name=name, version=version.version)
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ID = "folkmoot.tracking_id"
 # Of a child: its round.
 _ROUND = "folkmoot.round"
+# Which pages MLflow shows of the experiment: those of models that are trained.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 # More of them, with their metrics, make an answer that takes long.
 _PAGE = 100
 _METRICS_IN_A_CALL = 1000
@@ -57,38 +59,49 @@ class Runs:
     ) -> None:
         self.client = client
         found = client.get_experiment_by_name(experiment)
-        self.experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        self.experiment_id = (
+            found.experiment_id if found else client.create_experiment(experiment, tags=_KIND)
+        )
+        self._began = history.began
+        parent = self._parent(tracking_id, history, revision)
+        self.parent_id: str = parent.info.run_id
+        # Children by round; those that MLflow has all of.
+        self.children: dict[int, str] = {}
+        self.complete: set[int] = set()
+        self._find_children()
+
+    def _parent(self, tracking_id: str, history: History, revision: str | None) -> Run:
+        """Return the run of the training, as it is now; made if it isn't there."""
         parent = self._one_of(self._search(f"tags.`{_ID}` = '{tracking_id}'"))
         if parent is None:
             source = {MLFLOW_SOURCE_NAME: "python -m server", MLFLOW_SOURCE_TYPE: "LOCAL"}
             git = {MLFLOW_GIT_COMMIT: revision} if revision else {}
-            parent = client.create_run(
+            parent = self.client.create_run(
                 self.experiment_id,
                 start_time=_milliseconds(history.began),
                 tags={_ID: tracking_id, **source, **git},
                 run_name=history.files.run_id,
             )
-        self.parent_id: str = parent.info.run_id
-        self._began = history.began
         parameters = [
             Param(name, value)
             for name, value in history.parameters().items()
             if name not in parent.data.params
         ]
         tags = [RunTag(name, value) for name, value in history.tags().items()]
-        client.log_batch(self.parent_id, params=parameters, tags=tags)
+        self.client.log_batch(parent.info.run_id, params=parameters, tags=tags)
         if history.status == "RUNNING" and parent.info.status != "RUNNING":
-            client.update_run(self.parent_id, status="RUNNING")
-        # Children by round; those that MLflow has all of.
-        self.children: dict[int, str] = {}
-        self.complete: set[int] = set()
-        found: dict[int, list[Run]] = {}
+            self.client.update_run(parent.info.run_id, status="RUNNING")
+        return parent
+
+    def _find_children(self) -> None:
+        by_round: dict[int, list[Run]] = {}
         for child in self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent_id}'"):
-            found.setdefault(int(child.data.tags[_ROUND]), []).append(child)
-        for number, children in found.items():
-            if child := self._one_of(children):
-                self.children[number] = child.info.run_id
-                if child.info.status == "FINISHED":
+            by_round.setdefault(int(child.data.tags[_ROUND]), []).append(child)
+        for number, children in by_round.items():
+            told = self._one_of(children)
+            if told is not None:
+                self.children[number] = told.info.run_id
+                if told.info.status == "FINISHED":
                     self.complete.add(number)
 
     def _search(self, filter_string: str) -> list[Run]:
