@@ -105,7 +105,9 @@ CELLS = (
     _2NN,
     replace(_2NN, name="2nn-iid-all", fraction=1.0, paper={"table 1": 70}),
     _2NN_NON_IID,
-    replace(_2NN_NON_IID, name="2nn-non-iid-all", fraction=1.0, paper={"table 1": 380}, aim=340),
+    replace(
+        _2NN_NON_IID, name="2nn-non-iid-all", fraction=1.0, paper={"table 1": 380}, aim=340, lr=0.15
+    ),
     _CNN,
     _CNN_E5,
     replace(_2NN_NON_IID, name="2nn-non-iid-best", aim=160, lr=0.1, strategy=_FEDAVGM),
