@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.teaching.execute
 
-after each change of a cell. Needs the extra "dev".
+after each change of a cell. Needs the extra "full".
 """
 
 from pathlib import Path
@@ -36,6 +36,6 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
-    lesson = nbformat.read(LESSON, as_version=4)  # type: ignore[no-untyped-call]
+    lesson = nbformat.read(LESSON, as_version=4)
     execute(lesson)
-    nbformat.write(lesson, LESSON)  # type: ignore[no-untyped-call]
+    nbformat.write(lesson, LESSON)

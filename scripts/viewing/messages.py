@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import streamlit as st
-
 from common.errors import InputError
 
 
@@ -23,6 +21,8 @@ def plain(text: str) -> str:
 @contextmanager
 def saying() -> Iterator[None]:
     """Show an InputError of the block as a message."""
+    import streamlit as st
+
     try:
         yield
     except InputError as error:

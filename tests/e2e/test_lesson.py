@@ -2,10 +2,8 @@
 
 import re
 
-import nbformat
 import pytest
 
-from scripts.teaching.execute import execute
 from tests.lesson import LESSON, solutions
 
 
@@ -20,6 +18,9 @@ def _shown(cell):
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_every_cell_and_solution_runs_and_shows_what_the_page_shows():
+    nbformat = pytest.importorskip("nbformat", reason='needs the extra "full"')
+    from scripts.teaching.execute import execute
+
     page = nbformat.read(LESSON, as_version=4)
     stored = [_shown(cell) for cell in page.cells if cell.cell_type == "code"]
     # Before the last cell, which clears up.

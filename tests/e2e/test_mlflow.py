@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -18,6 +17,8 @@ from common.tasks.digits import Digits, cnn
 from common.tensors import open_mapped
 from server.run_files import numbers
 from tests.e2e.harness import Process, until
+
+psutil = pytest.importorskip("psutil", reason='needs the extra "full"')
 
 GATED = "tests.tasks:Gated"
 # An MLflow server and a graph's export take their time on a busy machine.
