@@ -54,6 +54,8 @@ def dashboard(
         config={
             "server.address": _ADDRESS,
             "server.port": port,
+            # No other site's script reaches it by a name of its own.
+            "server.allowedHosts": [_ADDRESS, "localhost"],
             "server.headless": True,
             "server.fileWatcherType": "none",
             "server.maxUploadSize": 20,

@@ -153,7 +153,12 @@ def _one(folder: Path) -> None:
     names = _names(folder)
     if not names:
         return
-    name = st.selectbox("Run", names, key="run", bind="query-params")
+    if "run" not in st.query_params:
+        st.session_state.setdefault("run", names[0])
+    # Without a default, so that the address always says which run it is of.
+    name = st.selectbox("Run", names, index=None, key="run", bind="query-params")
+    if name is None:
+        return
     run = open_run(folder / name)
     live = _live(run)
     every = REFRESH if live else None

@@ -14,9 +14,12 @@ from scripts.viewing.runs import Run
 from scripts.viewing.tables import by_client, confusion_of, examples_by_client, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from plotly.graph_objects import Figure
 
     from scripts.splits import Parts
+    from server.run_files import Line
 
 # Of Plotly's tools.
 CONFIG = {"displaylogo": False, "scrollZoom": False}
@@ -78,14 +81,26 @@ def clients(run: Run) -> None:
         st.info("There are no clients' rows yet.")
         return
     value = st.selectbox("Value", list(_VALUES), index=1, key="client-value", width=320)
-    table = by_client(lines, _VALUES[value])
-    if np.isnan(table.values).all():
+    figure = _client_map(run.path, len(lines), lines[-1], value, lines)
+    if figure is None:
         st.info(f"No client reported its {value}.")
-        return
-    if _VALUES[value] == "outcome":
-        _chart(maps.outcomes(table), "clients-outcome")
     else:
-        _chart(maps.clients(table, value), "clients")
+        _chart(figure, f"clients-{_VALUES[value]}")
+
+
+# Of many lines it takes half a second, and the clock asks for it again and again.
+@st.cache_resource(show_spinner=False, max_entries=20)
+def _client_map(
+    path: Path,  # noqa: ARG001
+    count: int,  # noqa: ARG001
+    last: Line,  # noqa: ARG001
+    value: str,
+    _lines: list[Line],
+) -> Figure | None:
+    table = by_client(_lines, _VALUES[value])
+    if np.isnan(table.values).all():
+        return None
+    return maps.outcomes(table) if value == "outcome" else maps.clients(table, value)
 
 
 def classes(run: Run) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.run_files import Lines
+from tests.e2e.harness import Federation
 from tests.recorded import begin, commit
 
 ROOT = Path(__file__).parents[2]
@@ -19,13 +20,13 @@ BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 # A browser and a server that import much, on a busy machine.
-PATIENCE = 120.0
+PATIENCE = 240.0
 TABS = ("Learning", "Rounds", "Clients", "Classes", "Data", "Settings", "Try it")
 MESSAGE = "[data-testid=stAlertContainer]"
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not BROWSER, reason="there is no chromium or google-chrome on the PATH"),
 ]
 
@@ -57,12 +58,18 @@ def url(folder):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """Return a run of digits, two rounds of two clients."""
-    run = folder / "trained"
-    flags = ["--rounds", "2", "--num-partitions", "2", "--local-epochs", "3", "--run-dir", str(run)]
-    command = [sys.executable, "-m", "scripts.quickstart", *flags]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return run
+    """Return a run of digits, two rounds of two clients, that has ended."""
+    federation = Federation(folder)
+    flags = ("--rounds", 2, "--num-partitions", 2, "--min-clients", 2, "--local-epochs", 3)
+    server = federation.server(*flags, task="digits")
+    client = federation.client("0-1", task="digits")
+    try:
+        assert server.wait() == 0, server.text
+        assert client.wait() == 0, client.text
+    finally:
+        for process in (server, client):
+            process.end()
+    return federation.run_dir
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,7 @@ def visit(page, address):
 
 def headline(page, label):
     """Return the value of a headline's number."""
-    metric = page.get_by_test_id("stMetric").filter(has_text=label)
+    metric = page.get_by_test_id("stMetric").filter(has=page.get_by_text(label, exact=True))
     return metric.get_by_test_id("stMetricValue")
 
 
@@ -131,7 +138,7 @@ def drawn(page, key, trace):
 def test_the_numbers_on_a_runs_page_are_those_of_its_files(page, url, trained):
     rows = Lines(trained / "metrics.jsonl").all()
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    visit(page, f"{url}/run?run=trained")
+    visit(page, f"{url}/run?run=run")
     best = max(row["global_accuracy"] for row in rows)
     expect(headline(page, "Final accuracy")).to_have_text(f"{rows[-1]['global_accuracy']:.4f}")
     expect(headline(page, "Best accuracy")).to_have_text(f"{best:.4f}")
@@ -159,7 +166,7 @@ def test_the_data_tab_shows_the_division_that_the_clients_made(page, url, traine
     from scripts.splits import parts_of_run
 
     counts = parts_of_run(json.loads((trained / "config.json").read_text())["options"]).counts
-    visit(page, f"{url}/run?run=trained&view=Data")
+    visit(page, f"{url}/run?run=run&view=Data")
     expect(chart(page, "split")).to_be_visible()
     bars = chart(page, "split").evaluate("plot => plot._fullData.map(bar => Array.from(bar.x))")
     assert bars == counts.T.tolist()
@@ -168,7 +175,7 @@ def test_the_data_tab_shows_the_division_that_the_clients_made(page, url, traine
 def test_the_model_can_be_tried_on_an_example_a_drawing_and_a_file(page, url, trained, tmp_path):
     from PIL import Image, ImageDraw
 
-    visit(page, f"{url}/run?run=trained&view=Try+it")
+    visit(page, f"{url}/run?run=run&view=Try+it")
     expect(chart(page, "probabilities")).to_be_visible()
     expect(page.get_by_text(re.compile(r"^\d with \d"))).to_be_visible()
     page.get_by_text("A drawing").click()
@@ -233,7 +240,7 @@ def test_damaged_empty_and_half_written_runs_are_shown_with_a_message(page, url,
 
 
 def test_an_unknown_run_and_a_path_out_of_the_folder_are_none_of_its_runs(page, url, trained):
-    visit(page, f"{url}/run?run=../trained")
+    visit(page, f"{url}/run?run=../run")
     expect(page.get_by_role("combobox", name=re.compile("Run"))).to_be_visible()
     assert "run=.." not in page.url
 
@@ -245,9 +252,9 @@ def test_runs_are_listed_and_compared(page, url, folder, trained):
     table = page.get_by_test_id("stDataFrame")
     expect(table.get_by_role("gridcell", name="other", exact=True)).to_be_attached()
     expect(table.get_by_role("gridcell", name="1 of 5")).to_be_attached()
-    visit(page, f"{url}/compare?runs=other&runs=trained")
+    visit(page, f"{url}/compare?runs=other&runs=run")
     assert drawn(page, "compared", "other") == [0.5238]
-    assert len(drawn(page, "compared", "trained")) == 2
+    assert len(drawn(page, "compared", "run")) == 2
     cells = page.get_by_test_id("stDataFrame").last.get_by_role("gridcell")
     expect(cells.filter(has_text=re.compile("^lr$"))).to_be_attached()
 
@@ -256,7 +263,7 @@ def test_nothing_is_wider_than_a_narrow_window(browser, url, trained):
     context = browser.new_context(viewport={"width": 400, "height": 800})
     context.set_default_timeout(PATIENCE * 1000)
     page = context.new_page()
-    for place in ("", "compare", *(f"run?run=trained&view={tab}" for tab in TABS)):
+    for place in ("", "compare", *(f"run?run=run&view={tab}" for tab in TABS)):
         visit(page, f"{url}/{place}")
         expect(page.get_by_test_id("stMainBlockContainer")).to_be_visible()
         wide = page.evaluate(
