@@ -5,6 +5,7 @@ Nothing is unpickled: a .pth is read back as weights only, a torch.export progra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -118,20 +119,18 @@ def _write_int8(model: torch.nn.Module, example: torch.Tensor, path: Path) -> Wr
 def _write_program(model: torch.nn.Module, example: torch.Tensor, path: Path) -> Written:
     import torch
 
-    # Parameters that are trained would make an LSTM a loop over its text.
-    model.requires_grad_(requires_grad=False)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
-        program = torch.export.export(
-            model,
-            (example,),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )
+        with warnings.catch_warnings():
+            # Of an LSTM's weights, which it takes for state.
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     # What tracing raises.
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
         name = type(model).__name__
         raise InputError(f"{name} can't be written as a torch.export program: {reason}") from error
-    # It would carry along held-out examples, as a pickle, and paths of this machine.
+    # Or it would carry along held-out examples, as a pickle, and paths of this machine.
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
