@@ -28,12 +28,14 @@ def dashboard(
     /,
     *,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8501,
+    task: str | None = None,
 ) -> None:
     """Show the runs of a folder in a browser of this machine.
 
     Args:
         runs_folder: The folder that holds the run directories.
         port: Port on 127.0.0.1; 0 takes a free one.
+        task: A task of your own, whose code may be run here for what its runs have learned.
     """
     require("dashboard", "./scripts/dashboard", "streamlit", "plotly")
     if (runs_folder / "config.json").exists():
@@ -48,7 +50,7 @@ def dashboard(
     from scripts.viewing import pages
 
     # What Streamlit hands to its script.
-    sys.argv[1:] = [str(runs_folder.absolute())]
+    sys.argv[1:] = [str(runs_folder.absolute()), *([task] if task else [])]
     script = Path(__file__).absolute().with_name("script.py")
     st.App(script, on_script_error=pages.apologise).run(
         config={

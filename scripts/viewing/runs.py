@@ -5,6 +5,7 @@ Reads only. Knows nothing about pages.
 
 from __future__ import annotations
 
+import sys
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,11 @@ from server.run_files import Line, Lines, RunFiles, find_runs
 
 # Runs that are kept; the lines of 1,000 rounds of 100 clients take some 150 MB once looked at.
 _MOST_KEPT = 200
+
+
+def named_task() -> str | None:
+    """Return the task of one's own that ./scripts/dashboard was told of."""
+    return sys.argv[2] if len(sys.argv) > 2 else None
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""What Streamlit runs for each page that it draws, with the folder of the runs as its argument."""
+"""What Streamlit runs for each page that it draws, with the arguments of ./scripts/dashboard."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from common.tasks.inputs import Images
 from scripts.viewing import figures
 from scripts.viewing.drawing import sheet
 from scripts.viewing.messages import plain
-from scripts.viewing.runs import Run
+from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import number
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
     # The training beside it needs the others.
     torch.set_num_threads(1)
-    return load_trained(path, which)
+    return load_trained(path, which, named_task())
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)

@@ -10,7 +10,7 @@ import streamlit as st
 from common.errors import InputError
 from scripts.viewing import figures, maps
 from scripts.viewing.messages import plain
-from scripts.viewing.runs import Run
+from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import by_client, confusion_of, examples_by_client, shown
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _parts(options: dict[str, Any]) -> Parts:
     # It imports torch, which takes seconds.
     from scripts.splits import parts_of_run
 
-    return parts_of_run(options)
+    return parts_of_run(options, named_task())
 
 
 def _class_names(run: Run, count: int) -> list[str]:
@@ -184,10 +184,10 @@ def _class_names(run: Run, count: int) -> list[str]:
 
 @st.cache_resource(show_spinner="Loading the task …", max_entries=8)
 def _classes(task: str) -> tuple[str, ...]:
-    from common.tasks import load_task
+    from common.tasks import load_task_of_run
 
     try:
-        return tuple(load_task(task).classes)
+        return tuple(load_task_of_run(task, named_task()).classes)
     except InputError:
         return ()
 
