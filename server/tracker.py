@@ -66,7 +66,7 @@ def target_of(options: TrackingOptions) -> Target | None:
     name = options.mlflow_model
     if name is not None and (not name.strip() or re.search(r"[/:'%]", name)):
         raise InputError(f"--mlflow-model: {name!r} can't be a model's name; leave / : ' % out")
-    require("mlflow", said, "mlflow", "onnx", "onnxruntime", "onnxscript", "psutil")
+    require("mlflow", said, "mlflow", "onnx", "onnxruntime", "psutil")
     experiment = options.mlflow_experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     return Target(uri, experiment or "folkmoot", name)
 
