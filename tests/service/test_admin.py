@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from tests.e2e.harness import until
 from tests.service.harness import LiveServer, refusal, update
 
 
@@ -147,8 +148,9 @@ def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
         a.push(work["a"], update())
         b.push(work["b"], update(), chunk_size=50, stop_after=1)
         server.stub.Leave(pb.LeaveRequest(session_token=c.token), timeout=10)
-        a.poll(timeout=2)
-        assert _states(server) == {"a": "DONE", "b": "PUSHING", "c": "LOST"}
+        ends = {"a": "DONE", "b": "PUSHING", "c": "LOST"}
+        # The server reads the broken stream when it comes to it.
+        until(lambda: _states(server) == ends and _clients(server).clients[1].bytes_up, ends)
         first, second, third = _clients(server).clients
         assert (first.num_examples, first.train_loss, first.partition) == (10, 1.0, 0)
         assert (first.bytes_down, first.bytes_up) == (len(model), len(update()))
