@@ -148,6 +148,7 @@ def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
         a.push(work["a"], update())
         b.push(work["b"], update(), chunk_size=50, stop_after=1)
         server.stub.Leave(pb.LeaveRequest(session_token=c.token), timeout=10)
+        a.poll(timeout=2)
         ends = {"a": "DONE", "b": "PUSHING", "c": "LOST"}
         # The server reads the broken stream when it comes to it.
         until(lambda: _states(server) == ends and _clients(server).clients[1].bytes_up, ends)
