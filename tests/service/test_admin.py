@@ -148,7 +148,7 @@ def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
         a.push(work["a"], update())
         b.push(work["b"], update(), chunk_size=50, stop_after=1)
         server.stub.Leave(pb.LeaveRequest(session_token=c.token), timeout=10)
-        a.poll(timeout=2)
+        a.poll(timeout=3)
         ends = {"a": "DONE", "b": "PUSHING", "c": "LOST"}
         # The server reads the broken stream when it comes to it.
         until(lambda: _states(server) == ends and _clients(server).clients[1].bytes_up, ends)
@@ -168,7 +168,7 @@ def test_a_client_whose_work_failed_is_shown_as_failed_until_the_attempt_ends(tm
         a, b = server.join("a"), server.join("b")
         a.report(a.assignment(), failure=pb.TaskFailure(reason="NO"))
         b.assignment()
-        a.poll(timeout=2)
+        a.poll(timeout=3)
         assert _states(server) == {"a": "FAILED", "b": "TRAINING"}
 
 
