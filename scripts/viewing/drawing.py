@@ -49,7 +49,7 @@ export default function ({ parentElement, setStateValue }) {
     function clear() {
         pen.fillStyle = "white";
         pen.fillRect(0, 0, canvas.width, canvas.height);
-        pen.lineWidth = 18;
+        pen.lineWidth = 24;
         pen.lineCap = pen.lineJoin = "round";
     }
 

@@ -153,12 +153,10 @@ def _one(folder: Path) -> None:
     names = _names(folder)
     if not names:
         return
-    if "run" not in st.query_params:
-        st.session_state.setdefault("run", names[0])
-    # Without a default, so that the address always says which run it is of.
-    name = st.selectbox("Run", names, index=None, key="run", bind="query-params")
-    if name is None:
-        return
+    asked = st.query_params.get("run")
+    name = st.selectbox("Run", names, names.index(asked) if asked in names else 0)
+    # So that the address always says which run it is of.
+    st.query_params["run"] = name
     run = open_run(folder / name)
     live = _live(run)
     every = REFRESH if live else None
@@ -196,7 +194,7 @@ def _headline(run: Run) -> None:
     found = headline(rows)
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.files.running:
-            st.badge("running", icon=":material/play_arrow:", color="green")
+            st.badge("running", color="green")
         else:
             st.badge("ended" if rows else "no round yet", color="gray")
         about = (run.option(name) for name in ("task", "model", "strategy", "partitioner"))
