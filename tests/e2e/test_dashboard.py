@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import pytest
 
 from server.run_files import Lines
 from tests.e2e.harness import Federation
 from tests.recorded import begin, client_rows, commit, row
+
+psutil = pytest.importorskip("psutil", reason='needs the extra "full"')
 
 ROOT = Path(__file__).parents[2]
 BROWSER = next(
