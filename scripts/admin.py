@@ -157,7 +157,8 @@ def _watch_live(seen: Iterator[Seen], console: Console) -> pb.Run:
     try:
         with Live(view, console=console, screen=True) as live:
             for run, admin, problem in chain([first], seen):
-                view = replace(view, run=run, problem=problem and f"{problem}; trying again")
+                # The reason comes last, as a narrow terminal cuts it.
+                view = replace(view, run=run, problem=problem and f"trying again: {problem}")
                 began = time.monotonic()
                 if admin and (began >= due or run.state in ENDED):
                     # It may end meanwhile; what is seen of it next will tell.

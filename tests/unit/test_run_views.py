@@ -122,9 +122,9 @@ def test_what_is_wrong_is_said_on_top_of_what_was_seen_last():
     run = pb.Run()
     run.CopyFrom(RUN)
     run.state, run.failure_message = pb.Run.STATE_FAILED, "round 7 was abandoned [3] times"
-    shown = lines(view([client("a")], (), run, "connection refused; trying again"))
+    shown = lines(view([client("a")], (), run, "trying again: connection refused"))
     assert "failed" in shown[0]
-    assert shown[1:3] == ["round 7 was abandoned [3] times", "connection refused; trying again"]
+    assert shown[1:3] == ["round 7 was abandoned [3] times", "trying again: connection refused"]
     assert any(line.startswith("a ") for line in shown)
 
 
