@@ -16,7 +16,7 @@ from scripts.reproduction.running import train
 def run(
     data_dir: Path,
     output: Path,
-    rounds: int = 20,
+    rounds: int = 30,
     task: str = "next_word",
     flags: Sequence[object] = (),
 ) -> None:

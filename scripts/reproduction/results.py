@@ -6,6 +6,7 @@ Knows nothing about how a result came to be.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,14 @@ def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
     for axis, panel in zip(axes, panels, strict=False):
         for label, line in panel.lines.items():
             axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
-        for label, level in (panel.levels or {}).items():
-            axis.axhline(level, label=label, color="black", linestyle="--", linewidth=0.8)
+        for (label, level), style in zip((panel.levels or {}).items(), cycle(("--", ":"))):
+            axis.axhline(level, label=label, color="black", linestyle=style, linewidth=1)
         axis.set_ylim(bottom=panel.lowest)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
         axis.set_ylabel(panel.y_label)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best")
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=110)
