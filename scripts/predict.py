@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,8 +45,9 @@ def predict(
 
     Args:
         model: An exported .onnx file, or a run directory, whose best model it then is.
-        inputs: Picture files, .npy files that hold an example or several, or texts. Without
-            any, a model of text takes each line of the standard input as one.
+        inputs: Picture files; .npy files of an example or several, of the shape and with the
+            values that the model takes; or texts. If there are none, a model of text takes each
+            line of the standard input as one.
         top: How many answers to print for each, the likeliest first.
         json: Print JSON, one object an input.
         task: Of a run directory, the run's task if it is your own: its code is run here.
@@ -68,6 +69,7 @@ def _of_run(folder: Path, named: str | None) -> Model:
     import torch
 
     from common.tasks.text import TextTask
+    from scripts.exporting.describing import held_out
     from scripts.trained import load_trained
 
     run = load_trained(folder, task=named)
@@ -85,9 +87,16 @@ def _of_run(folder: Path, named: str | None) -> Model:
 
     if isinstance(task, TextTask):
         return Model(scores=scores, dtype="int64", inputs=task.inputs, length=task.length)
-    pictures = task.inputs if isinstance(task.inputs, Images) else None
-    shape = None if pictures is None else (len(pictures.mean), pictures.height, pictures.width)
-    return Model(scores=scores, dtype="float32", shape=shape, classes=task.classes, inputs=pictures)
+    pictures, dtype = None, "float32"
+    shape: Sequence[int] | None = None
+    if isinstance(task.inputs, Images):
+        pictures = task.inputs
+        shape = len(pictures.mean), pictures.height, pictures.width
+    elif examples := held_out(task, Path(run.options.get("data_dir", "data"))):
+        # The task doesn't say what it takes, but its data show it.
+        shape = examples.inputs.shape[1:]
+        dtype = str(examples.inputs.dtype).removeprefix("torch.")
+    return Model(scores=scores, dtype=dtype, shape=shape, classes=task.classes, inputs=pictures)
 
 
 def _answers(model: Model, name: str, top: int) -> list[tuple[str, list[Answer]]]:
@@ -118,13 +127,10 @@ def _of_array(model: Model, name: str) -> list[tuple[str, Array]]:
         values: Any = np.load(name, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError("no array in numpy's format") from error
-    try:
-        return [(name, model.of_array(values))]
-    except InputError:
-        # Or it has a dimension more: several examples.
-        if not isinstance(values, np.ndarray) or values.ndim < 2 or not len(values):
-            raise
+    dimensions = model.dimensions
+    if dimensions is not None and np.ndim(values) == dimensions + 1 and len(values):
         return [(f"{name}[{n}]", model.of_array(row)) for n, row in enumerate(values)]
+    return [(name, model.of_array(values))]
 
 
 def _files(model: Model) -> str:

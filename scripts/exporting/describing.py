@@ -70,7 +70,7 @@ def held_out(task: Task, data_dir: Path) -> Examples | None:
         return None
     try:
         examples = task.data(data_dir, train=False)
-    except DataError:
+    except (DataError, OSError):
         return None
     count = len(examples.inputs)
     if not count:

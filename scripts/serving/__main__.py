@@ -67,9 +67,10 @@ def _listen(bind: str) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_MOST_CONNECTIONS)
     except OSError as error:
-        raise InputError(
-            f"--bind: can't listen on {bind} ({error.strerror}); name another address"
-        ) from error
+        # create_server names the address once more.
+        reason = str(error.strerror).partition(" (while")[0]
+        message = f"--bind: can't listen on {bind} ({reason}); name another address"
+        raise InputError(message) from error
 
 
 def serve() -> int:

@@ -33,6 +33,10 @@ def read_checked(path: Path) -> tuple[Metadata, bytes]:
     Raises:
         InputError: one of them is missing or damaged.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder; of a run, ./scripts/export {path} --format onnx writes the model"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:

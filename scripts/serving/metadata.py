@@ -77,14 +77,18 @@ def read(model: Path) -> Metadata:
     """
     path = path_beside(model)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; name a model that ./scripts/export wrote, and keep its "
+            "metadata beside it"
+        ) from error
+    try:
+        value = json.loads(text)
         value["input"], value["output"] = Value(**value["input"]), Value(**value["output"])
         return Metadata(**value)
-    except OSError as error:
-        message = f"{path}: {error.strerror}; copy it beside the model that it belongs to"
-        raise InputError(message) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: no metadata of a model ({error}); export it again") from error
+        raise InputError(f"{path}: no metadata of a model; export it again") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -68,6 +68,13 @@ class Model:
         """What its texts are made of, if it takes any."""
         return None if isinstance(self.inputs, Images) else self.inputs
 
+    @property
+    def dimensions(self) -> int | None:
+        """Of an example; None: not known."""
+        if self.symbols is not None:
+            return 1
+        return None if self.shape is None else len(self.shape)
+
     def of_picture(self, picture: Image) -> Array:
         """Return a picture as an example.
 
@@ -141,6 +148,11 @@ class Model:
             scores = self.scores(np.stack(examples))
         else:
             scores = np.concatenate([self.scores(example[None]) for example in examples])
+        if scores.ndim != 2:
+            raise InputError(
+                f"the model's scores of an input are of shape {list(scores.shape[1:])}, not of one "
+                "for each class: it may take inputs of another shape"
+            )
         scores = scores.astype(np.float64)
         if not np.isfinite(scores).all():
             raise InputError(

@@ -39,6 +39,12 @@ def write_run(folder, task="next_word", names=("best", "global")):
     return folder
 
 
+def array(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     def run(*arguments, script=predict):
@@ -146,6 +152,30 @@ def test_a_run_answers_pictures_and_arrays_as_its_task_reads_them(tmp_path, comm
         assert json.loads(line)["answers"][0]["probability"] == pytest.approx(expected)
 
 
+def test_a_run_of_ones_own_task_answers_arrays_of_the_shape_of_its_data(tmp_path, command):
+    run = write_run(tmp_path / "run", task="tests.tasks:Tiny")
+    examples = np.eye(2, 4, dtype=np.float32)
+    np.save(tmp_path / "one.npy", examples[0])
+    np.save(tmp_path / "two.npy", examples)
+    np.save(tmp_path / "wide.npy", examples[:, :3])
+    flags = ("--task", "tests.tasks:Tiny", "--json")
+    status, out, err = command(run, tmp_path / "one.npy", tmp_path / "two.npy", *flags)
+    assert (status, err) == (0, "")
+    answers = [json.loads(line)["answers"] for line in out.splitlines()]
+    assert answers[0] == answers[1] != answers[2]
+    status, _, err = command(run, tmp_path / "wide.npy", *flags)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "wide.npy: an input's shape must be [4], not [3]" in err
+
+
+def test_scores_that_are_not_of_classes_are_refused(tmp_path, command):
+    run = write_run(tmp_path / "run", task="tests.tasks:Unread")
+    np.save(tmp_path / "two.npy", np.eye(2, 4, dtype=np.float32))
+    status, _, err = command(run, tmp_path / "two.npy", "--task", "tests.tasks:Unread")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "scores of an input are of shape [2, 3], not of one for each class" in err
+
+
 def test_a_text_that_is_exported_goes_on_by_its_end(tmp_path, command):
     model = write_text(tmp_path / "tiny.onnx")
     _, out, _ = command(model, "--json", "--top", 9, "xx" * 50 + "ab", "?")
@@ -163,6 +193,8 @@ def test_a_text_that_is_exported_goes_on_by_its_end(tmp_path, command):
         ("a.png", b"", "a.png: no readable picture"),
         ("a.npy", b"", "a.npy: no array in numpy's format"),
         ("a.npy", pickle.dumps([1]), "a.npy: no array in numpy's format"),
+        ("a.npy", array(np.zeros((2, 2))), "shape must be [1, 2, 2], not [2, 2]"),
+        ("a.npy", array(np.zeros((0, 1, 2, 2))), "shape must be [1, 2, 2], not [0, 1, 2, 2]"),
     ],
 )
 def test_a_file_that_is_no_input_is_an_error(tmp_path, command, name, content, said):

@@ -202,10 +202,23 @@ def test_what_is_no_onnx_is_refused_though_its_digest_is_right(tmp_path, content
 def test_a_model_without_metadata_is_refused(tmp_path):
     path = write_classifier(tmp_path / "tiny.onnx")
     beside.path_beside(path).unlink()
-    with pytest.raises(InputError, match=r"tiny.onnx.json: No such file.*copy it beside"):
+    with pytest.raises(InputError, match=r"tiny.onnx.json: No such file.*keep its metadata beside"):
         load_model(path)
     with pytest.raises(InputError, match="No such file"):
         load_model(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"input": 1, "output": 2}', "not JSON"])
+def test_metadata_that_are_none_are_refused_in_plain_words(tmp_path, text):
+    path = write_classifier(tmp_path / "tiny.onnx")
+    beside.path_beside(path).write_text(text)
+    with pytest.raises(InputError, match="no metadata of a model; export it again"):
+        load_model(path)
+
+
+def test_a_run_directory_is_no_exported_model(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder; of a run, \./scripts/export"):
+        load_model(tmp_path)
 
 
 def test_a_text_model_says_how_much_it_takes_at_once(tmp_path):
