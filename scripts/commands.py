@@ -2,7 +2,7 @@
 
 import sys
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 
 from common.errors import InputError
 from common.process import exit_status
@@ -14,6 +14,12 @@ def run_app(app: App) -> int:
     def run() -> int:
         try:
             app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        except MissingArgumentError as error:
+            argument = error.argument
+            if argument is None or argument.tokens or error.keyword:
+                raise InputError(" ".join(str(error).split())) from error
+            # Of what was not given at all, its own words are those of a flag without its value.
+            raise InputError(f"{argument.name} is missing; see --help") from error
         except CycloptsError as error:
             raise InputError(" ".join(str(error).split())) from error
         return 0

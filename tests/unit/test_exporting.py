@@ -101,6 +101,11 @@ def test_a_file_gives_the_scores_of_the_runs_model_and_is_what_its_metadata_say(
         assert {name: said.evaluation[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
 
 
+def test_a_flag_that_is_not_given_is_not_said_to_lack_its_value(tmp_path, command):
+    assert command(tmp_path)[2] == "error: --format is missing; see --help\n"
+    assert "--format requires an argument" in command(tmp_path, "--format")[2]
+
+
 def test_a_text_model_without_held_out_data_is_exported_unevaluated_and_that_is_said(
     tmp_path, command
 ):
