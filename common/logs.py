@@ -1,4 +1,4 @@
-"""Structured logs: readable lines on a terminal, JSON lines elsewhere and in a file.
+"""Structured logs: readable lines for a person, JSON lines for a program and in a file.
 
 Knows nothing about what is logged; callers never pass data or tensors.
 """
@@ -15,8 +15,12 @@ from structlog.types import EventDict, Processor, WrappedLogger
 Logger = structlog.stdlib.BoundLogger
 
 
-def configure_logs(file: Path | None = None) -> None:
-    """Log to standard error from now on, and append to `file` as JSON lines if one is given.
+def configure_logs(file: Path | None = None, *, readable: bool = False) -> None:
+    """Log to standard error from now on.
+
+    Args:
+        file: to append JSON lines to.
+        readable: lines for a person elsewhere than on a terminal, too.
 
     Raises:
         OSError: the file can't be opened.
@@ -30,9 +34,11 @@ def configure_logs(file: Path | None = None) -> None:
     ]
     if file is not None:
         processors.append(_JsonFile(file.open("a", encoding="utf-8")))
-    if terminal:
+    if terminal or readable:
         processors.append(_for_a_person)
-        processors.append(structlog.dev.ConsoleRenderer(pad_event_to=20, sort_keys=False))
+        processors.append(
+            structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=20, sort_keys=False)
+        )
     else:
         processors.append(structlog.processors.JSONRenderer(serializer=json.dumps))
     structlog.configure(processors=processors, logger_factory=_StandardError)

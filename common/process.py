@@ -47,7 +47,23 @@ def keep_chunks_allocated() -> None:
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """Return what `run` returns; after InputError 2 and after RunFailed 1, each with its line."""
+    """Return what `run` returns; after InputError 2 and after RunFailed 1, each with its line.
+
+    Also 1, without a word, where nobody reads on what is printed, as before `| head`.
+    """
+    try:
+        status = _status(run)
+        if sys.stdout is not None:
+            # What waits in the buffer may be what can't be printed.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return status
+
+
+def _status(run: Callable[[], int]) -> int:
     try:
         return run()
     except (InputError, RunFailed) as error:

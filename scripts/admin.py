@@ -135,7 +135,8 @@ def _watch_lines(seen: Iterable[Seen], as_json: bool) -> pb.Run:
     shown, problem, run = "", "", pb.Run()
     for run, _, problem_now in seen:
         if bool(problem_now) != bool(problem):
-            said = f"{problem_now}; trying again" if problem_now else "connected again"
+            lost = f"no connection: {problem_now}; trying again"
+            said = lost if problem_now else "connected again"
             print(said, file=sys.stderr, flush=True)
         problem = problem_now
         visible = pb.Run()
@@ -169,7 +170,8 @@ def _watch_live(seen: Iterator[Seen], console: Console) -> pb.Run:
                     due = began + max(_LOOK_SECONDS, 10 * (time.monotonic() - began))
                 live.update(view)
     finally:
-        console.print(view)
+        # Below what the terminal made of Ctrl-C; the prompt needs a line, too.
+        console.print("", view, sep="", height=console.height - 1)
     return view.run
 
 

@@ -5,6 +5,7 @@ import sys
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from common.errors import InputError
+from common.logs import configure_logs
 from common.process import exit_status
 
 
@@ -24,4 +25,6 @@ def run_app(app: App) -> int:
             raise InputError(" ".join(str(error).split())) from error
         return 0
 
+    # Beside what is printed, which may go into a pipe.
+    configure_logs(readable=True)
     return exit_status(run)

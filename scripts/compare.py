@@ -22,6 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from common.errors import InputError
+from common.logs import configure_logs
 from common.process import exit_status
 from common.tasks import load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
@@ -53,6 +54,7 @@ class Point(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Return the exit status: 0 done, 1 failed, 2 wrong input, 130 after Ctrl-C."""
     end_on_signals()
+    configure_logs(readable=True)
     try:
         return exit_status(lambda: compare(argv))
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from common.errors import InputError, RunFailed
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
+from scripts.operators import reason
 
 _FIRST_DELAY_SECONDS = 0.2
 _LONGEST_DELAY_SECONDS = 5.0
@@ -64,7 +65,7 @@ def follow(open_channel: Callable[[], grpc.Channel], keepalive_seconds: int) -> 
         except grpc.RpcError as error:
             if run is None or error.code() in _REFUSALS:
                 raise
-            problem = str(error.details())
+            problem = reason(error)
         except InputError as error:
             if run is None:
                 raise

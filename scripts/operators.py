@@ -6,6 +6,7 @@ Knows nothing about what is asked.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import grpc
 
 from common.errors import InputError
 from common.tls import read_ca, read_pair
+from server.run_files import is_running
 
 _TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
@@ -37,9 +39,13 @@ def server_of(run_dir: Path, certs: Path | None = None) -> Where:
     try:
         ready = json.loads((run_dir / "server.json").read_text(encoding="utf-8"))
         token = (run_dir / _TOKEN_FILE).read_text(encoding="ascii").strip()
-        return Where(str(ready["admin_address"]), token, certs)
+        where = Where(str(ready["admin_address"]), token, certs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--run-dir: no server is running in {run_dir}") from error
+    if not is_running(run_dir):
+        again = f"python -m server --run-dir {run_dir} --resume"
+        raise InputError(f"the server of {run_dir} was killed; go on with: {again}")
+    return where
 
 
 def newest_server(runs: Path) -> Path:
@@ -65,6 +71,15 @@ def connect(where: Where) -> grpc.Channel:
     else:
         channel = grpc.secure_channel(where.address, _credentials(where.certs), options=_KEEPALIVE)
     return grpc.intercept_channel(channel, _ShowToken(where.token)) if where.token else channel
+
+
+def reason(error: grpc.RpcError) -> str:
+    """Return why a call failed; where there is no server, without how gRPC came to know."""
+    details = str(error.details())
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return details
+    broken = re.fullmatch(r"Stream removed \((.*)\)", details)
+    return (broken[1] if broken else details).rpartition(":")[2].strip()
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

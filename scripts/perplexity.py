@@ -14,7 +14,6 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from common.errors import InputError
-from common.logs import configure_logs
 from common.tasks import Examples
 from scripts.commands import run_app
 from scripts.ngrams import Pairs, baselines
@@ -44,12 +43,12 @@ def perplexity(
         task: The run's task if it is your own: its code is run here.
         json: Print a JSON object.
     """
-    configure_logs()
     found = perplexities(run_dir, data_dir, task)
     if json:
         print(json_format.dumps(found))
         return
     names = {"model": f"best model of {run_dir}", "bigram": "bigram (Kneser-Ney)"}
+    print("Perplexity on held-out text (less is better):")
     for name, value in found.items():
         print(f"{value:8.2f}  {names.get(name, name)}")
 

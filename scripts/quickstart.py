@@ -1,6 +1,7 @@
-"""Starts a server and five clients as processes on this machine, and shows how training goes.
+"""Starts a server and clients as processes on this machine, and shows how training goes.
 
-Whatever it starts it ends, on every way out. The flags are the server's.
+Clients beyond five share five processes. Whatever it starts it ends, on every way out. The flags
+are the server's.
 """
 
 import sys
@@ -17,10 +18,10 @@ from server.configuration import parse
 from server.options import ServerOptions
 from server.run_files import Line, RunFiles
 
-_CLIENTS = 5
+_PROCESSES = 5
 _DESCRIPTION = (
-    "Starts a server and five clients on this machine, and shows how training goes. All options "
-    "are the server's."
+    "Starts a server and its clients, in up to five processes, on this machine, and shows how "
+    "training goes. All options are the server's."
 )
 _COLUMNS = {
     "round": "round",
@@ -58,14 +59,16 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _train(options: ServerOptions, argv: Sequence[str]) -> int:
-    clients = spread(options.split.num_partitions, _CLIENTS)
+    partitions = options.split.num_partitions
+    clients = spread(partitions, _PROCESSES)
     console = Console()
     with Training(argv, options, clients) as training:
         folder = training.folder
         if training.address is None:
             print("The run has ended already; a larger --rounds goes on with it.")
             return 0
-        print(f"Server on {training.address}, {len(clients)} clients, run directory {folder}")
+        shared = f" in {len(clients)} processes" if len(clients) < partitions else ""
+        print(f"Server on {training.address}, {partitions} clients{shared}, run directory {folder}")
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("0 rounds", total=options.run.rounds)
             for row in training.rows():

@@ -5,13 +5,14 @@ Pure: from the Admin service's messages to what rich prints.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.progress_bar import ProgressBar
+from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
@@ -115,7 +116,10 @@ class LiveView:
         num_rounds = min(len(self.rounds), max(space // 3, space - len(self.clients)))
         yield Text()
         wide = options.max_width >= _WIDE
-        yield from self._clients(space - num_rounds, wide)
+        # As they were, not as they are.
+        style = "dim" if self.problem else ""
+        for part in self._clients(space - num_rounds, wide):
+            yield Styled(part, style)
         if num_rounds:
             yield Text()
             yield rounds_table(self.rounds[:num_rounds], wide=wide)
@@ -123,10 +127,11 @@ class LiveView:
     def _heading(self) -> Text:
         run, now = self.run, self.run.round
         attempt = f", attempt {now.attempt}" if now.attempt > 1 else ""
+        colour = "bold red" if run.failure_message else "bold green"
         heading = Text.assemble(
             (run.run_id, "bold"),
             f"  {run.task_name}  ",
-            (_state(run), "bold red" if run.failure_message else "bold green"),
+            ("no connection", "bold red") if self.problem else (_state(run), colour),
             f"  round {now.number} {_phase(now)}{attempt}  {run.live_client_count} clients",
             no_wrap=True,
             overflow="ellipsis",
@@ -145,7 +150,7 @@ class LiveView:
         done = f"{run.model.version} of {run.target_round_count}{self._time_left()}"
         bars.add_row("rounds", _bar(run.target_round_count, run.model.version), done)
         updates = f"{now.accepted_count} of {now.report_goal}"
-        if now.HasField("time_remaining"):
+        if now.HasField("time_remaining") and not self.problem:
             updates += f", deadline in {_time(now.time_remaining)}"
         bars.add_row("updates", _bar(now.report_goal, now.accepted_count), updates)
         return bars
@@ -154,11 +159,12 @@ class LiveView:
         """Return what the rounds to come will take if they are like the last ones."""
         last = [found.metrics["duration_seconds"] for found in self.rounds if found.metrics]
         to_come = self.run.target_round_count - self.run.model.version
-        if not last or not to_come or self.run.state != pb.Run.STATE_ACTIVE:
+        active = self.run.state == pb.Run.STATE_ACTIVE and not self.problem
+        if not last or not to_come or not active:
             return ""
         return f", about {_clock(to_come * sum(last) / len(last))} left"
 
-    def _clients(self, space: int, wide: bool) -> RenderResult:
+    def _clients(self, space: int, wide: bool) -> Iterator[RenderableType]:
         order = list(_STATES)
         found = sorted(self.clients, key=lambda c: (_rank(c, order), _natural(c.client_id)))
         shown = len(found) if len(found) <= space else max(1, space - 1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +49,7 @@ class Training:
         self._clients = clients
         self._environments = environments or {}
         self._logs = self.folder / "logs"
+        self._is_new = not self.folder.exists()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._rows = Lines(self.folder / "metrics.jsonl")
         self._known = 0
@@ -55,8 +57,11 @@ class Training:
     def __enter__(self) -> Self:
         try:
             self._start_all()
-        except BaseException:
+        except BaseException as error:
             self._end()
+            # Only a server that failed may have left in its log what is not told here.
+            if not isinstance(error, RunFailed):
+                self._remove_unbegun()
             raise
         return self
 
@@ -140,6 +145,10 @@ class Training:
             )
         self._processes.append(process)
         return process
+
+    def _remove_unbegun(self) -> None:
+        if self._is_new and list(self.folder.glob("*")) == [self._logs]:
+            rmtree(self.folder)
 
     def _end(self) -> None:
         # The second Ctrl-C of someone in a hurry must not leave a process behind.

@@ -106,16 +106,7 @@ class RunFiles:
     @property
     def running(self) -> bool:
         """Whether a server of this machine works on it."""
-        pid = read_json(self.path / "server.json").get("pid")
-        if not isinstance(pid, int):
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return is_running(self.path)
 
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
@@ -130,6 +121,20 @@ def numbers(row: Line) -> dict[str, float]:
         for name, value in row.get(f"{side}_metrics", {}).items()
     }
     return own | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+
+
+def is_running(run_dir: Path) -> bool:
+    """Return whether a server of this machine works on a run directory."""
+    pid = read_json(run_dir / "server.json").get("pid")
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def find_runs(folder: Path) -> list[Path]:

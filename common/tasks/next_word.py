@@ -20,6 +20,7 @@ For another language or trade, let a task of your own have words of your own:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -104,12 +105,18 @@ def _owned(data_dir: Path) -> Mapping[str, Sequence[str]]:
     if folder == _NOT_NAMED:
         from pydoc_data.topics import topics
 
-        log.info("no text of one's own: this is the text of Python's help", data_dir=str(data_dir))
+        _mention_help(data_dir)
         return grouped(topics, _GROUPS)
     raise DataError(
         f"--data-dir: no *.txt file in {folder} or a folder of it; put each client's text there, "
         "a file or a sub-folder each"
     )
+
+
+@cache
+def _mention_help(data_dir: Path) -> None:
+    """Say it once, though text is read for each part of it."""
+    log.info("no text of one's own: this is the text of Python's help", data_dir=str(data_dir))
 
 
 def _read(entry: Path) -> list[str]:

@@ -13,7 +13,6 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.extras import require
-from common.logs import configure_logs
 from scripts.commands import run_app
 from scripts.exporting.describing import (
     Source,
@@ -69,7 +68,6 @@ def export(
         force: Write onnx-int8, whatever it costs.
         task: The run's task if it is your own: its code is run here.
     """
-    configure_logs()
     if format.startswith("onnx"):
         require("onnx", f"--format {format}", "onnx", "onnxruntime")
     source = read_source(run, which, task)

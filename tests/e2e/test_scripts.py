@@ -84,10 +84,21 @@ def test_quickstart_says_what_went_wrong_in_a_process(federation):
     process = federation.start("scripts.quickstart", *run, "--model", "resnet")
     assert process.wait() == 2
     assert process.errors == ["error: --model: digits has no model 'resnet'; use one of cnn"]
+    assert not federation.run_dir.exists()
     process = federation.start("scripts.quickstart", *run, "--task", "tests.tasks:Broken")
     assert process.wait() == 1
     assert "the task's code raised RuntimeError" in process.errors[0]
+    assert (federation.run_dir / "logs" / "server.log").exists()
     assert _processes_of(federation.run_dir) == []
+
+
+def test_quickstart_leaves_a_folder_that_was_there_as_it_was(federation):
+    federation.run_dir.mkdir()
+    process = federation.start(
+        *("scripts.quickstart", "--run-dir", federation.run_dir, "--model", "resnet")
+    )
+    assert process.wait() == 2
+    assert federation.run_dir.exists()
 
 
 def test_compare_trains_the_pooled_data_as_far_and_writes_both_curves(federation):
@@ -159,6 +170,16 @@ def test_admin_shows_watches_and_stops_a_run(federation):
     assert gone.stderr.startswith("error: --run-dir: no server is running in ")
 
 
+def test_admin_says_how_to_go_on_after_a_killed_server(federation):
+    federation.server().end()
+    killed = _admin(federation, "status")
+    assert killed.returncode == 2
+    again = f"python -m server --run-dir {federation.run_dir} --resume"
+    assert killed.stderr == (
+        f"error: the server of {federation.run_dir} was killed; go on with: {again}\n"
+    )
+
+
 def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation):
     server = federation.server("--rounds", 2, "--num-partitions", 2)
     terminal, side = pty.openpty()
@@ -177,9 +198,15 @@ def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation)
         # A terminal that nobody reads is full after two screens, and holds its writer up.
         while b"trying again" not in shown:
             shown += screen.read(65536)
-        assert b"; trying again" in lines.stderr.readline()
+        lost = lines.stderr.readline()
+        assert re.fullmatch(rb"no connection: [^:]{5,40}; trying again\n", lost), lost
         federation.server("--resume")
         assert lines.stderr.readline() == b"connected again\n"
+        # The run may be over before one that waits to try again does.
+        back = b""
+        while b"waiting" not in back:
+            back += screen.read(65536)
+        shown += back
         federation.client("0-1")
         while chunk := _read(screen):
             shown += chunk
@@ -192,8 +219,58 @@ def test_admin_watch_follows_the_run_over_a_killed_server_to_its_end(federation)
     whole, _, left = shown.partition(b"\x1b[?1049l")
     assert whole.count(b"\x1b[?1049h") == 1
     assert b"trying again" in whole
+    assert b"no connection" in whole
     assert b"succeeded" in left
     assert b"2 of 2" in left
+
+
+def test_watch_leaves_a_view_whose_head_is_still_on_the_screen(federation):
+    federation.server("--rounds", 10_000, "--num-partitions", 2)
+    federation.client("0-1")
+    federation.wait_for(lambda run: run.model.version >= 30)
+    terminal, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with (
+        open(terminal, "rb", buffering=0) as screen,  # noqa: PTH123 - a descriptor
+        _watch(federation, stdin=side, stdout=side, stderr=side) as live,
+    ):
+        os.close(side)
+        shown = b""
+        while b"committed" not in shown:
+            shown += screen.read(65536)
+        live.send_signal(signal.SIGINT)
+        while chunk := _read(screen):
+            shown += chunk
+        assert live.wait(PATIENCE) == 130
+    before, *view = shown.partition(b"\x1b[?1049l")[2].decode().splitlines()
+    assert before == ""
+    assert "run" in view[0]
+    # A line is left for the prompt.
+    assert len(view) == 23
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("scripts.admin", "--help"),
+        ("server", "--help"),
+        ("scripts.show_split", "--num-partitions", "20"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_quietly_when_nobody_reads_on(command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:  # noqa: PTH123 - a descriptor
+        ended = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def _read(terminal):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.durable import seal
 from common.errors import InputError
-from common.tasks import load_task
+from common.tasks import load_task, next_word
 from common.tensors import encode
 from scripts import perplexity, predict
 from scripts.commands import run_app
@@ -113,7 +113,23 @@ def test_perplexities_stand_beside_each_other(tmp_path, command):
     found = json.loads(out)
     assert (status, list(found)) == (0, ["model", "unigram", "bigram"])
     assert found["bigram"] < found["unigram"] < found["model"]
-    assert len(command(*arguments, script=perplexity)[1].splitlines()) == 3
+    heading, *table = command(*arguments, script=perplexity)[1].splitlines()
+    assert heading.startswith("Perplexity on held-out text")
+    assert [float(line.split()[0]) for line in table] == [round(f, 2) for f in found.values()]
+
+
+def test_a_commands_log_is_said_once_for_a_person_and_not_among_what_is_printed(
+    tmp_path, command, monkeypatch
+):
+    run = write_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    topics = {f"topic{number}": f"word{number} the end. " * 100 for number in range(20)}
+    monkeypatch.setattr("pydoc_data.topics.topics", topics)
+    # As in a process of its own.
+    next_word._mention_help.cache_clear()
+    status, out, err = command("--run-dir", run, "--json", script=perplexity)
+    assert (status, list(json.loads(out))) == (0, ["model", "unigram", "bigram"])
+    assert re.fullmatch(r"\S+ \[info +\] no text of one's own.* data_dir=data\n", err)
 
 
 def test_pictures_and_arrays_get_their_classes(tmp_path, command):

@@ -118,13 +118,21 @@ def test_the_live_view_fits_any_terminal_and_cuts_only_ids_short(width, height):
         assert first.split()[1:7] == ["evaluating", "0", "s", "539", "60000", "12.3456"]
 
 
-def test_what_is_wrong_is_said_on_top_of_what_was_seen_last():
+def test_why_a_run_failed_is_said_on_top():
     run = pb.Run()
     run.CopyFrom(RUN)
     run.state, run.failure_message = pb.Run.STATE_FAILED, "round 7 was abandoned [3] times"
-    shown = lines(view([client("a")], (), run, "trying again: connection refused"))
+    shown = lines(view([client("a")], (), run))
     assert "failed" in shown[0]
-    assert shown[1:3] == ["round 7 was abandoned [3] times", "trying again: connection refused"]
+    assert shown[1] == "round 7 was abandoned [3] times"
+
+
+def test_without_a_connection_what_was_seen_last_does_not_look_as_if_it_were_so_now():
+    shown = lines(view([client("a")], [committed(6)], RUN, "trying again: [Connection] refused"))
+    assert shown[0].startswith("20261122-120000-digits  digits  no connection  round 7 ")
+    assert shown[1] == "trying again: [Connection] refused"
+    assert shown[2].endswith("6 of 20")
+    assert shown[3].endswith("2 of 4")
     assert any(line.startswith("a ") for line in shown)
 
 

@@ -1,0 +1,39 @@
+"""What an operator is told of a connection that fails."""
+
+import grpc
+import pytest
+
+from scripts.operators import reason
+
+
+class Failed(grpc.RpcError):
+    """As a call raises it."""
+
+    def __init__(self, details, code=grpc.StatusCode.UNAVAILABLE):
+        self.code = lambda: code
+        self.details = lambda: details
+
+
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7071: "
+            "Failed to connect to remote host: Connection refused",
+            "Connection refused",
+        ),
+        ("Stream removed (Socket closed)", "Socket closed"),
+        (
+            "Stream removed (recvmsg:Connection reset by peer (104))",
+            "Connection reset by peer (104)",
+        ),
+        ("Socket closed", "Socket closed"),
+    ],
+)
+def test_of_a_server_that_is_not_there_only_the_last_words_are_told(details, told):
+    assert reason(Failed(details)) == told
+
+
+def test_what_a_server_says_is_told_in_full():
+    said = "too many watchers: at most 8"
+    assert reason(Failed(said, grpc.StatusCode.RESOURCE_EXHAUSTED)) == said
