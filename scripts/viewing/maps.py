@@ -15,15 +15,18 @@ from plotly.subplots import make_subplots
 from scripts.viewing.figures import BLUE, GREEN, GREY, ORANGE, PALETTE, RED, blank
 from scripts.viewing.tables import OUTCOMES, ByClient
 
-# From almost nothing, whatever the background, to blue.
-_SHADES = [[0, "rgba(76, 139, 245, 0.06)"], [1, "rgba(76, 139, 245, 1)"]]
+# From almost nothing, whatever the background, to a blue that the theme's text is readable on.
+_SHADES = [[0, "rgba(76, 139, 245, 0.06)"], [1, "rgba(76, 139, 245, 0.7)"]]
 # Of more rows or classes, a figure is a map without numbers.
 _MOST_ROWS, _MOST_CLASSES = 30, 20
+# Of a map of clients, with its key and its axis.
+_LEAST_HEIGHT = 320
 
 
 def clients(table: ByClient, unit: str) -> go.Figure:
     """Return a value by client and round as a map."""
-    figure = blank("round", "client", min(1000, 140 + 24 * len(table.clients)), len(table.rounds))
+    height = min(1000, max(_LEAST_HEIGHT, 180 + 24 * len(table.clients)))
+    figure = blank("round", "client", height, len(table.rounds))
     hover = "round %{x}<br>%{y}<br>%{z:.4~f}<extra></extra>"
     figure.add_heatmap(
         x=table.rounds,
@@ -74,7 +77,7 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
         "<extra></extra>",
     )
     if few:
-        # A trace of its own has the theme's colour, which the map's own text has not.
+        # A trace of its own has the theme's colour (see the page's style); a map's text has not.
         true, predicted = np.nonzero(matrix)
         figure.add_scatter(
             x=[names[int(place)] for place in predicted],
