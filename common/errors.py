@@ -3,7 +3,8 @@
     FolkmootError
     ├── InputError          wrong input; a process ends with exit status 2
     │   ├── DataError       data that is missing or can't be read
-    │   └── CheckpointError a file of a run that is missing or damaged
+    │   ├── CheckpointError a file of a run that is missing or damaged
+    │   └── UnnamedTask     a run's task whose code nobody here has asked for
     ├── RunFailed           a run that can't go on; exit status 1
     ├── TensorError         bytes that are not the safetensors file they should be
     └── RequestError        a request that is refused, with its canonical status
@@ -28,6 +29,17 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """A file of a run directory is missing or damaged."""
+
+
+class UnnamedTask(InputError):
+    """A run's task is its user's own, who has not named it here, too; `task` is its name."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"the run's task is {task}, whose code would run here; if you trust it, "
+            f"add --task {task}"
+        )
+        self.task = task
 
 
 class RunFailed(FolkmootError):

@@ -108,6 +108,22 @@ class RunFiles:
         """Whether a server of this machine works on it."""
         return is_running(self.path)
 
+    @property
+    def missing_rows(self) -> int:
+        """How many of the last committed rounds have no row in metrics.jsonl.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        # While a server works, a round's row may be about to follow its commit.
+        if self.running:
+            return 0
+        names = (record.parent.name for record in self.path.glob("rounds/*/record.json"))
+        committed = max((int(name) for name in names if name.isdecimal()), default=0)
+        rounds = (row.get("round") for row in self.metrics.all())
+        last = max((number for number in rounds if type(number) is int), default=0)
+        return max(0, committed - last)
+
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
         return read_json(self.path / "models" / f"{name}.json") or None

@@ -4,7 +4,7 @@ import importlib
 import sys
 import traceback
 
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.tasks.base import Task
 
 BUILT_IN = {
@@ -54,13 +54,11 @@ def load_task_of_run(name: str, named: str | None) -> Task:
     A run directory may name any module, and bring one along, whose code would run.
 
     Raises:
-        InputError: it is neither, or there is no such task.
+        UnnamedTask: it is neither.
+        InputError: there is no such task.
     """
     if name not in BUILT_IN and name != named:
-        raise InputError(
-            f"the run's task is {name}, whose code would run here; if you trust it, "
-            f"add --task {name}"
-        )
+        raise UnnamedTask(name)
     return load_task(name)
 
 

@@ -173,7 +173,7 @@ def _limits(facts: Facts) -> Iterator[str]:
             f"It does not serve all clients alike: the lowest accuracy on a client's own data is "
             f"{worst:.4f}, where the mean is {mean:.4f}."
         )
-    if not facts.total("accepted"):
+    if facts.total("accepted") == 0 or not facts.done:
         yield "No client's update has gone into it."
     yield (
         "The server read the clients' updates, without secure aggregation or differential "

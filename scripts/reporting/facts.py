@@ -75,6 +75,8 @@ class Facts:
     options: Mapping[str, Any]
     versions: Mapping[str, str]
     task: Task | None
+    # The last committed round, whose row may be lost; 0 before the first.
+    done: int
     # A row of what is a number, for each committed round, ascending.
     rows: Sequence[Numbers]
     # That of the best round, or of the last where none was called the best; empty without rows.
@@ -139,6 +141,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
         "server.jsonl": log,
     }
     try:
+        lost = run.missing_rows
         # The rows first: what the others tell of a round that ends meanwhile is left out.
         found = {name: lines.all() for name, lines in sources.items()}
     except OSError as error:
@@ -149,7 +152,8 @@ def collect(path: Path, named: str | None = None) -> Facts:
         if lines.damaged
     ]
     rows = _rows(found["metrics.jsonl"])
-    notes += _missing(rows)
+    done = (int(rows[-1]["round"]) if rows else 0) + lost
+    notes += _missing(rows, done)
     clients = _clients(found["clients.jsonl"], rows)
     if rows and not clients:
         notes.append("clients.jsonl has no rows: nothing is known about single clients")
@@ -157,7 +161,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
     task = _task(options, named, notes)
     parts = _parts(options, named, clients, notes) if task else None
     tensors, values = _size(path / "models")
-    state, progress = _progress(run, rows, found["server.jsonl"])
+    state, progress = _progress(run, done, found["server.jsonl"])
     best = _best(rows)
     versions = run.versions if isinstance(run.versions, dict) else {}
     return Facts(
@@ -168,6 +172,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
         options=options,
         versions={plain(name): plain(version) for name, version in versions.items()},
         task=task,
+        done=done,
         rows=rows,
         clients=clients,
         best=best,
@@ -204,9 +209,9 @@ def _best(rows: Sequence[Numbers]) -> Numbers:
     return next((row for row in rows if row["round"] == last.get("best_round")), last)
 
 
-def _missing(rows: Iterable[Numbers]) -> list[str]:
-    """Return what to note about rounds without a row."""
-    rounds = [0, *(int(row["round"]) for row in rows)]
+def _missing(rows: Iterable[Numbers], done: int) -> list[str]:
+    """Return what to note about rounds without a row, up to the last one done."""
+    rounds = [0, *(int(row["round"]) for row in rows), done + 1]
     gaps = [(a + 1, b - 1) for a, b in pairwise(rounds) if b > a + 1]
     said = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps)
     return [f"metrics.jsonl has no row of round {said}"] if gaps else []
@@ -291,9 +296,8 @@ def _size(models: Path) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _progress(run: RunFiles, rows: Sequence[Numbers], log: Sequence[Line]) -> tuple[str, str]:
-    """Return the state, and a line that says how far the run came."""
-    done = int(rows[-1]["round"]) if rows else 0
+def _progress(run: RunFiles, done: int, log: Sequence[Line]) -> tuple[str, str]:
+    """Return the state, and a line that says how far the run came: to the last round done."""
     wanted = run.options.get("rounds")
     of = f" of {wanted}" if isinstance(wanted, int) else ""
     came = f"after round {done}{of}" if done else "before its first round"

@@ -13,6 +13,8 @@ from common.extras import require
 from scripts.commands import run_app
 
 _ADDRESS = "127.0.0.1"
+# It need not exist: the first run makes it.
+_RUNS = Path("runs")
 
 app = App(
     name="./scripts/dashboard",
@@ -24,7 +26,7 @@ app = App(
 
 @app.default
 def dashboard(
-    runs_folder: Path = Path("runs"),
+    runs_folder: Path = _RUNS,
     /,
     *,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8501,
@@ -38,6 +40,8 @@ def dashboard(
         task: A task of your own, whose code may be run here for what its runs have learned.
     """
     require("dashboard", "./scripts/dashboard", "streamlit", "plotly")
+    if runs_folder != _RUNS and not runs_folder.is_dir():
+        raise InputError(f"there is no folder {runs_folder}; name the one that holds the runs")
     if (runs_folder / "config.json").exists():
         raise InputError(
             f"{runs_folder} is a run directory; name the folder that holds it: "
@@ -64,6 +68,8 @@ def dashboard(
             "browser.gatherUsageStats": False,
             "client.toolbarMode": "minimal",
             "client.showErrorDetails": "none",
+            # Seven of them are one row on a laptop.
+            "theme.metricValueFontSize": "1.5rem",
             "theme.light.primaryColor": "#4c8bf5",
             "theme.dark.primaryColor": "#4c8bf5",
         }

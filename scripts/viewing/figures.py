@@ -163,6 +163,9 @@ def blank(x: str, y: str, height: int = 340, rounds: int = 0) -> go.Figure:
         bargap=0.15,
     )
     figure.update_xaxes(title=x, automargin=True)
+    if x == "round":
+        # There is no round 0; a bar of round 1 begins before it.
+        figure.update_xaxes(minallowed=0.5)
     if 0 < rounds <= _MOST_TICKS:
         # There is no round 1.5.
         figure.update_xaxes(dtick=1)

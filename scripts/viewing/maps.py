@@ -15,26 +15,30 @@ from plotly.subplots import make_subplots
 from scripts.viewing.figures import BLUE, GREEN, GREY, ORANGE, PALETTE, RED, blank
 from scripts.viewing.tables import OUTCOMES, ByClient
 
-# From almost nothing, whatever the background, to blue.
-_SHADES = [[0, "rgba(76, 139, 245, 0.06)"], [1, "rgba(76, 139, 245, 1)"]]
+# From almost nothing, whatever the background, to a blue that the theme's text is readable on.
+_SHADES = [[0, "rgba(76, 139, 245, 0.06)"], [1, "rgba(76, 139, 245, 0.7)"]]
 # Of more rows or classes, a figure is a map without numbers.
 _MOST_ROWS, _MOST_CLASSES = 30, 20
+# Of a map of clients, with its key and its axis.
+_LEAST_HEIGHT = 320
+_SPLIT_HEIGHT = 560
 
 
 def clients(table: ByClient, unit: str) -> go.Figure:
     """Return a value by client and round as a map."""
-    figure = blank("round", "client", min(1000, 140 + 24 * len(table.clients)), len(table.rounds))
+    height = min(1000, max(_LEAST_HEIGHT, 180 + 24 * len(table.clients)))
+    figure = blank("round", "client", height, len(table.rounds))
     hover = "round %{x}<br>%{y}<br>%{z:.4~f}<extra></extra>"
     figure.add_heatmap(
         x=table.rounds,
         y=table.clients,
         z=table.values,
         colorscale="Viridis",
-        colorbar=_bar(unit),
+        colorbar=_bar(height),
         hovertemplate=hover,
         hoverongaps=False,
     )
-    return _map(figure)
+    return _map(figure, unit)
 
 
 def outcomes(table: ByClient) -> go.Figure:
@@ -50,7 +54,8 @@ def outcomes(table: ByClient) -> go.Figure:
         zmin=-0.5,
         zmax=len(names) - 0.5,
         colorscale=steps,
-        colorbar=_bar("outcome") | {"tickvals": list(range(len(names))), "ticktext": names},
+        colorbar=_bar(figure.layout.height)
+        | {"tickvals": list(range(len(names))), "ticktext": names},
         hovertemplate="round %{x}<br>%{y}<extra></extra>",
     )
     return figure
@@ -69,12 +74,12 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
         zmin=0,
         zmax=1,
         colorscale=_SHADES,
-        colorbar=_bar("share of the true class"),
+        colorbar=_bar(figure.layout.height),
         hovertemplate="true %{y}, predicted %{x}<br>%{text} examples<br>%{z:.1%} of the class"
         "<extra></extra>",
     )
     if few:
-        # A trace of its own has the theme's colour, which the map's own text has not.
+        # A trace of its own has the theme's colour (see the page's style); a map's text has not.
         true, predicted = np.nonzero(matrix)
         figure.add_scatter(
             x=[names[int(place)] for place in predicted],
@@ -87,7 +92,7 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
         figure.update_xaxes(dtick=1)
         figure.update_yaxes(dtick=1)
     figure.update_xaxes(type="category")
-    return _map(figure)
+    return _map(figure, "share of the true class")
 
 
 def split(
@@ -153,36 +158,44 @@ def _split_map(
         z=share.T,
         colorscale=_SHADES,
         zmin=0,
-        colorbar=_bar("share"),
+        colorbar=_bar(_SPLIT_HEIGHT),
         hovertemplate="partition %{x}, class %{y}<br>%{z:.1%} of its examples<extra></extra>",
         row=2,
         col=1,
     )
-    figure.update_layout(height=560, margin={"l": 0, "r": 0, "t": 60, "b": 0}, bargap=0)
+    figure.update_layout(height=_SPLIT_HEIGHT, margin={"l": 0, "r": 0, "t": 80, "b": 0}, bargap=0)
     figure.update_layout(showlegend=False, uirevision="kept")
+    _say(figure, "share of the partition's examples")
     figure.update_yaxes(title="examples", row=1)
     figure.update_yaxes(title="class", type="category", autorange="reversed", row=2)
     figure.update_xaxes(title="partition", row=2)
-    figure.data[1].colorbar.title.text = "share of the partition's examples"
     return figure
 
 
-def _bar(title: str) -> dict[str, object]:
+def _bar(height: int) -> dict[str, object]:
     """Return a map's key, above it: beside it there is no room on a telephone."""
     return {
         "orientation": "h",
-        "y": 1.02,
-        "yanchor": "bottom",
+        # By the map's own height, Plotly would leave the axis's title on the ticks' numbers.
+        "yref": "container",
+        "y": 1 - 24 / height,
+        "yanchor": "top",
         "x": 0,
         "xanchor": "left",
         "len": 1,
         "thickness": 12,
-        "title": {"text": title, "side": "top"},
     }
 
 
-def _map(figure: go.Figure) -> go.Figure:
-    figure.update_layout(hovermode="closest", margin={"l": 0, "r": 0, "t": 70, "b": 0})
+def _map(figure: go.Figure, unit: str) -> go.Figure:
+    _say(figure, unit)
+    figure.update_layout(hovermode="closest", margin={"l": 0, "r": 0, "t": 80, "b": 0})
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure
+
+
+def _say(figure: go.Figure, unit: str) -> None:
+    """Say above the key what it is of; Plotly's own title of it would lie on it."""
+    where = {"xref": "paper", "x": 0, "yref": "paper", "y": 1, "yanchor": "bottom", "yshift": 54}
+    figure.add_annotation(text=unit, showarrow=False, **where)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 
 
 def plain(text: str) -> str:
@@ -18,6 +18,16 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#$:~|!^])", r"\\\1", text)
 
 
+def said(error: InputError) -> str:
+    """Return what a page says of an error: in Markdown, with what can be done about it here."""
+    if isinstance(error, UnnamedTask):
+        return plain(
+            f"The run's task is {error.task}, whose code would run here. If you trust it, start "
+            f"./scripts/dashboard again with --task {error.task}."
+        )
+    return plain(str(error))
+
+
 @contextmanager
 def saying() -> Iterator[None]:
     """Show an InputError of the block as a message."""
@@ -25,5 +35,8 @@ def saying() -> Iterator[None]:
 
     try:
         yield
+    except UnnamedTask as error:
+        # Nothing is wrong: the person has to decide.
+        st.info(said(error), icon=":material/info:")
     except InputError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(said(error), icon=":material/error:")

@@ -44,6 +44,15 @@ _VIEWS: dict[str, Callable[[Run], None]] = {
 }
 _TRY_OUT = "Try it"
 
+_STYLE = """
+<style>
+/* Streamlit leaves a sixth of a screen empty above the page. */
+.stMainBlockContainer { padding-top: 4.5rem }
+/* The page's own colour: that of Plotly's text is too faint on a shaded cell. */
+.st-key-confusion .textpoint text { fill: currentColor !important }
+</style>
+"""
+
 # What runs are compared by, and where it is in a row.
 _VALUES = {
     "accuracy, the server's": "global_accuracy",
@@ -63,8 +72,7 @@ _AXES = {
 def show(folder: Path) -> None:
     """Draw the page that was asked for."""
     st.set_page_config("Folkmoot", layout="wide")
-    # Streamlit leaves a sixth of a screen empty above the page.
-    st.html("<style>.stMainBlockContainer { padding-top: 4.5rem }</style>")
+    st.html(_STYLE)
     one = st.Page(partial(_one, folder), title="Run", url_path="run")
     every = st.Page(partial(_list, folder, one), title="Runs", default=True)
     several = st.Page(
@@ -113,6 +121,7 @@ def _list(folder: Path, one: Page) -> None:
             hide_index=True,
             on_select="rerun",
             selection_mode="single-row",
+            placeholder="–",
             column_config={
                 "Accuracy": st.column_config.NumberColumn(format="%.4f"),
                 "Best": st.column_config.NumberColumn(format="%.4f"),
@@ -154,7 +163,11 @@ def _one(folder: Path) -> None:
     if not names:
         return
     asked = st.query_params.get("run")
-    name = st.selectbox("Run", names, names.index(asked) if asked in names else 0)
+    chosen = 0 if asked is None else names.index(asked) if asked in names else None
+    name = st.selectbox("Run", names, chosen)
+    if name is None:
+        st.warning(f"There is no run {plain(str(asked))} in {plain(str(folder))}. Choose one.")
+        return
     # So that the address always says which run it is of.
     st.query_params["run"] = name
     run = open_run(folder / name)
@@ -190,19 +203,29 @@ def _live(run: Run) -> bool:
 
 
 def _headline(run: Run) -> None:
-    rows = run.rows()
+    rows, missing = run.rows(), run.missing
     found = headline(rows)
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.files.running:
             st.badge("running", color="green")
         else:
-            st.badge("ended" if rows else "no round yet", color="gray")
+            st.badge("ended" if rows or missing else "no round yet", color="gray")
         about = (run.option(name) for name in ("task", "model", "strategy", "partitioner"))
         st.caption(plain(" · ".join(about)), width="content")
+    warnings = []
     if run.damaged:
-        st.warning(f"{run.damaged} damaged lines of its files are left out.")
-    if not rows:
+        warnings.append(
+            f"{run.damaged} damaged line{'s' * (run.damaged > 1)} of its files left out."
+        )
+    if missing:
+        warnings.append(
+            f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
+        )
+    if warnings:
+        st.warning(" ".join(warnings))
+    if not rows and not missing:
         st.info("No round is committed yet; this page follows the run.")
+    if not rows:
         return
     with st.container(horizontal=True, gap="small"):
         for label, value, told in _metrics(run, found):
@@ -211,8 +234,9 @@ def _headline(run: Run) -> None:
 
 def _metrics(run: Run, found: Headline) -> list[tuple[str, str, str]]:
     whose = "the clients' own validation data" if found.on_clients else "the server's held-out data"
+    which = "Latest" if run.files.running else "Final"
     accuracies = [
-        ("Final accuracy", share_text(found.final_accuracy), f"On {whose}."),
+        (f"{which} accuracy", share_text(found.final_accuracy), f"On {whose}."),
         (
             "Best accuracy",
             share_text(found.best_accuracy),
@@ -220,7 +244,7 @@ def _metrics(run: Run, found: Headline) -> list[tuple[str, str, str]]:
         ),
     ]
     if math.isnan(found.best_accuracy):
-        accuracies = [("Final loss", share_text(found.final_loss), f"On {whose}.")]
+        accuracies = [(f"{which} loss", share_text(found.final_loss), f"On {whose}.")]
     clients = "–" if math.isnan(found.clients) else f"{found.clients:.0f}"
     return [
         *accuracies,
@@ -287,10 +311,10 @@ def _axis(rows: list[Line], axis: str) -> Column:
 
 def _row(found: Headline) -> dict[str, object]:
     return {
-        "Final accuracy": share_text(found.final_accuracy),
+        "Accuracy": share_text(found.final_accuracy),
         "Best accuracy": share_text(found.best_accuracy),
         "in round": "–" if math.isnan(found.best_round) else f"{found.best_round:.0f}",
-        "Final loss": share_text(found.final_loss),
+        "Loss": share_text(found.final_loss),
         "Time": seconds_text(found.seconds),
         "Sent": bytes_text(found.bytes_down + found.bytes_up),
     }

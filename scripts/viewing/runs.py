@@ -39,6 +39,15 @@ class Run:
         files = self.files
         return files.metrics.damaged + files.clients.damaged + files.evaluations.damaged
 
+    @property
+    def missing(self) -> int:
+        """Return how many of the last committed rounds have no row, once the run has ended."""
+        try:
+            with self._lock:
+                return self.files.missing_rows
+        except OSError as error:
+            raise _unreadable(error) from error
+
     def rows(self) -> list[Line]:
         """Return the committed rounds' rows, in order.
 
@@ -54,6 +63,13 @@ class Run:
     def evaluations(self) -> list[Line]:
         """Return the evaluations by class, in the order of their rounds."""
         return by_round(self._read(self.files.evaluations))
+
+    def models(self) -> dict[str, Line]:
+        """Return the metadata of the best model, and of the latest if that is another round's."""
+        found = {name: model for name in ("best", "global") if (model := self.files.model(name))}
+        if len(found) == 2 and found["best"].get("round") == found["global"].get("round"):
+            del found["global"]
+        return found
 
     def option(self, name: str) -> str:
         """Return a resolved option as text."""

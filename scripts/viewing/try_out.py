@@ -33,18 +33,22 @@ _SHOWN_PIXELS = 224
 
 def show(run: Run) -> None:
     """Let a person feed the model and see what it says."""
-    models = {name: found for name in _MODELS if (found := run.files.model(name))}
+    models = run.models()
     if not models:
         st.info("There is no model yet; the first round makes one.")
         return
-    which = st.segmented_control(
-        "Model",
-        list(models),
-        default=next(iter(models)),
-        required=True,
-        format_func=lambda name: f"{_MODELS[name]}, round {models[name].get('round', '–')}",
-    )
-    trained = _trained(run.path, str(which), str(models[str(which)].get("blake3")))
+    which = next(iter(models))
+    if len(models) == 1:
+        st.caption(f"The model of round {models[which].get('round', '–')}.")
+    else:
+        which = st.segmented_control(
+            "Model",
+            list(models),
+            default=which,
+            required=True,
+            format_func=lambda name: f"{_MODELS[name]}, round {models[name].get('round', '–')}",
+        )
+    trained = _trained(run.path, which, str(models[which].get("blake3")))
     match trained.task.inputs:
         case None:
             _on_example(trained)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from common.errors import InputError
 from scripts.viewing import figures, maps
-from scripts.viewing.messages import plain
+from scripts.viewing.messages import plain, said
 from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import by_client, confusion_of, examples_by_client, shown
 
@@ -137,7 +137,7 @@ def data(run: Run) -> None:
         # Not of the run's files, which may hold more by now, but of what doesn't change.
         _divided(run)
     except InputError as error:
-        st.info(f"Whose examples are of which class can't be told here. {plain(str(error))}")
+        st.info(f"Whose examples are of which class can't be told here. {said(error)}")
         counts = examples_by_client(run.clients())
         if counts:
             st.subheader("Examples of each client")

@@ -9,9 +9,11 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from common.durable import seal
 from server.run_files import Lines
 from tests.e2e.harness import Federation
 from tests.recorded import begin, client_rows, commit, row
@@ -233,8 +235,9 @@ def test_a_live_runs_page_grows_until_the_run_has_ended(page, url, folder):
         expect(page.get_by_text("running", exact=True)).to_be_visible()
         commit(run, 2)
         expect(headline(page, "Rounds")).to_have_text("2 of 3")
-        expect(headline(page, "Final accuracy")).to_have_text("0.6774")
+        expect(headline(page, "Latest accuracy")).to_have_text("0.6774")
         assert drawn(page, "accuracy", "server's held-out data")[-1] == 0.6774
+    expect(headline(page, "Final accuracy")).to_have_text("0.6774")
     expect(page.get_by_text("ended", exact=True)).to_be_visible()
 
 
@@ -248,6 +251,9 @@ def test_damaged_empty_and_half_written_runs_are_shown_with_a_message(page, url,
             file.write('no json\n[]\n{"round": 2, "confusion": [[1], 2]}\n{"round": 3, "glob')
     visit(page, f"{url}/run?run=damaged")
     expect(page.locator(MESSAGE)).to_contain_text("its config.json is damaged")
+    visit(page, url)
+    expect(cell(page, "damaged").first).to_be_attached()
+    expect(cell(page, "None")).to_have_count(0)
     for tab in TABS:
         visit(page, f"{url}/run?run=half&view={tab}")
         expect(headline(page, "Rounds")).to_have_text("2 of 5")
@@ -260,10 +266,74 @@ def test_damaged_empty_and_half_written_runs_are_shown_with_a_message(page, url,
 
 
 def test_an_unknown_run_and_a_path_out_of_the_folder_are_none_of_its_runs(page, url, trained):
-    for asked in ("none", "../runs/run", "%2Ftmp"):
-        visit(page, f"{url}/run?run={asked}")
-        page.wait_for_function("new URLSearchParams(location.search).get('run').match(/^[a-z]+$/)")
-        assert asked not in page.url
+    for asked in ("none", "../runs/run", "/etc"):
+        visit(page, f"{url}/run?run={quote(asked, safe='')}")
+        expect(page.locator(MESSAGE)).to_contain_text(f"There is no run {asked} in")
+        assert page.get_by_role("tab").count() == 0
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name="run", exact=True).click()
+    expect(headline(page, "Rounds")).to_have_text("2 of 2")
+    assert page.url.endswith("?run=run")
+
+
+def test_a_run_of_ones_own_task_says_how_it_can_be_tried(page, url, folder):
+    own = begin(folder / "own", task="moons:Moons")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(seal(config)))
+    commit(own, 1)
+    (own / "models").mkdir()
+    (own / "models" / "global.json").write_text('{"round": 1}')
+    visit(page, f"{url}/run?run=own&view=Try+it")
+    expect(page.locator(MESSAGE)).to_contain_text(
+        "start ./scripts/dashboard again with --task moons:Moons"
+    )
+
+
+def test_committed_rounds_without_a_row_are_told(page, url, folder):
+    lost = begin(folder / "lost")
+    (lost / "rounds" / "00002").mkdir(parents=True)
+    (lost / "rounds" / "00002" / "record.json").touch()
+    visit(page, f"{url}/run?run=lost")
+    expect(page.locator(MESSAGE)).to_have_text(
+        "The last 2 committed rounds left no row in metrics.jsonl."
+    )
+    commit(lost, 1)
+    visit(page, f"{url}/run?run=lost")
+    expect(page.locator(MESSAGE)).to_contain_text("The last 1 committed round left no row")
+
+
+def luminance(colour):
+    """Return the relative luminance that WCAG defines, of red, green and blue up to 255."""
+    shares = [part / 255 for part in colour]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_counts_of_a_confusion_matrix_are_readable_on_its_fullest_cell(
+    browser, url, trained, theme
+):
+    context = browser.new_context(color_scheme=theme)
+    context.set_default_timeout(PATIENCE * 1000)
+    page = context.new_page()
+    visit(page, f"{url}/run?run=run&view=Classes")
+    count = chart(page, "confusion").locator(".textpoint text").first
+    expect(count).to_be_visible()
+    text = colour(count.evaluate("text => getComputedStyle(text).fill"))
+    behind = colour(
+        page.get_by_test_id("stApp").evaluate("app => getComputedStyle(app).backgroundColor")
+    )
+    *blue, share = colour(
+        chart(page, "confusion").evaluate("plot => plot._fullData[0].colorscale.at(-1)[1]")
+    )
+    cell = [share * a + (1 - share) * b for a, b in zip(blue, behind, strict=True)]
+    low, high = sorted((luminance(text), luminance(cell)))
+    assert (high + 0.05) / (low + 0.05) > 4.5
+    context.close()
+
+
+def colour(text):
+    return [float(part) for part in re.findall(r"[\d.]+", text)]
 
 
 def test_runs_are_listed_and_compared(page, url, folder, trained):
@@ -320,6 +390,19 @@ def test_nothing_is_wider_than_a_narrow_window(browser, url, trained):
     context.close()
 
 
+def test_a_runs_headline_is_one_row_on_a_laptop(browser, url, folder):
+    run = begin(folder / "long", rounds=1000)
+    commit(run, 1000, 100, bytes_up=999_900_000, bytes_down=999_900_000, duration_seconds=3599)
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE * 1000)
+    page = context.new_page()
+    visit(page, f"{url}/run?run=long")
+    expect(headline(page, "Time")).to_have_text("59 min 59 s")
+    tops = {metric.bounding_box()["y"] for metric in page.get_by_test_id("stMetric").all()}
+    assert len(tops) == 1
+    context.close()
+
+
 def test_a_folder_without_runs_says_how_to_start_one(context, tmp_path):
     with dashboard_over(tmp_path) as (_, url):
         page = context.new_page()
@@ -340,6 +423,14 @@ def test_a_run_directory_in_place_of_its_folder_is_wrong_input(trained):
     assert done.returncode == 2
     assert done.stderr.endswith(
         f"name the folder that holds it: ./scripts/dashboard {trained.parent}\n"
+    )
+
+
+def test_a_folder_that_is_not_there_is_wrong_input_whatever_the_port(url, tmp_path):
+    done = start(tmp_path / "nowhere", "--port", url.rpartition(":")[2])
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: there is no folder {tmp_path / 'nowhere'}; name the one that holds the runs\n"
     )
 
 

@@ -250,6 +250,25 @@ def test_damaged_lines_and_lost_rounds_are_noted(run):
     assert "## How to load it" not in text
 
 
+def test_committed_rounds_whose_rows_were_lost_are_noted_and_count_as_done(run):
+    for number in (2, 3):
+        (run / "rounds" / f"{number:05d}").mkdir(parents=True)
+        (run / "rounds" / f"{number:05d}" / "record.json").touch()
+    assert collect(run, TASK).notes == []
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])
+    facts = collect(run, TASK)
+    assert facts.notes == ["metrics.jsonl has no row of round 2 to 3"]
+    assert facts.progress == "ended after round 3 of 3"
+    (run / "metrics.jsonl").unlink()
+    facts = collect(run, TASK)
+    assert facts.notes == ["metrics.jsonl has no row of round 1 to 3"]
+    assert facts.progress == "ended after round 3 of 3"
+    seen, text = pages(run)
+    assert "No round is committed" not in seen.text
+    assert "No client's update has gone into it" not in text
+
+
 def test_a_run_without_a_round_or_a_known_task_says_so(run, report, tmp_path):
     for path in run.glob("*.jsonl"):
         path.unlink()

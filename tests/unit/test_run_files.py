@@ -73,6 +73,27 @@ def test_a_run_is_running_while_its_servers_process_lives(tmp_path):
     assert not run.running
 
 
+def test_the_last_committed_rounds_without_a_row_are_counted_once_nothing_runs(tmp_path):
+    run = RunFiles(write_config(tmp_path))
+    assert run.missing_rows == 0
+    for number in (0, 3, 5):
+        (tmp_path / "rounds" / f"{number:05d}").mkdir(parents=True)
+        (tmp_path / "rounds" / f"{number:05d}" / "record.json").touch()
+    # In progress, or no round at all.
+    (tmp_path / "rounds" / "00006").mkdir()
+    (tmp_path / "rounds" / "spare").mkdir()
+    (tmp_path / "rounds" / "spare" / "record.json").touch()
+    assert run.missing_rows == 5
+    (tmp_path / "metrics.jsonl").write_text('{"round": 3}\n{"round": "9"}\n')
+    assert run.missing_rows == 2
+    # The row of a round follows its commit.
+    (tmp_path / "server.json").write_text(json.dumps({"pid": os.getpid()}))
+    assert run.missing_rows == 0
+    (tmp_path / "server.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"round": 7}\n')
+    assert run.missing_rows == 0
+
+
 def test_runs_are_found_with_the_newest_first(tmp_path):
     for number, name in enumerate(["b", "a", "c"]):
         folder = write_config(tmp_path / name)

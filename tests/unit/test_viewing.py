@@ -7,9 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from scripts.viewing import figures, maps
-from scripts.viewing.messages import plain
+from scripts.viewing.messages import plain, said
 from scripts.viewing.runs import names_in, open_run
 from scripts.viewing.tables import (
     OUTCOMES,
@@ -111,6 +111,20 @@ def test_columns_that_an_older_run_lacks_are_left_out_of_the_figures():
         draw(rows)
 
 
+@pytest.mark.parametrize("draw", [figures.accuracy, figures.participation, figures.traffic])
+def test_the_axis_of_rounds_has_no_round_before_the_first(draw):
+    assert draw(ROWS).layout.xaxis.minallowed == 0.5
+
+
+def test_a_map_of_few_clients_is_high_enough_to_be_seen_and_one_of_many_no_higher_than_a_screen():
+    heights = [
+        maps.clients(by_client(client_rows(1, count), "train_loss"), "loss").layout.height
+        for count in (3, 20, 500)
+    ]
+    assert heights[0] >= 300
+    assert heights[0] < heights[1] < heights[2] == 1000
+
+
 def test_a_tasks_own_metrics_are_drawn_by_their_names():
     rows = [asdict(row(1, global_metrics={"top3_accuracy": 0.75}, client_metrics={"f1": 0.5}))]
     assert {name: values.tolist() for name, values in own_metrics(rows).items()} == {
@@ -209,6 +223,25 @@ def test_damaged_lines_are_counted_and_the_others_shown(tmp_path):
     assert run.damaged == 1
 
 
+def test_committed_rounds_without_a_row_are_counted(tmp_path):
+    folder = begin(tmp_path / "a")
+    commit(folder, 1)
+    (folder / "rounds" / "00003").mkdir(parents=True)
+    (folder / "rounds" / "00003" / "record.json").touch()
+    assert open_run(folder).missing == 2
+
+
+def test_a_model_that_is_both_the_best_and_the_latest_is_offered_once(tmp_path):
+    folder = begin(tmp_path / "a")
+    assert open_run(folder).models() == {}
+    (folder / "models").mkdir()
+    for name in ("best", "global"):
+        (folder / "models" / f"{name}.json").write_text('{"round": 5}')
+    assert open_run(folder).models() == {"best": {"round": 5}}
+    (folder / "models" / "global.json").write_text('{"round": 6}')
+    assert open_run(folder).models() == {"best": {"round": 5}, "global": {"round": 6}}
+
+
 def test_what_can_not_be_read_is_one_line_and_no_traceback(tmp_path):
     folder = begin(tmp_path / "a")
     (folder / "metrics.jsonl").mkdir()
@@ -225,3 +258,10 @@ def test_what_can_not_be_read_is_one_line_and_no_traceback(tmp_path):
 
 def test_names_are_shown_as_they_are_and_not_as_markdown():
     assert plain("*a_b* [x](y) $z$ :red[r]") == r"\*a\_b\* \[x\](y) \$z\$ \:red\[r\]"
+
+
+def test_a_task_of_ones_own_is_named_where_the_dashboard_is_started():
+    assert said(UnnamedTask("moons:Moons")).endswith(
+        r"start ./scripts/dashboard again with --task moons\:Moons."
+    )
+    assert said(InputError("a_b")) == r"a\_b"
