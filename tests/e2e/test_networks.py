@@ -56,7 +56,8 @@ def test_a_large_model_arrives_over_cut_connections_and_a_cut_costs_at_most_a_ch
         assert 0 < proxy.passed[way] - size <= len(places) * CHUNK + FRAMING
     (row,) = federation.rows
     assert row["accepted"] == 1
-    assert 0 < row["bytes_resent"] <= 5 * CHUNK
+    # Of each cut on the way down, the chunk that still waited in the server may count, too.
+    assert 0 < row["bytes_resent"] <= (5 + len(cuts["down"])) * CHUNK
 
 
 def test_damaged_reset_slow_and_doubled_connections_do_not_change_the_model(

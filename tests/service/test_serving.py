@@ -367,7 +367,7 @@ def test_wrong_arguments_end_with_status_2_and_a_line(tmp_path, monkeypatch, cap
         for arguments, said in (
             ([], "the following arguments are required: model"),
             ([tmp_path / "none.onnx"], "none.onnx: No such file or directory"),
-            ([tmp_path], "Is a directory"),
+            ([tmp_path], "is a folder; of a run, ./scripts/export"),
             ([model, "--bind", "7080"], "is not HOST:PORT"),
             ([model, "--bind", "localhost:99999"], "is not HOST:PORT"),
             ([model, "--bind", f"127.0.0.1:{port}"], "can't listen on"),
