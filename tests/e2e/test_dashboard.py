@@ -337,16 +337,16 @@ def colour(text):
 
 
 def test_runs_are_listed_and_compared(page, url, folder, trained):
-    other = begin(folder / "other", lr=0.5)
+    other = begin(folder / "other", rounds=7, lr=0.5)
     commit(other, 1)
     visit(page, url)
-    expect(cell(page, "1 of 5")).to_be_attached()
+    expect(cell(page, "1 of 7")).to_be_attached()
     expect(cell(page, "other")).to_be_attached()
     # The newest is the first; its row's box opens it.
     place = page.get_by_test_id("stDataFrame").bounding_box()
     page.mouse.click(place["x"] + 17, place["y"] + 52)
     page.wait_for_url("**/run?run=other")
-    expect(headline(page, "Rounds")).to_have_text("1 of 5")
+    expect(headline(page, "Rounds")).to_have_text("1 of 7")
     visit(page, f"{url}/compare?runs=other&runs=run")
     assert drawn(page, "compared", "other") == [0.5238]
     assert len(drawn(page, "compared", "run")) == 2
