@@ -42,8 +42,7 @@ def export_onnx(model: torch.nn.Module, example: torch.Tensor, path: Path) -> No
     model.eval()
     # A size of one might be taken for a constant.
     example = torch.cat([example, example])
-    text = example.ndim == 2 and not example.is_floating_point()
-    for varying in (("batch", "length"), ("batch",)) if text else (("batch",),):
+    for varying in (("batch", "length"), ("batch",)) if is_text(example) else (("batch",),):
         try:
             with torch.inference_mode():
                 _write(model, example, varying, path)
@@ -59,16 +58,26 @@ def export_onnx(model: torch.nn.Module, example: torch.Tensor, path: Path) -> No
     ) from reason
 
 
-def open_session(path: Path, threads: int = 0) -> InferenceSession:
-    """Return an onnxruntime session of a graph, on the CPU; by default, on all its cores."""
+def is_text(example: torch.Tensor) -> bool:
+    """Say whether inputs are tokens."""
+    return example.ndim == 2 and not example.is_floating_point()
+
+
+def open_session(graph: Path | bytes, threads: int = 0) -> InferenceSession:
+    """Return an onnxruntime session of a graph, on the CPU; by default, on all its cores.
+
+    Raises:
+        Exception: it is none; onnxruntime's own errors have no other common class.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that wait for work would spin, which others could use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    # What goes wrong is raised.
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
 
 
 def varying_sizes(

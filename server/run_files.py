@@ -149,7 +149,7 @@ def is_running(run_dir: Path) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # Another user's.
     return True
 
 

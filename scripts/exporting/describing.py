@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from common import __version__
 from common.errors import CheckpointError, DataError, InputError
-from common.onnx_models import varying_sizes
+from common.onnx_models import is_text, varying_sizes
 from common.tasks import Examples, Task
 from common.tasks.inputs import Images, describe
 from common.tensors import Digest, digest_file
-from scripts.exporting.formats import SUFFIXES, Written, is_text
+from scripts.exporting.formats import SUFFIXES, Written
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
 from scripts.trained import TrainedRun, load_trained
 from server.run_files import RunFiles, read_json

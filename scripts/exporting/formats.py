@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import InputError
-from common.onnx_models import TOLERANCE, export_onnx, open_session
+from common.onnx_models import TOLERANCE, export_onnx, is_text, open_session
 from common.tensors import encode, open_mapped
 from scripts.serving.metadata import Format
 
@@ -60,11 +60,6 @@ def write(kind: Format, model: torch.nn.Module, example: torch.Tensor, path: Pat
             return _write_int8(model, example, path)
         case "torch-export":
             return _write_program(model, example, path)
-
-
-def is_text(example: torch.Tensor) -> bool:
-    """Say whether inputs are tokens."""
-    return example.ndim == 2 and not example.is_floating_point()
 
 
 def read_onnx(path: Path) -> Written:

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.extras import require
+from common.onnx_models import open_session
 from common.tasks import inputs as task_inputs
 from common.tasks.inputs import Images, Inputs
 from scripts.serving import metadata as beside
@@ -70,15 +71,8 @@ def from_onnx(path: Path, metadata: Metadata, content: bytes, threads: int = 1) 
         InputError: onnxruntime can't load it, or its metadata are another model's.
     """
     require("onnx", str(path), "onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Threads that wait for work would spin, which others could use.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        session = open_session(content, threads)
     # onnxruntime's own errors have no common class but this.
     except Exception as error:
         raise InputError(f"{path} is no model for onnxruntime: {_line(error)}") from error
