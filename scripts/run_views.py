@@ -3,7 +3,6 @@
 Pure: from the Admin service's messages to what rich prints.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protos import federated_pb2 as pb
+from scripts.names import natural
 
 # Of a round: the name in its metrics, and how many decimals are shown.
 _METRICS = {
@@ -166,7 +166,7 @@ class LiveView:
 
     def _clients(self, space: int, wide: bool) -> Iterator[RenderableType]:
         order = list(_STATES)
-        found = sorted(self.clients, key=lambda c: (_rank(c, order), _natural(c.client_id)))
+        found = sorted(self.clients, key=lambda c: (_rank(c, order), natural(c.client_id)))
         shown = len(found) if len(found) <= space else max(1, space - 1)
         yield clients_table(found[:shown], wide=wide)
         rest = Counter(map(_state_of, found[shown:]))
@@ -178,12 +178,6 @@ class LiveView:
 def _rank(client: pb.Client, order: Sequence[str]) -> int:
     state = _state_of(client)
     return 0 if state in _WORKING else order.index(state)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts client-2 before client-10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _table(*columns: str) -> Table:

@@ -7,13 +7,13 @@ NaN, never 0. Knows nothing about files or figures.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.names import natural
 from server.run_files import Line
 
 Column = NDArray[np.float64]
@@ -124,17 +124,6 @@ def by_client(lines: Iterable[Line], name: str) -> ByClient:
     for (client, at), value in cells.items():
         values[row_of[client], column_of[at]] = number(value)
     return ByClient(clients, rounds, values)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names with numbers in them as a person would.
-
-    >>> sorted(["client-10", "client-2"], key=natural)
-    ['client-2', 'client-10']
-    """
-    # A number, before what is none; \\d alone has digits that int doesn't read.
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(int(part), "") if "0" <= part[0] <= "9" else (-1, part) for part in parts]
 
 
 def examples_by_client(lines: Iterable[Line]) -> dict[str, float]:
