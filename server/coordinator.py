@@ -507,7 +507,7 @@ class Coordinator:
             round=state.round,
             model=self._attempt.folded.model,
             state=self._attempt.folded.state,
-            contributed=self._contributed(),
+            contributed={**self._record.contributed, **dict.fromkeys(updates, state.round)},
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,
@@ -524,13 +524,6 @@ class Coordinator:
         settings = self.settings
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
-
-    def _contributed(self) -> dict[str, int]:
-        """Return each client's last counted round, where clients keep something of it."""
-        if not (self.uses_control or self.settings.local_tensors):
-            return {}
-        now = dict.fromkeys(self.spool.accepted, self.state.round)
-        return {**self._record.contributed, **now}
 
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)

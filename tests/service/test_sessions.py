@@ -247,6 +247,29 @@ def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
         assert [row["fine_tuned_accuracy"] for row in rows] == [0.75, 0.75]
 
 
+def test_each_assignment_names_the_last_round_that_counted_an_update_of_its_client(tmp_path):
+    """Under FedAvg, too, and over a restart: a client may keep something of its own by it."""
+    folder = tmp_path / "run"
+    with LiveServer(folder, rounds=4, client_evaluate_every=1) as server:
+        clients = [server.join("a"), server.join("b", partition=1)]
+        for number in (1, 2):
+            for client in clients:
+                work = client.assignment()
+                assert (work.round, work.previous_round) == (number, min(number - 1, 1))
+                if (client.name, number) == ("b", 2):
+                    client.report(work, failure=pb.TaskFailure(reason="NO"))
+                else:
+                    client.push(work, update())
+            for client in clients[: 3 - number]:
+                work = client.assignment()
+                assert (work.WhichOneof("work"), work.previous_round) == ("evaluate", number)
+                client.report(work, evaluation=pb.EvaluationReport(num_examples=1))
+        server.wait_for(lambda run: run.model.version == 2)
+    with LiveServer(folder, rounds=4, client_evaluate_every=1, resume=True) as server:
+        a, b = server.join("a"), server.join("b", partition=1)
+        assert [client.assignment().previous_round for client in (a, b)] == [2, 1]
+
+
 def test_a_run_without_enough_updates_fails_and_tells_the_clients(tmp_path):
     with LiveServer(tmp_path / "run", max_attempts=2) as server:
         clients = [server.join("a"), server.join("b")]
