@@ -37,18 +37,24 @@ def task_token(run_id: str, round_number: int, attempt: int, client_id: str, wor
 
 
 class Assignments:
-    """The assignments that are open now."""
+    """The assignments that are open now, and those answered in this attempt and the one before."""
 
     def __init__(self) -> None:
         self._by_client: dict[str, Assignment] = {}
         self._by_token: dict[str, Assignment] = {}
+        self._attempt = (0, 0)
+        # Clients by token. An answer may end the attempt, and its response be lost.
         self._finished: dict[str, str] = {}
+        self._finished_before: dict[str, str] = {}
 
     def replace(self, assignments: Iterable[Assignment]) -> None:
-        """Close all assignments and open these."""
-        self._finished = {}
+        """Close all assignments and open these, which are of one attempt."""
         self._by_client = {a.client_id: a for a in assignments}
         self._by_token = {a.task_token: a for a in self._by_client.values()}
+        for opened in self._by_client.values():
+            if (opened.round, opened.attempt) != self._attempt:
+                self._attempt = (opened.round, opened.attempt)
+                self._finished_before, self._finished = self._finished, {}
 
     def of_client(self, client_id: str) -> Assignment | None:
         """Return a client's open assignment."""
@@ -67,5 +73,5 @@ class Assignments:
             self._finished[token] = assignment.client_id
 
     def was_finished(self, token: str, client_id: str) -> bool:
-        """Say whether this client's assignment was answered since the last `replace`."""
-        return self._finished.get(token) == client_id
+        """Say whether this client's assignment was answered in this attempt or the one before."""
+        return client_id in (self._finished.get(token), self._finished_before.get(token))

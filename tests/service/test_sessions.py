@@ -190,6 +190,26 @@ def test_a_failure_takes_the_client_out_of_the_round(server):
     assert run.round.number == 2
 
 
+def test_a_repeat_of_a_report_is_fine_although_the_first_one_ended_what_it_is_of(tmp_path):
+    """The attempt, the evaluation with its round, and the run: the first answer may be lost."""
+    with LiveServer(tmp_path / "run", min_clients=1, rounds=2, client_evaluate_every=1) as server:
+        client = server.join("a")
+        work = client.assignment()
+        for _ in range(2):
+            client.report(work, failure=pb.TaskFailure(reason="NO"))
+        server.wait_for(lambda run: run.round.attempt == 2)
+        assert client.assignment().task_token != work.task_token
+        client.report(work, failure=pb.TaskFailure(reason="NO"))
+        report = pb.EvaluationReport(num_examples=1, metrics={"loss": 1.0})
+        for number in (1, 2):
+            client.push(client.assignment(), update())
+            work = client.assignment()
+            for _ in range(2):
+                client.report(work, evaluation=report)
+            server.wait_for(lambda run, number=number: run.model.version == number)
+            client.report(work, evaluation=report)
+
+
 def test_results_of_the_wrong_kind_or_out_of_bounds_are_refused(server):
     client, _ = server.join("a"), server.join("b")
     work = client.assignment()
