@@ -244,6 +244,23 @@ def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
             assert not end.run_end.failure_message
 
 
+def test_a_target_is_not_reached_by_an_accuracy_that_there_is_not(tmp_path):
+    options = {"client_evaluate_every": 1, "target_accuracy": 0.9}
+    with LiveServer(tmp_path / "run", min_clients=1, **options) as server:
+        client = server.join("a")
+        client.push(client.assignment(), update())
+        work = client.assignment()
+        for name in ("accuracy", "fine_tuned_accuracy"):
+            lie = pb.EvaluationReport(num_examples=1, metrics={name: 1e9})
+            assert _refused(client.report, work, evaluation=lie)[:2] == (
+                "INVALID_ARGUMENT",
+                "FIELD_INVALID",
+            )
+        honest = pb.EvaluationReport(num_examples=1, metrics={"accuracy": 0.5, "loss": 1e9})
+        client.report(work, evaluation=honest)
+        assert server.wait_for(lambda run: run.model.version == 1).round.number == 2
+
+
 def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
     options = {"client_evaluate_every": 1, "evaluation_clients": "all", "fine_tune_epochs": 3}
     given = {"rounds": 1, "fraction": 0.5, "batch_size": 7, "lr": 0.25}
