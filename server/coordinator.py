@@ -25,7 +25,7 @@ from server.limits import Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
-from server.sessions import Sessions
+from server.sessions import Activity, Sessions
 from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
@@ -35,6 +35,11 @@ _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
     *("fine_tuning_gain", "train_loss"),
 )
+_ACTIVITIES = {
+    None: Activity.WAITING,
+    Work.TRAIN: Activity.TRAINING,
+    Work.EVALUATE: Activity.EVALUATING,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ class Coordinator:
         self.settings = settings
         self.policy = policy
         self.state = state
-        self.assignments = Assignments()
+        self.assignments = Assignments(self._work_changed)
         self.sessions = Sessions(
             lease, clock, self._client_joined, self._client_left, settings.limits.max_clients
         )
@@ -301,6 +306,8 @@ class Coordinator:
 
     def _client_joined(self, client_id: str) -> None:
         self._attempt.partitions[client_id] = self.sessions.by_client[client_id].partition
+        assignment = self.assignments.of_client(client_id)
+        self._work_changed(client_id, assignment.work if assignment else None)
         self.apply(rounds.ClientJoined(client_id))
         if self.state.phase is Phase.SELECTING:
             needed = self.policy.min_clients
@@ -309,6 +316,11 @@ class Coordinator:
     def _client_left(self, client_id: str) -> None:
         self._attempt.left[client_id] = self.clock()
         self.apply(rounds.ClientLeft(client_id))
+
+    def _work_changed(self, client_id: str, work: Work | None) -> None:
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.turn_to(_ACTIVITIES[work])
 
     def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
         before, self.state = self.state, state
@@ -507,7 +519,10 @@ class Coordinator:
             round=state.round,
             model=self._attempt.folded.model,
             state=self._attempt.folded.state,
-            contributed=self._contributed(),
+            contributed={
+                **self._record.contributed,
+                **dict.fromkeys(sorted(state.accepted), state.round),
+            },
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,
@@ -524,13 +539,6 @@ class Coordinator:
         settings = self.settings
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
-
-    def _contributed(self) -> dict[str, int]:
-        """Return each client's last counted round, where clients keep something of it."""
-        if not (self.uses_control or self.settings.local_tensors):
-            return {}
-        now = dict.fromkeys(self.spool.accepted, self.state.round)
-        return {**self._record.contributed, **now}
 
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)
