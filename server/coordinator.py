@@ -21,7 +21,7 @@ from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
-from server.limits import Limits, metrics_objection
+from server.limits import BLAKE3, Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop
 from server.rounds import Phase, Policy, State
@@ -174,6 +174,8 @@ class Coordinator:
             most = limits.max_examples
             return f"num_examples must be 1 to {most} (the server's --max-examples)"
         size = announcement.digest.size_bytes
+        if not BLAKE3.fullmatch(announcement.digest.blake3):
+            return "digest.blake3 must be 64 lower-case hexadecimal digits"
         if not 0 <= size <= limits.max_update_size_bytes:
             return f"the update has {size} bytes, the limit is {limits.max_update_size_bytes}"
         if base is None or base.version != assignment.model_version:
@@ -358,6 +360,9 @@ class Coordinator:
         self.spool.keep(client_id)
         update = self.spool.accepted[client_id]
         self.assignments.finish(update.task_token)
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.trained = (update.num_examples, {**update.metrics})
         self._attempt.report_seconds[client_id] = self.clock() - self._attempt.began
         self._log.info(
             "update accepted",
@@ -418,7 +423,8 @@ class Coordinator:
                 live=tuple(sorted(state.live)),
             )
             await asyncio.to_thread(self.directory.begin_attempt, cohort)
-            self.spool.begin(self.directory.updates_folder(number))
+            folder, spares = self.directory.updates_folder(number), self.directory.spares()
+            self.spool.begin(folder, self.newest_model.path, spares)
         if (number, attempt, Phase.REPORTING) != (
             self.state.round,
             self.state.attempt,
