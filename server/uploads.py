@@ -75,6 +75,8 @@ class StoredUpdate:
     num_steps: int
     metrics: Mapping[str, float]
     digest: Digest
+    # L2, of its floating-point values.
+    norm: float
     round: int
     attempt: int
 
@@ -110,6 +112,8 @@ class _Upload:
     receiver: Receiver
     # The end of what has come so far, which a wrong digest does not take back.
     reached: int = 0
+    # Known once it is validated.
+    norm: float = 0.0
     # The newest stream's number: an older one that still writes must stop.
     stream: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -316,7 +320,7 @@ class Spool:
         """Check the tensors, then make them and their record durable under a provisional name."""
         check_schema(schema_of(upload.path), self._schema)
         tensors = open_mapped(upload.path)
-        check_finite(tensors)
+        upload.norm = check_finite(tensors)
         if self._max_norm is not None:
             check_norm(tensors, self._max_norm)
         upload.file.sync()
@@ -375,6 +379,7 @@ def _stored(upload: _Upload) -> StoredUpdate:
         num_steps=upload.announcement.num_steps,
         metrics=upload.announcement.metrics,
         digest=upload.announcement.digest,
+        norm=upload.norm,
         round=upload.assignment.round,
         attempt=upload.assignment.attempt,
     )
