@@ -15,7 +15,7 @@ from common.logs import get_logger
 from common.seeds import derive_seed
 from common.training import Metrics, TrainConfig
 from server import rounds
-from server.aggregation import capped_weights
+from server.aggregation import capped_weights, outliers
 from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
@@ -53,6 +53,7 @@ class RunSettings:
     keep_rounds: int
     limits: Limits
     max_share: float
+    max_norm_ratio: float
     training: TrainConfig
     # Of the model: those that optimizers step, and those that stay with their clients.
     trained_tensors: frozenset[str]
@@ -468,7 +469,9 @@ class Coordinator:
 
     async def _aggregate(self) -> None:
         number = self.state.round
-        updates = sorted(self.spool.accepted.values(), key=lambda update: update.client_id)
+        if self._reject_outliers():
+            return
+        updates = [self.spool.accepted[client] for client in sorted(self.state.accepted)]
         weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
         spooled = [
             SpooledUpdate(self.spool.path_of(update), Contribution(weight, update.num_steps))
@@ -495,6 +498,30 @@ class Coordinator:
         )
         self._attempt.aggregated = self.clock()
         self.apply(rounds.Aggregated())
+
+    def _reject_outliers(self) -> bool:
+        """Leave out the updates that are too long for a mean; say whether that ends the attempt.
+
+        Of the durable records alone, so that a resumed run decides as this one does.
+        """
+        ratio, updates = self.settings.max_norm_ratio, self.spool.accepted
+        found = outliers({client: update.norm for client, update in updates.items()}, ratio)
+        for client in sorted(found.clients):
+            self._log.warning(
+                "update left out: it is far longer than the others (--max-norm-ratio)",
+                client=client,
+                norm=updates[client].norm,
+                median=found.median,
+                max_norm_ratio=ratio,
+            )
+        if not found.clients:
+            return False
+        self._attempt.refused |= found.clients
+        reason = (
+            f"{len(found.clients)} updates are longer than {ratio:g} times the median "
+            "(--max-norm-ratio)"
+        )
+        return bool(self.apply(rounds.UpdatesRejected(found.clients, reason)))
 
     async def _evaluate(self, on_server: bool, clients: tuple[str, ...]) -> None:
         number, attempt = self.state.round, self._attempt
