@@ -212,6 +212,7 @@ def prepare(
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
+            max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
             trained_tensors=trained,
             local_tensors=local,

@@ -75,10 +75,11 @@ def fold(
 ) -> Folded:
     """Write the new model and what the strategy keeps; return their digests.
 
-    Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) take
-    the mean update, rounded where they are integers. All files are durable on return. The result
-    depends on the order of `updates`, so callers pass them in client_id order. Integers of the
-    base plus those of any update must be within their dtype.
+    Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) change
+    by what the strategy makes of the updates (`Strategy.mean`), rounded where they are integers.
+    All files are durable on return. The result depends on the order of `updates`, so callers pass
+    them in client_id order. Integers of the base plus those of any update must be within their
+    dtype.
 
     Args:
         base: the global model, a safetensors file.

@@ -12,7 +12,7 @@ Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,7 +29,6 @@ from common.tensors import (
     Schema,
     check_finite,
     check_integers,
-    check_norm,
     check_schema,
     digest_file,
     open_mapped,
@@ -87,6 +86,8 @@ class StoredUpdate:
     digest: Digest
     round: int
     attempt: int
+    # L2, of its floating-point values; known once it is validated.
+    norm: float = 0.0
 
 
 class Judge(Protocol):
@@ -358,7 +359,9 @@ class Spool:
         update, problem = _stored(upload), None
         try:
             with tracing.span("validate", assignment.traceparent, client=client_id):
-                await asyncio.to_thread(self._validate_and_sync, upload.path, upload.file, update)
+                update = await asyncio.to_thread(
+                    self._validate_and_sync, upload.path, upload.file, update
+                )
         except (TensorError, OSError) as error:
             problem = error
         if not self._is_newest(upload):
@@ -382,16 +385,22 @@ class Spool:
         self._uploads.pop(token, None)
         return result
 
-    def _validate_and_sync(self, path: Path, file: DurableFile, update: StoredUpdate) -> None:
+    def _validate_and_sync(
+        self, path: Path, file: DurableFile, update: StoredUpdate
+    ) -> StoredUpdate:
         """Check the tensors, then make them and their record durable under a provisional name."""
         check_schema(schema_of(path), self._schema)
         tensors = open_mapped(path)
-        check_finite(tensors)
+        norm = check_finite(tensors)
         check_integers(tensors, self._base)
-        if self._max_norm is not None:
-            check_norm(tensors, self._max_norm)
+        if self._max_norm is not None and norm > self._max_norm:
+            raise TensorError(
+                f"the update's L2 norm is {norm:.6g}, the limit is {self._max_norm:g}"
+            )
         file.sync()
+        update = replace(update, norm=norm)
         write_new_json(_provisional(path), seal(asdict(update)))
+        return update
 
     def _not_stored(self, path: Path, held: int, error: OSError) -> PushResult:
         """Tell the operator what is wrong with the disk, and the client to come again."""
