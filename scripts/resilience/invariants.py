@@ -25,6 +25,7 @@ _FILES = re.compile(
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )
+_BUGS = ("bug in a call", "Traceback", "never retrieved")
 # What ends a client's wait for the answer to its push.
 _INTERRUPTIONS = {
     "client started",
@@ -134,3 +135,9 @@ def ended_well(statuses: Mapping[str, int | None]) -> list[str]:
 def enough(count: int, least: int, what: str) -> list[str]:
     """Check that the faults that hit were as many as promised."""
     return [] if count >= least else [f"only {count} {what}, not {least}"]
+
+
+def no_bugs(log: Sequence[str]) -> list[str]:
+    """Check that no line of a server's log tells of a bug."""
+    bad = [line for line in log if any(sign in line for sign in _BUGS)]
+    return [f"the log tells of bugs in {len(bad)} lines, first {bad[0]:.500}"] if bad else []
