@@ -71,7 +71,8 @@ def divide(task: Task, data_dir: Path, split: Split) -> Division:
             f"--data-dir: the task gave {len(examples.inputs)} inputs and "
             f"{len(examples.targets)} targets; there must be as many of both, and some"
         )
-    check_targets(split.partitioner, examples.targets.shape)
+    targets = examples.targets
+    check_targets(split.partitioner, targets.shape, whole=not targets.is_floating_point())
     labels = examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy()
     if split.partitioner is not Partitioner.NATURAL:
         return Division(examples, partition(labels, split), ())

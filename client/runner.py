@@ -120,7 +120,12 @@ class Site:
                     task, self._data_dir, split_of(spec.split), self._partitions, self._device
                 )
                 self._trainer = Trainer(
-                    task, spec.model_name, self._device, spec.local_tensors, spec.split.seed
+                    task,
+                    spec.model_name,
+                    self._device,
+                    spec.local_tensors,
+                    spec.split.seed,
+                    MessageToDict(spec.hyperparameters),
                 )
                 self._spec = key
                 seconds = round(time.monotonic() - began, 1)

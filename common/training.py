@@ -92,9 +92,9 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     count, size = len(inputs), config.batch_size
     steps = config.local_epochs * -(-count // size)
-    total, step = torch.zeros((), device=inputs.device), 0
+    total, step = torch.zeros((), device=targets.device), 0
     for _ in range(config.local_epochs):
-        order = torch.randperm(count, generator=generator).to(inputs.device)
+        order = torch.randperm(count, generator=generator).to(targets.device)
         for batch in torch.split(order, size):
             batch_loss = loss(model(inputs[batch]), targets[batch])
             # Zeros for a parameter that the batch did not touch.

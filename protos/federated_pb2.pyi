@@ -199,6 +199,7 @@ class TaskSpec(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     LOCAL_TENSORS_FIELD_NUMBER: _builtins.int
+    HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     task_name: _builtins.str
     """In the task registry, or "package.module:attribute"."""
     model_name: _builtins.str
@@ -209,6 +210,12 @@ class TaskSpec(_message.Message):
     def local_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The model's tensors that stay with their client and never travel."""
 
+    @_builtins.property
+    def hyperparameters(self) -> _struct_pb2.Struct:
+        """The model is made by those that it has a parameter for, whole numbers as
+        integers; TrainWork's are the same.
+        """
+
     def __init__(
         self,
         *,
@@ -216,10 +223,11 @@ class TaskSpec(_message.Message):
         model_name: _builtins.str = ...,
         split: Global___DataSplit | None = ...,
         local_tensors: _abc.Iterable[_builtins.str] | None = ...,
+        hyperparameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_tensors", b"local_tensors", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "local_tensors", b"local_tensors", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -522,6 +522,11 @@ class Coordinator:
         self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
         settings = self.settings
+        evaluated = any(count for count, _ in self._attempt.evaluations.values())
+        if settings.target_accuracy is not None and row.accuracy is None and evaluated:
+            self._log.warning(
+                "--target-accuracy has no effect: the clients' evaluation has no accuracy"
+            )
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
 

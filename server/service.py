@@ -150,6 +150,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 model_name=self._model_name,
                 split=self._data_split(),
                 local_tensors=sorted(coordinator.settings.local_tensors),
+                hyperparameters=_hyperparameters(coordinator.settings.training),
             ),
         )
 
@@ -376,9 +377,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return message
 
 
+def _hyperparameters(config: TrainConfig) -> Struct:
+    found = Struct()
+    found.update(config.hyperparameters)
+    return found
+
+
 def _train_work(config: TrainConfig) -> pb.TrainWork:
-    hyperparameters = Struct()
-    hyperparameters.update(config.hyperparameters)
     return pb.TrainWork(
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,
@@ -386,7 +391,7 @@ def _train_work(config: TrainConfig) -> pb.TrainWork:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         proximal_mu=config.proximal_mu,
-        hyperparameters=hyperparameters,
+        hyperparameters=_hyperparameters(config),
     )
 
 

@@ -52,14 +52,14 @@ class Task(ABC):
     outputs: ClassVar[Outputs | None] = None
     # The names of the classes.
     classes: ClassVar[Sequence[str]] = ()
-    # What --partitioner is when it is not given; by class only where the targets are classes.
-    partitioner: ClassVar[Scheme] = "dirichlet"
+    # What --partitioner is when it is not given; None: dirichlet, or iid without classes.
+    partitioner: ClassVar[Scheme | None] = None
 
     @abstractmethod
     def data(self, data_dir: Path, train: bool) -> Examples:
         """Return the training examples, or the held-out ones that the server evaluates on.
 
-        Called once in a process. The targets' class indices (shape [n]) are what the
+        Called once in a process. Targets that are class indices (shape [n]) are what the
         partitioners dirichlet and shards divide by.
 
         Raises:

@@ -45,7 +45,7 @@ class TextTask(Task):
     """
 
     # An owner's examples stay together.
-    partitioner: ClassVar[Scheme] = "natural"
+    partitioner: ClassVar[Scheme | None] = "natural"
     # Tokens in a sequence.
     length: ClassVar[int]
 

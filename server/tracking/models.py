@@ -5,6 +5,7 @@ Where a model can't leave torch, its safetensors file is logged instead. Never a
 
 from __future__ import annotations
 
+import json
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -88,10 +89,11 @@ class BestModel:
         torch.set_num_threads(1)
         if digest_file(self._source) != Digest(self._about["blake3"], self._about["size_bytes"]):
             raise ValueError(f"{self._source} is damaged")
-        task = load_task(str(self._files.options["task"]))
-        model = task.models[str(self._files.options["model"])]()
+        options = self._files.options
+        task = load_task(str(options["task"]))
+        model = task.build(str(options["model"]), json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(self._source))
-        example = _blank(task, Path(str(self._files.options["data_dir"])))
+        example = _blank(task, Path(str(options["data_dir"])))
         # Complete or not there at all.
         unfinished = self._graph.with_suffix(".tmp")
         export_onnx(model, example, unfinished)

@@ -10,8 +10,8 @@ from common.durable import read_sealed, seal
 from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
-from server.configuration import describe, parse, resolve, train_config
-from server.options import ServerOptions, TrainingOptions
+from server.configuration import describe, parse, resolve, resolve_split, train_config
+from server.options import ServerOptions, SplitOptions, TrainingOptions
 
 FLAGS = """
 --rounds --task --model --local-layers --data-dir --seed --run-dir --resume --config
@@ -163,6 +163,29 @@ def test_the_partitioner_is_the_tasks_own_unless_it_is_given():
     task.partitioner = "natural"
     assert resolve(parse([]), task).split.partitioner == "natural"
     assert resolve(parse(["--partitioner", "iid"]), task).split.partitioner == "iid"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "partitioner"),
+    [
+        ("tests.tasks:Tiny", False, "dirichlet"),
+        ("tests.tasks:Tiny", True, "dirichlet"),
+        ("tests.tasks:Pairs", True, "iid"),
+        ("tests.kinds:OwnLoss", True, "iid"),
+        ("tests.kinds:Column", False, "iid"),
+        ("tests.kinds:Tags", False, "iid"),
+        ("tests.kinds:Pixels", False, "iid"),
+        ("shakespeare", False, "natural"),
+    ],
+)
+def test_what_has_no_classes_is_not_divided_by_class_unless_that_is_asked_for(
+    name, known, partitioner
+):
+    task = load_task(name)
+    targets = task.data(None, train=False).targets if known else None
+    assert resolve_split(SplitOptions(), task, 0, targets).partitioner == partitioner
+    asked = SplitOptions(partitioner="shards")
+    assert resolve_split(asked, task, 0, targets).partitioner == "shards"
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])

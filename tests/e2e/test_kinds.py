@@ -1,0 +1,45 @@
+"""Each kind of outputs, from a real training to whoever shows what was learned."""
+
+import pytest
+
+from tests.e2e.harness import json_lines
+
+
+def train(federation, kind, *flags, status=0):
+    """Train two rounds with two clients; return the server."""
+    task = f"tests.kinds:{kind}"
+    flags = ("--rounds", 2, "--num-partitions", 2, *flags)
+    server = federation.server(*flags, task=task)
+    clients = [federation.client(number, task=task) for number in (0, 1)]
+    assert server.wait() == status, server.text
+    if not status:
+        assert [client.wait() for client in clients] == [0, 0], clients[0].text
+    return server
+
+
+@pytest.mark.parametrize("kind", ["Column", "Flat", "OwnLoss", "Several", "Tags", "Own"])
+def test_what_has_no_accuracy_is_trained_by_its_loss(federation, kind):
+    train(federation, kind, "--patience", 5)
+    first, last = federation.rows
+    assert last["global_loss"] < first["global_loss"]
+    assert last["best_round"] == 2
+    assert last["global_accuracy"] is last["client_accuracy"] is None
+
+
+@pytest.mark.parametrize("kind", ["Pixels", "TwoInputs", "Lazy"])
+def test_classes_have_an_accuracy_whatever_goes_in(federation, kind):
+    train(federation, kind)
+    assert federation.rows[-1]["global_accuracy"] > 0.6
+
+
+def test_a_failing_evaluation_is_one_line_and_the_log_has_the_servers_end(federation):
+    server = train(federation, "Failing", status=1)
+    (error,) = server.errors
+    assert "its evaluation raised ZeroDivisionError: no example is light" in error
+    last = json_lines(federation.run_dir / "server.jsonl")[-1]
+    assert (last["event"], last["reason"]) == ("server failed", error.removeprefix("error: "))
+
+
+def test_hyperparameters_make_the_model_at_the_server_and_at_the_clients(federation):
+    train(federation, "Sized", "--hyperparameters", '{"width": 5, "dropout": 0.1}')
+    assert federation.rows[-1]["accepted"] == 2
