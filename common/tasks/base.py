@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from common import training
 from common.errors import InputError
-from common.tasks.inputs import Inputs
-from common.tasks.outputs import Classes, Outputs, check_tensor, classes_like, classes_of
+from common.tasks.inputs import Images, Inputs
+from common.tasks.outputs import (
+    Classes,
+    NextSymbol,
+    Outputs,
+    check_tensor,
+    classes_like,
+    classes_of,
+)
 from common.training import Evaluation, Hyperparameter, Metrics, OnStep, TrainConfig
 
 if TYPE_CHECKING:
@@ -142,6 +149,9 @@ class Task(ABC):
         check_tensor(outputs)
         if self.outputs is not None:
             return self.declared
+        symbols = None if isinstance(self.inputs, Images) else self.inputs
+        if symbols is not None and outputs.ndim == 3 and outputs.shape[1] == len(symbols):
+            return NextSymbol()
         return classes_of(outputs, self.classes)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -138,6 +138,11 @@ class Outputs(ABC):
             InputError: outputs or targets are not such as these.
         """
 
+    @property
+    def said(self) -> str:
+        """Return in a line what they are."""
+        return self.raw + (f": {', '.join(self.names)}" if self.names else "")
+
     def name(self, place: int) -> str:
         """Return what a class, number or label is called."""
         return self.names[place] if self.names else str(place)
@@ -287,6 +292,15 @@ class Values(Outputs):
     kind = "values"
     raw = "values"
     answered = "value"
+
+    @property
+    def said(self) -> str:
+        """Return in a line what they are."""
+        if not self.names or not any(self.units):
+            return super().said
+        named = zip(self.names, self.units, strict=True)
+        parts = [f"{name} [{unit}]" if unit else name for name, unit in named]
+        return f"{self.raw}: {', '.join(parts)}"
 
     def check(self, shape: Shape) -> None:
         """Check that there is a number for each name and for each unit.
