@@ -231,8 +231,36 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
                 raise TensorError(f"tensor {name!r} holds NaN or infinity")
 
 
+def check_integers(tensors: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+    """Check that an update leaves each integer of its base model within the dtype's range.
+
+    Then no mean of such updates leaves it, whatever their weights.
+
+    Args:
+        tensors: the update, of the base's schema.
+        base: the base model's integer tensors; others of the update are not looked at.
+
+    Raises:
+        TensorError: names the first tensor, by name, that would overflow.
+    """
+    import numpy as np
+
+    for name in sorted(base):
+        # Of one dimension at least: numpy warns of scalars that overflow.
+        old, update = base[name].reshape(-1).numpy(), tensors[name].reshape(-1).numpy()
+        bounds = np.iinfo(old.dtype)
+        # On either side of 0, the difference to the nearer bound is one that the dtype holds.
+        fits = np.where(old >= 0, update <= bounds.max - old, update >= bounds.min - old)
+        if not fits.all():
+            raise TensorError(
+                f"tensor {name!r}: the base model plus the update overflows {old.dtype}"
+            )
+
+
 def check_norm(tensors: Mapping[str, torch.Tensor], most: float) -> None:
     """Check the L2 norm of all floating-point values together; sums are float64.
+
+    Integers, such as BatchNorm's counters, are no part of it.
 
     Raises:
         TensorError: it is larger than `most`.
