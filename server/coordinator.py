@@ -587,6 +587,7 @@ def _headline(row: Row) -> dict[str, int | float]:
         **{
             name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
         },
+        **{name: round(value, 4) for name, value in row.own().items()},
         "updates": row.accepted,
         "seconds": round(row.duration_seconds, 2),
     }

@@ -1,5 +1,7 @@
 """Each kind of outputs, from a real training to whoever shows what was learned."""
 
+import csv
+
 import pytest
 
 from tests.e2e.harness import json_lines
@@ -38,6 +40,29 @@ def test_a_failing_evaluation_is_one_line_and_the_log_has_the_servers_end(federa
     assert "its evaluation raised ZeroDivisionError: no example is light" in error
     last = json_lines(federation.run_dir / "server.jsonl")[-1]
     assert (last["event"], last["reason"]) == ("server failed", error.removeprefix("error: "))
+
+
+def test_own_metrics_are_wherever_metrics_are(federation):
+    train(federation, "Own")
+    own = {"global_within_one": 0.5, "client_within_one": 0.5}
+    with (federation.run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{name: float(row[name]) for name in own} for row in rows] == [own, own]
+    clients = json_lines(federation.run_dir / "clients.jsonl")
+    assert [row["validation_metrics"] for row in clients] == [{"within_one": 0.5}] * 4
+    log = json_lines(federation.run_dir / "server.jsonl")
+    committed = [line for line in log if line["event"] == "round committed"]
+    assert [{name: line[name] for name in own} for line in committed] == [own, own]
+
+
+def test_quickstart_shows_own_metrics_and_no_column_that_nobody_measures(federation):
+    flags = ("--task", "tests.kinds:Own", "--rounds", 2, "--num-partitions", 2)
+    done = federation.start("scripts.quickstart", *flags, "--run-dir", federation.run_dir)
+    assert done.wait() == 0, done.text
+    assert "global within one" in " ".join(done.text.split())
+    assert "within one 0.5000" in done.text
+    assert "accuracy" not in done.text
+    assert "Final loss on held-out data" in done.text
 
 
 def test_hyperparameters_make_the_model_at_the_server_and_at_the_clients(federation):

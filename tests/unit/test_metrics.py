@@ -236,3 +236,26 @@ def test_a_line_that_is_no_row_is_an_error_that_names_the_file(tmp_path, line):
     path.write_text(line + "\n" + path.read_text())
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl .* delete that line"):
         Sinks(tmp_path / "run").reconcile(ROWS[-1], clients_of(ROWS[-1]), evaluation_of(ROWS[-1]))
+
+
+def test_own_metrics_have_columns_from_the_round_that_first_has_them(tmp_path):
+    plain = replace(ROW, global_metrics={}, client_metrics={})
+    rows = [replace(plain, round=1), replace(ROW, round=2), replace(plain, round=3)]
+    write_run(tmp_path / "run", rows)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["global_f1"] for row in found] == ["", "0.5", ""]
+    assert [row["client_f1"] for row in found] == ["", "0.25", ""]
+    assert [row["accepted"] for row in found] == ["2", "2", "2"]
+    before = contents(tmp_path / "run")
+    Sinks(tmp_path / "run").reconcile(rows[-1], clients_of(rows[-1]), evaluation_of(rows[-1]))
+    assert contents(tmp_path / "run") == before
+
+
+def test_an_own_metric_does_not_stand_in_for_a_column_nor_make_more_than_there_may_be(tmp_path):
+    named = {f"m{number}": 1.0 for number in range(100)}
+    write_run(tmp_path / "run", [replace(ROW, client_metrics=named | {"loss_min": 9.0})])
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["client_loss_min"] == "0.5"
+    assert sum(name.startswith("client_m") and name[8:].isdecimal() for name in row) == 64
