@@ -2,8 +2,16 @@
 
 import csv
 
+import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from scripts.commands import run_app
+from scripts.exporting.__main__ import app as export
+from scripts.reporting.__main__ import app as report
+from scripts.serving.batching import Batching
+from scripts.serving.loading import load_model
+from scripts.serving.service import create_app
 from tests.e2e.harness import json_lines
 
 
@@ -32,6 +40,42 @@ def test_what_has_no_accuracy_is_trained_by_its_loss(federation, kind):
 def test_classes_have_an_accuracy_whatever_goes_in(federation, kind):
     train(federation, kind)
     assert federation.rows[-1]["global_accuracy"] > 0.6
+
+
+# What is answered to an input of zeros.
+ANSWERED = {
+    "Column": {"label", "value", "unit"},
+    "Flat": {"label", "value", "unit"},
+    "OwnLoss": {"label", "value", "unit"},
+    "Tags": {"label", "probability", "holds"},
+    "Pixels": {"label", "share"},
+    "Lazy": {"label", "probability"},
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERED)
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
+def test_what_was_trained_is_exported_served_reported_and_tried(federation, monkeypatch, kind):
+    train(federation, kind)
+    run, task = federation.run_dir, f"tests.kinds:{kind}"
+    model = federation.folder / "model.onnx"
+
+    def command(app, *arguments):
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments), "--task", task])
+        assert run_app(app) == 0
+
+    command(export, run, "--format", "onnx", "--output", model)
+    with TestClient(create_app(*load_model(model), Batching())) as client:
+        shape = client.get("/model").json()["input"]["shape"][1:]
+        body = {"inputs": [np.zeros(shape).tolist()] * 2}
+        found = client.post("/predict", json=body).json()
+    assert [set(answers[0]) for answers in found["predictions"]] == [ANSWERED[kind]] * 2
+    assert np.shape(found.get("maps", [])) == ((2, 4, 4) if kind == "Pixels" else (0,))
+    command(report, run)
+    html = (run / "report" / "report.html").read_text()
+    measured = "accuracy" if kind in {"Pixels", "Lazy"} else "loss"
+    assert f"Best {measured}" in html
+    assert (run / "report" / "convergence.png").exists()
 
 
 def test_a_failing_evaluation_is_one_line_and_the_log_has_the_servers_end(federation):
