@@ -151,13 +151,13 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
     }
     if measure == "loss":
         lines["in training"] = ("train_loss", _GREEN, ":")
-    highest = 0.0
+    highest = lowest = 0.0
     for label, (name, colour, dash) in lines.items():
         rounds, values = _column(rows, name)
         if values:
             mark = "." if len(rounds) <= _MOST_MARKS else None
             axes.plot(rounds, values, dash, color=colour, label=label, marker=mark, linewidth=1.5)
-            highest = max(highest, *values)
+            highest, lowest = max(highest, *values), min(lowest, *values)
     if spread:
         low, high = ([row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max"))
         rounds = [row["round"] for row in spread]
@@ -174,7 +174,7 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
         axes.plot(best["round"], value, "o", color=_INK, markersize=5, label=label)
     if measure == "loss":
         # One client's huge loss must not hide all the rest.
-        axes.set_ylim(0, 1.1 * highest or None)
+        axes.set_ylim(1.1 * lowest, 1.1 * highest or None)
         return
     if (target := facts.options.get("target_accuracy")) and isinstance(target, float):
         axes.axhline(target, color=_INK, linestyle="--", linewidth=0.7, label=f"target, {target:g}")

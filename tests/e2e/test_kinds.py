@@ -78,6 +78,26 @@ def test_what_was_trained_is_exported_served_reported_and_tried(federation, monk
     assert (run / "report" / "convergence.png").exists()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [*ANSWERED, "Several", "TwoInputs", "Own"])
+def test_the_dashboard_shows_what_each_kind_is(federation, monkeypatch, kind):
+    testing = pytest.importorskip("streamlit.testing.v1", reason='needs the extra "full"')
+    train(federation, kind)
+    run = federation.run_dir
+    page = (
+        "from pathlib import Path\nfrom scripts.viewing import try_out, views\n"
+        f"from scripts.viewing.runs import open_run\nrun = open_run(Path({str(run)!r}))\n"
+        "views.learning(run)\nviews.clients(run)\nviews.data(run)\ntry_out.show(run)\n"
+    )
+    monkeypatch.setattr("sys.argv", ["dashboard", str(run.parent), f"tests.kinds:{kind}"])
+    shown = testing.AppTest.from_string(page, default_timeout=60).run()
+    assert not shown.exception
+    assert not shown.error
+    titles = [title.value for title in shown.subheader]
+    assert "Loss" in titles
+    assert ("Accuracy" in titles) == (kind in {"Pixels", "Lazy", "TwoInputs"})
+
+
 def test_a_failing_evaluation_is_one_line_and_the_log_has_the_servers_end(federation):
     server = train(federation, "Failing", status=1)
     (error,) = server.errors

@@ -21,6 +21,7 @@ from scripts.viewing.tables import (
     examples_by_client,
     headline,
     own_metrics,
+    own_of_clients,
 )
 from tests.recorded import begin, client_rows, commit, confusion, row
 
@@ -93,6 +94,21 @@ def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_
     assert list(drawn["clients, lowest"].y) == [line["client_accuracy_min"] for line in rows]
     band = drawn["clients, lowest to highest"]
     assert (band.fill, list(band.y)) == ("tonexty", [line["client_accuracy_max"] for line in rows])
+
+
+def test_what_nobody_measures_has_no_figure():
+    assert figures.accuracy([{"round": 1, "global_loss": 0.5}]) is None
+    assert figures.loss([{"round": 1, "global_accuracy": 0.5}]) is None
+
+
+def test_a_tasks_own_metrics_of_clients_are_values_of_their_map():
+    lines = [
+        {"round": 1, "client_id": "a", "validation_metrics": {"f1": 0.5}, "train_metrics": None},
+        {"round": 1, "client_id": "b", "train_metrics": {"f1": 0.25}},
+    ]
+    assert own_of_clients(lines) == ["training f1", "validation f1"]
+    assert by_client(lines, "validation f1").values[0, 0] == 0.5
+    assert np.isnan(by_client(lines, "validation f1").values[1, 0])
 
 
 @pytest.mark.parametrize("rounds", [3, 500])
