@@ -21,7 +21,7 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_task
+from common.tasks import Task, load_examples, load_task
 from common.tensors import digest_file, encode, schema_of
 from server import configuration
 from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
@@ -139,7 +139,7 @@ def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
     if options.evaluation.evaluate_every == 0:
         return None
     model = task.models[options.run.model or ""]()
-    held_out = task.data(options.run.data_dir, train=False)
+    held_out = load_examples(task, options.run.data_dir, train=False)
     # The clients find it in the training data, but the server's operator is the one to know.
     check_targets(Partitioner(options.split.partitioner), held_out.targets.shape)
     return Evaluator(task, model, held_out)
