@@ -5,14 +5,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import torch
 from google.protobuf.duration_pb2 import Duration
 
 from client.connection import Connection
 from client.progress import StepProgress
 from client.runner import Runner, Site
 from common.tasks import load_task
-from common.tensors import digest_bytes, encode
+from common.tensors import digest_bytes, encode, views
+from common.transfer import pieces
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 
@@ -109,10 +109,9 @@ class Server(pb_grpc.CoordinatorServicer):
         if request.part == pb.PullModelRequest.PART_CONTROL:
             model, data = self.payloads["control"]
         yield pb.PullModelResponse(header=model)
-        chunk = pb.Chunk(
-            offset=request.read_offset, data=data[request.read_offset :], finish_write=True
-        )
-        yield pb.PullModelResponse(chunk=chunk)
+        for piece in pieces(memoryview(data), request.read_offset):
+            chunk = pb.Chunk(offset=piece.offset, data=bytes(piece.data), finish_write=piece.last)
+            yield pb.PullModelResponse(chunk=chunk)
 
     def PushUpdate(self, requests, context):
         self.count("push", context)
@@ -167,11 +166,5 @@ def take_part(server, folder, willing=(TASK,), stop=None, max_wait=2.0):
 
 def poison(data, **changes):
     """Return tensors' bytes with other tensors in place of some; None leaves one out."""
-    from common.tensors import views
-
     tensors = views(memoryview(bytearray(data))) | changes
     return encode({name: value for name, value in tensors.items() if value is not None})
-
-
-def zeros(*shape):
-    return torch.zeros(*shape)

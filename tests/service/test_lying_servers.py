@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import grpc
 import pytest
@@ -26,6 +27,8 @@ from tests.service.lying import (
     poison,
     take_part,
 )
+
+STEPS = "scripts.resilience.tasks:Steps"
 
 
 @pytest.fixture
@@ -271,12 +274,12 @@ def chunk(data=b"", offset=0, last=False):
 
 
 def forever(*messages):
-    for _ in range(5_000):
+    while True:
         yield from messages
 
 
 STREAMS = {
-    "empty chunks without end": lambda server: [header(server), *forever(chunk())],
+    "empty chunks without end": lambda server: chain([header(server)], forever(chunk())),
     "headers without end": lambda server: forever(header(server)),
     "no header": lambda server: [chunk(model_of(), last=True)],
     "nothing": lambda server: [],
@@ -446,13 +449,14 @@ def test_training_ends_at_the_rounds_deadline(tmp_path, monkeypatch):
 
 
 def test_chunks_are_no_larger_than_announced(tmp_path):
-    with Server("tests.tasks:Normalised", "mlp") as server:
-        server.joined.max_chunk_size_bytes = 1024
-        take_part(server, tmp_path, ["tests.tasks:Normalised"])
+    most = 1 << 16
+    with Server(STEPS, "linear") as server:
+        server.joined.max_chunk_size_bytes = most
+        take_part(server, tmp_path, [STEPS])
         size = len(server.pushed)
     assert size == server.header.digest.size_bytes
-    assert max(server.chunk_sizes) <= 1024
-    assert len(server.chunk_sizes) == -(-size // 1024)
+    assert max(server.chunk_sizes) == most
+    assert len(server.chunk_sizes) == -(-size // most)
 
 
 @pytest.mark.parametrize(
