@@ -94,7 +94,7 @@ class Attempt:
             phase=phase,
             cohort_size=len(state.cohort),
             report_goal=state.goal,
-            accepted=len(state.accepted),
+            accepted=len(state.accepted - self.refused),
             refused=len(self.refused),
             dropped=self.dropped(state),
         )
@@ -106,7 +106,7 @@ class Attempt:
 
         Args:
             state: the engine's, when the round is committed.
-            updates: the accepted ones by client id.
+            updates: of all clients whose update is durable.
             progress: before this round.
             now: the clock.
         """
@@ -120,7 +120,8 @@ class Attempt:
         if score is None:
             score = score_of(client_accuracy, client_loss)
         progress = advance(progress, state.round, score)
-        trained = weighted_means((u.num_examples, u.metrics) for _, u in sorted(updates.items()))
+        counted = [updates[client] for client in sorted(state.accepted & updates.keys())]
+        trained = weighted_means((update.num_examples, update.metrics) for update in counted)
         row = Row(
             round=state.round,
             attempt=state.attempt,
@@ -139,7 +140,7 @@ class Attempt:
             accepted=len(state.accepted),
             dropped=len(set(state.cohort) - state.accepted - self.refused),
             refused=len(self.refused),
-            num_examples=sum(update.num_examples for update in updates.values()),
+            num_examples=sum(update.num_examples for update in counted),
             bytes_down=sum(self.bytes_down.values()),
             bytes_up=sum(self.bytes_up.values()),
             bytes_resent=self.bytes_resent,
@@ -180,7 +181,9 @@ class Attempt:
         for client in sorted({*state.cohort, *self.evaluations}):
             update = updates.get(client)
             examples, evaluation = self.evaluations.get(client, (None, {}))
-            outcome = "refused" if client in self.refused else "dropped"
+            outcome = "accepted" if update else "dropped"
+            if client in self.refused:
+                outcome = "refused"
             if client not in state.cohort:
                 outcome = "not_selected"
             rows.append(
@@ -188,9 +191,10 @@ class Attempt:
                     "round": state.round,
                     "client_id": client,
                     "partition": self.partitions.get(client),
-                    "outcome": "accepted" if update else outcome,
+                    "outcome": outcome,
                     "num_examples": update and update.num_examples,
-                    "share": self.shares.get(client) if update else None,
+                    "share": self.shares.get(client),
+                    "update_norm": update and update.norm,
                     "train_loss": update and update.metrics.get("loss"),
                     "validation_examples": examples,
                     "validation_loss": evaluation.get("loss"),
