@@ -241,22 +241,30 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> float:
     return min(math.hypot(*norms), sys.float_info.max)
 
 
-def check_norm(tensors: Mapping[str, torch.Tensor], most: float) -> None:
-    """Check the L2 norm of all floating-point values together; sums are float64.
+def check_integers(tensors: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+    """Check that an update leaves each integer of its base model within the dtype's range.
+
+    Then no mean of such updates leaves it, whatever their weights.
+
+    Args:
+        tensors: the update, of the base's schema.
+        base: the base model's integer tensors; others of the update are not looked at.
 
     Raises:
-        TensorError: it is larger than `most`.
+        TensorError: names the first tensor, by name, that would overflow.
     """
-    import torch
+    import numpy as np
 
-    squares = 0.0
-    for name in sorted(tensors):
-        if tensors[name].is_floating_point():
-            for window in windows(tensors[name]):
-                squares += torch.linalg.vector_norm(window, dtype=torch.float64).item() ** 2
-    norm = math.sqrt(squares)
-    if norm > most:
-        raise TensorError(f"the update's L2 norm is {norm:.6g}, the limit is {most:g}")
+    for name in sorted(base):
+        # Of one dimension at least: numpy warns of scalars that overflow.
+        old, update = base[name].reshape(-1).numpy(), tensors[name].reshape(-1).numpy()
+        bounds = np.iinfo(old.dtype)
+        # On either side of 0, the difference to the nearer bound is one that the dtype holds.
+        fits = np.where(old >= 0, update <= bounds.max - old, update >= bounds.min - old)
+        if not fits.all():
+            raise TensorError(
+                f"tensor {name!r}: the base model plus the update overflows {old.dtype}"
+            )
 
 
 def windows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -176,7 +176,9 @@ def prepare(
         CheckpointError: the last commit is damaged.
     """
     model = initial_model(task, options.run.model or "", options.run.seed)
-    trained = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+    parameters = model.named_parameters(remove_duplicate=False)
+    # Integers have no gradient, even where they are parameters.
+    trained = frozenset(name for name, value in parameters if value.is_floating_point())
     local = configuration.local_tensors(model.state_dict(), options.run.local_layers)
     recovered = directory.recover() or _begin_run(model, local, directory)
     del model
@@ -255,7 +257,8 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
     record, cohort = recovered.record, recovered.cohort
     if cohort is None:
         return State(round=record.round + 1, live=frozenset(record.live))
-    damaged = spool.recover(directory.updates_folder(cohort.round), cohort.round, cohort.attempt)
+    folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
+    damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
     for client in damaged:
         log.warning("accepted update is damaged; its client trains again", client=client)
     return State(

@@ -22,11 +22,11 @@ from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
-from server.limits import Limits, metrics_objection
+from server.limits import BLAKE3, Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop, worthless
 from server.rounds import Phase, Policy, State
-from server.sessions import Sessions
+from server.sessions import Activity, Sessions
 from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
@@ -38,6 +38,11 @@ _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
     *("fine_tuning_gain", "train_loss"),
 )
+_ACTIVITIES = {
+    None: Activity.WAITING,
+    Work.TRAIN: Activity.TRAINING,
+    Work.EVALUATE: Activity.EVALUATING,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ class Coordinator:
         self.settings = settings
         self.policy = policy
         self.state = state
-        self.assignments = Assignments()
+        self.assignments = Assignments(self._work_changed)
         self.sessions = Sessions(
             lease, clock, self._client_joined, self._client_left, settings.limits.max_clients
         )
@@ -174,6 +179,8 @@ class Coordinator:
             most = limits.max_examples
             return f"num_examples must be 1 to {most} (the server's --max-examples)"
         size = announcement.digest.size_bytes
+        if not BLAKE3.fullmatch(announcement.digest.blake3):
+            return "digest.blake3 must be 64 lower-case hexadecimal digits"
         if not 0 <= size <= limits.max_update_size_bytes:
             return f"the update has {size} bytes, the limit is {limits.max_update_size_bytes}"
         if base is None or base.version != assignment.model_version:
@@ -314,6 +321,8 @@ class Coordinator:
 
     def _client_joined(self, client_id: str) -> None:
         self._attempt.partitions[client_id] = self.sessions.by_client[client_id].partition
+        assignment = self.assignments.of_client(client_id)
+        self._work_changed(client_id, assignment.work if assignment else None)
         self.apply(rounds.ClientJoined(client_id))
         if self.state.phase is Phase.SELECTING:
             needed = self.policy.min_clients
@@ -322,6 +331,11 @@ class Coordinator:
     def _client_left(self, client_id: str) -> None:
         self._attempt.left[client_id] = self.clock()
         self.apply(rounds.ClientLeft(client_id))
+
+    def _work_changed(self, client_id: str, work: Work | None) -> None:
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.turn_to(_ACTIVITIES[work])
 
     def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
         before, self.state = self.state, state
@@ -359,6 +373,9 @@ class Coordinator:
         self.spool.keep(client_id)
         update = self.spool.accepted[client_id]
         self.assignments.finish(update.task_token)
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.trained = (update.num_examples, {**update.metrics})
         self._attempt.report_seconds[client_id] = self.clock() - self._attempt.began
         self._log.info(
             "update accepted",
@@ -419,7 +436,8 @@ class Coordinator:
                 live=tuple(sorted(state.live)),
             )
             await asyncio.to_thread(self.directory.begin_attempt, cohort)
-            self.spool.begin(self.directory.updates_folder(number))
+            folder, spares = self.directory.updates_folder(number), self.directory.spares()
+            self.spool.begin(folder, self.newest_model.path, spares)
         if (number, attempt, Phase.REPORTING) != (
             self.state.round,
             self.state.attempt,
@@ -547,7 +565,10 @@ class Coordinator:
             round=state.round,
             model=self._attempt.folded.model,
             state=self._attempt.folded.state,
-            contributed=self._contributed(),
+            contributed={
+                **self._record.contributed,
+                **dict.fromkeys(sorted(state.accepted), state.round),
+            },
             live=tuple(sorted(state.live)),
             progress=progress,
             row=row,
@@ -582,13 +603,6 @@ class Coordinator:
         if why is not None and not self._warned:
             self._log.warning(why, best_round=self._record.progress.best_round)
             self._warned = True
-
-    def _contributed(self) -> dict[str, int]:
-        """Return each client's last counted round, where clients keep something of it."""
-        if not (self.uses_control or self.settings.local_tensors):
-            return {}
-        now = dict.fromkeys(self.state.accepted, self.state.round)
-        return {**self._record.contributed, **now}
 
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)

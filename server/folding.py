@@ -5,6 +5,7 @@ whatever the size of the model and the number of clients. The arithmetic is the 
 file only reads and writes.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -65,9 +66,11 @@ def fold(
 ) -> Folded:
     """Write the new model and what the strategy keeps; return their digests.
 
-    Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) take
-    the mean update, rounded where they are integers. All files are durable on return. The result
-    depends on the order of `updates`, so callers pass them in client_id order.
+    Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) change
+    by what the strategy makes of the updates (`Strategy.mean`), rounded where they are integers.
+    All files are durable on return. The result depends on the order of `updates`, so callers pass
+    them in client_id order. Integers of the base plus those of any update must be within their
+    dtype.
 
     Args:
         base: the global model, a safetensors file.
@@ -156,16 +159,18 @@ def _window(tensors: Tensors, name: str, start: int) -> torch.Tensor:
 def _cast(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     if dtype.is_floating_point:
         result = values.to(dtype)
-        fits = bool(torch.isfinite(torch.stack(torch.aminmax(result))).all())
-    else:
-        result, bounds = values.to(dtype), torch.iinfo(dtype)
-        fits = all(bounds.min <= int(x) <= bounds.max for x in torch.aminmax(values))
-    if not fits:
-        raise Overflow(
-            f"tensor {name!r} of the new model overflows {dtype}; --max-update-norm refuses "
-            "such updates"
-        )
-    return result
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(result))).all()):
+            raise Overflow(
+                f"tensor {name!r} of the new model overflows {dtype}; --max-update-norm refuses "
+                "such updates"
+            )
+        return result
+    # No mean leaves the range that each update stays in, but its rounding may, next to the end.
+    bounds = torch.iinfo(dtype)
+    largest = float(bounds.max)
+    if int(largest) > bounds.max:
+        largest = math.nextafter(largest, 0.0)
+    return values.clamp(float(bounds.min), largest).to(dtype)
 
 
 def _in_order(work: Callable[[str, int], R], places: Iterable[tuple[str, int]]) -> Iterator[R]:

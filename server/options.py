@@ -189,7 +189,10 @@ class LimitOptions:
     max_examples: Positive = 1_000_000_000
     "Examples that a client may claim to have trained on; an update that claims more is refused."
     max_update_norm: PositiveFloat | None = None
-    "L2 norm above which an update is refused; any finite one is taken if not given."
+    (
+        "L2 norm of an update's floating-point values above which it is refused; "
+        "any finite one is taken if not given."
+    )
     max_norm_ratio: NonNegativeFloat | None = None
     "An update's L2 norm, in medians of its round's, above which it is left out of the mean; 0 is \
 any. 100 if not given; multi-krum and norm-bounding have none."

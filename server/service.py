@@ -32,8 +32,8 @@ from server.join_tokens import JoinTokens
 from server.limits import check_length, invalid
 from server.outgoing import OutgoingChunks
 from server.rounds import Phase
-from server.sessions import Activity, Session, check_identity
-from server.uploads import Announcement, Outcome, PushResult
+from server.sessions import Session, check_identity
+from server.uploads import Announcement, PushResult
 
 log = get_logger()
 
@@ -41,7 +41,6 @@ log = get_logger()
 _POLL_MARGIN = 1.0
 _MIN_POLL = 2.0
 _HEADER_SECONDS = 30.0
-_ACTIVITIES = {Work.TRAIN: Activity.TRAINING, Work.EVALUATE: Activity.EVALUATING}
 
 
 class CoordinatorService(pb_grpc.CoordinatorServicer):
@@ -178,7 +177,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             )
         longest = max(_MIN_POLL, min(30.0, self._sessions.lease))
         session = self._session(request.session_token, context)
-        session.turn_to(Activity.WAITING)
         session.polls += 1
         poll = session.polls
         session.wake()
@@ -193,7 +191,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 return pb.PollTaskAssignmentResponse()
             assignment = coordinator.assignments.of_client(session.client_id)
             if assignment is not None:
-                session.turn_to(_ACTIVITIES[assignment.work])
                 return pb.PollTaskAssignmentResponse(assignment=self._task_assignment(assignment))
             seconds = until - coordinator.clock()
             if seconds <= 0:
@@ -240,13 +237,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         try:
             async with asyncio.timeout(_HEADER_SECONDS):
                 first = await anext(aiter(request_iterator), None)
-        except TimeoutError:
-            return _push_response(_invalid_push(f"no header within {_HEADER_SECONDS:g} s"))
+        except TimeoutError as error:
+            message = f"no header within {_HEADER_SECONDS:g} s"
+            raise RequestError(Status.DEADLINE_EXCEEDED, "HEADER_LATE", message) from error
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
-            return _push_response(_invalid_push("the first message must be the header"))
+            raise invalid("the first message must be the header", "HEADER_MISSING")
         header = first.header
         session = self._session(header.session_token, context)
-        session.turn_to(Activity.PUSHING)
         announcement = Announcement(
             digest=Digest(header.digest.blake3, header.digest.size_bytes),
             write_offset=header.write_offset,
@@ -258,15 +255,14 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             num_steps=header.num_steps,
             metrics=dict(header.metrics),
         )
-        result = await self._coordinator.spool.receive(
-            header.task_token.decode(errors="replace"),
-            session.client_id,
-            announcement,
-            self._chunks(session, request_iterator, context),
-            self._coordinator,
-        )
-        if result.outcome is Outcome.ACCEPTED:
-            session.trained = (announcement.num_examples, announcement.metrics)
+        with session.pushing():
+            result = await self._coordinator.spool.receive(
+                header.task_token.decode(errors="replace"),
+                session.client_id,
+                announcement,
+                self._chunks(session, request_iterator, context),
+                self._coordinator,
+            )
         return _push_response(result)
 
     async def GetUpload(
@@ -400,7 +396,3 @@ def _push_response(result: PushResult) -> pb.PushUpdateResponse:
         upload=_upload(result),
         message=result.message,
     )
-
-
-def _invalid_push(message: str) -> PushResult:
-    return PushResult(Outcome.INVALID, 0, complete=False, message=message)

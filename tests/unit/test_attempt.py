@@ -28,6 +28,7 @@ STATE = State(
 
 def update(client, num_examples, **metrics):
     return StoredUpdate(
+        file="1.safetensors",
         task_token=client,
         client_id=client,
         num_examples=num_examples,
