@@ -87,8 +87,8 @@ async def _serve(options: ServerOptions) -> int:
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
-    if coordinator.state.failure:
-        raise RunFailed(coordinator.state.failure)
+    if coordinator.failure:
+        raise RunFailed(coordinator.failure)
     return 0
 
 

@@ -5,6 +5,7 @@ the other, in a task of their own. Knows nothing about gRPC.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -23,13 +24,15 @@ from server.evaluation import Evaluator
 from server.folding import SpooledUpdate, fold
 from server.limits import BLAKE3, Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
-from server.progress import should_stop
+from server.progress import should_stop, worthless
 from server.rounds import Phase, Policy, State
 from server.sessions import Activity, Sessions
 from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
 
+# What a client says when its training came to NaN or infinity.
+_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE")
 # Of a row, in the log's line.
 _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
@@ -109,6 +112,7 @@ class Coordinator:
         self.clock = clock
         self.traffic = Traffic()
         self._attempt = Attempt(clock(), len(state.live), self.traffic)
+        self._warned = self._worthless() is not None
         self._trace = tracing.OFF
         self._recovered = (state.round, state.attempt) if state.cohort else None
         if state.cohort:  # It may have all its updates, and not begin again.
@@ -216,6 +220,8 @@ class Coordinator:
         """Take a client's report that its work can't be done."""
         client = assignment.client_id
         self._log.warning("client failed", client=client, reason=reason, message=message)
+        if reason in _DIVERGED:
+            self._attempt.diverged.add(client)
         self.assignments.finish(assignment.task_token)
         self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, client))
 
@@ -227,6 +233,12 @@ class Coordinator:
         self._attempt.evaluations[client] = (num_examples, metrics)
         self.assignments.finish(assignment.task_token)
         self.apply(rounds.ClientEvaluated(assignment.round, assignment.attempt, client))
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run failed, and what to change if its model had become worthless."""
+        failure, worthless = self.state.failure, self._worthless()
+        return f"{failure}; {worthless}" if failure and worthless else failure
 
     @property
     def ledger(self) -> Attempt:
@@ -537,6 +549,7 @@ class Coordinator:
             attempt.confusion = found.confusion
             if len(attempt.global_metrics) < len(found.metrics):
                 self._log.warning("evaluation is not finite")
+            attempt.loss_is_finite = math.isfinite(found.metrics.get("loss", 0.0))
             self.apply(rounds.ServerEvaluated())
 
     async def _commit(self) -> None:
@@ -569,12 +582,31 @@ class Coordinator:
         await asyncio.to_thread(self._sinks.append, row, clients, evaluation)
         self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
+        self._warn_if_worthless()
         settings = self.settings
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
 
+    def _worthless(self) -> str | None:
+        """Return why the model is worthless, and what to change; None if it is not."""
+        diverging = bool(self._attempt.diverged)
+        why = worthless(self._record.progress, self.settings.patience, diverging)
+        if why is None:
+            return None
+        ratio = self.settings.max_norm_ratio
+        longest = f"below {ratio:g}" if ratio else "above 0, where the strategy takes one"
+        return f"{why}; start again with a smaller --lr, or with a --max-norm-ratio {longest}"
+
+    def _warn_if_worthless(self) -> None:
+        """Say so once, for a resumed run too."""
+        why = self._worthless()
+        if why is not None and not self._warned:
+            self._log.warning(why, best_round=self._record.progress.best_round)
+            self._warned = True
+
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)
+        self._warn_if_worthless()
         await asyncio.to_thread(self.directory.abandon_attempt, number)
 
     # -------------------------------------------------------------------- traces

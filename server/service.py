@@ -184,7 +184,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         while True:
             self._session(request.session_token, context)
             if coordinator.ended:
-                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
             if session.polls != poll:
