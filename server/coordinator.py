@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from common import tracing
-from common.errors import RequestError, Status
+from common.errors import RequestError, RunFailed, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
 from common.training import Metrics, TrainConfig
@@ -21,7 +21,7 @@ from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.evaluation import Evaluator
-from server.folding import SpooledUpdate, fold
+from server.folding import DamagedUpdate, SpooledUpdate, fold
 from server.limits import BLAKE3, Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop, worthless
@@ -130,6 +130,7 @@ class Coordinator:
         """Run rounds until the engine finishes.
 
         Raises:
+            RunFailed: an accepted update was damaged before it was counted.
             OSError: the run directory can't be written.
             TensorError: a file in it was damaged while in use.
         """
@@ -486,7 +487,12 @@ class Coordinator:
         updates = [self.spool.accepted[client] for client in sorted(self.state.accepted)]
         weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
         spooled = [
-            SpooledUpdate(self.spool.path_of(update), Contribution(weight, update.num_steps))
+            SpooledUpdate(
+                self.spool.path_of(update),
+                update.client_id,
+                update.digest,
+                Contribution(weight, update.num_steps),
+            )
             for update, weight in zip(updates, weights, strict=True)
         ]
         last, directory = self._record.round, self.directory
@@ -501,6 +507,8 @@ class Coordinator:
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self._strategy.state_names},
             )
+        except DamagedUpdate as error:
+            raise RunFailed(f"{error}; go on with --resume, and it is trained again") from error
         except CannotAggregate as error:
             self.apply(rounds.AggregationFailed(str(error)))
             return

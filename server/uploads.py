@@ -186,7 +186,11 @@ class Spool:
         damaged, kept = [], set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
-            if update is None or (update.round, update.attempt) != (number, attempt):
+            if (
+                update is None
+                or (update.round, update.attempt) != (number, attempt)
+                or not _is_intact(folder / update.file, update.digest)
+            ):
                 damaged.append(update.client_id if update else path.stem)
                 continue
             kept |= {path.name, update.file}
@@ -485,11 +489,16 @@ def _provisional(path: Path) -> Path:
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
         value = read_sealed(path)
-        update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
-        intact = digest_file(path.with_name(update.file)) == update.digest
+        return StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return update if intact else None
+
+
+def _is_intact(path: Path, digest: Digest) -> bool:
+    try:
+        return digest_file(path) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _integers(model: Path) -> dict[str, torch.Tensor]:
