@@ -125,6 +125,30 @@ class RunDirectory:
             raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}")
         return config
 
+    def order_stop(self, rounds: int) -> None:
+        """Make an operator's order durable: the current round is the last one.
+
+        Args:
+            rounds: the run's --rounds; the order is void once the run is given more.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        write_json(self.path / "stop.json", seal({"rounds": rounds}))
+
+    def is_to_stop(self, rounds: int) -> bool:
+        """Say whether there is an order to stop that a run of so many rounds has to follow.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self.path / "stop.json"
+        if not path.exists():
+            return False
+        remedy = "put back a copy of it, or move it elsewhere to go on without the order"
+        ordered = _read_sealed(path, remedy).get("rounds")
+        return not isinstance(ordered, int) or rounds <= ordered
+
     # --------------------------------------------------------------- one round
 
     def round_folder(self, number: int) -> Path:
@@ -186,8 +210,7 @@ class RunDirectory:
         write_json(folder / "record.json", seal(asdict(record)))
         sync_folder(folder.parent)
         self._publish("global", record)
-        if record.progress.best_round == record.round or record.progress.best_round is None:
-            self._publish("best", record)
+        self._publish_if_best(record)
         self._set_aside(self.updates_folder(record.round))
         return ModelFile(record.round, self.model_path(record.round), record.model)
 
@@ -223,6 +246,14 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         self.remove_spare()
         updates.rename(self._spare)
+
+    def _publish_if_best(self, record: Record) -> bool:
+        """Publish a model that is the best so far, or that no other was compared with."""
+        best = record.progress.best_round in (record.round, None)
+        # What nobody has trained is no best model.
+        if best and record.round:
+            self._publish("best", record)
+        return best
 
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
@@ -265,9 +296,7 @@ class RunDirectory:
                 shutil.rmtree(self.updates_folder(number), ignore_errors=True)
         # What a crash between the commit and its publication left undone.
         self._publish("global", record)
-        if record.progress.best_round in (record.round, None):
-            self._publish("best", record)
-        else:
+        if not self._publish_if_best(record):
             self._check_best()
         return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
 

@@ -113,6 +113,7 @@ class Coordinator:
         if state.cohort:  # It may have all its updates, and not begin again.
             self._log = self._log.bind(round=state.round, attempt=state.attempt)
         self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
+        self._ordering = asyncio.Lock()
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._changed = asyncio.Event()
@@ -152,6 +153,17 @@ class Coordinator:
         self.sessions.wake_all()
 
     # -------------------------------------------------------- for the gRPC edge
+
+    async def stop(self) -> None:
+        """Make the current round the last one, durably before it is so.
+
+        Raises:
+            OSError: the order can't be written; the run goes on.
+        """
+        async with self._ordering:
+            if not self.state.stopping:
+                await asyncio.to_thread(self.directory.order_stop, self.policy.rounds)
+                self.apply(rounds.StopRequested())
 
     def apply(self, event: rounds.Event) -> tuple[rounds.Effect, ...]:
         """Take an event through the table and start its effects; returns them."""

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from protos import federated_pb2 as pb
 from tests.e2e.harness import TASK, json_lines, until
 
 GATED = "tests.tasks:Gated"
@@ -67,6 +68,35 @@ def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
     assert [client.wait() for client, *_ in clients] == [0, 0, 0]
     assert federation.model == another_federation.model
     assert [row["round"] for row in federation.rows] == [1, 2, 3]
+
+
+def test_an_order_to_stop_outlives_a_killed_server_until_the_run_is_given_more_rounds(federation):
+    flags = ("--rounds", 3, "--num-partitions", 2)
+    server = federation.server(*flags, task=GATED)
+    clients = [_gated(federation, index) for index in range(2)]
+    for _, _, reached in clients:
+        until(reached.exists, "the client to train")
+    with federation.admin() as admin:
+        stopping = admin.StopRun(pb.StopRunRequest(), timeout=10).run
+    assert stopping.state == pb.Run.STATE_STOPPING
+    server.signal(signal.SIGKILL)
+    server.wait()
+    again = federation.server("--resume", *flags, bind=federation.address, task=GATED)
+    for _, gate, _ in clients:
+        gate.touch()
+    assert again.wait() == 0, again.text
+    assert [client.wait() for client, *_ in clients] == [0, 0]
+    assert again.events("run ended")[0]["reason"] == "stopped by an operator"
+    assert [row["round"] for row in federation.rows] == [1]
+    # The same command once more, and the deliberate one.
+    ended = federation.server("--resume", *flags, task=GATED, wait=False)
+    assert ended.wait() == 0, ended.text
+    assert [row["round"] for row in federation.rows] == [1]
+    longer = federation.server("--resume", "--rounds", 4, task=GATED)
+    for index in range(2):
+        _gated(federation, index)
+    assert longer.wait() == 0, longer.text
+    assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
 
 
 def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, another_federation):

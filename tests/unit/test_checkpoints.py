@@ -388,6 +388,28 @@ def test_a_missing_or_damaged_configuration_is_an_error_that_names_the_file(tmp_
         RunDirectory(tmp_path).load_config()
 
 
+def test_an_order_to_stop_holds_until_the_run_is_given_more_rounds(tmp_path):
+    with opened(tmp_path) as directory:
+        assert not directory.is_to_stop(20)
+        directory.order_stop(20)
+        assert [directory.is_to_stop(rounds) for rounds in (20, 21)] == [True, False]
+        directory.order_stop(30)
+        assert directory.is_to_stop(30)
+        (tmp_path / "stop.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"stop\.json is damaged.*move it elsewhere"):
+            directory.is_to_stop(30)
+
+
+def test_what_nobody_has_trained_is_no_best_model(tmp_path):
+    with opened(tmp_path) as directory:
+        directory.begin_initial(b"initial")
+        directory.commit(Record(round=0, model=digest_bytes(b"initial")))
+        directory.recover()
+        assert names(tmp_path / "models") == ["global.json", "global.safetensors"]
+        commit(directory, 1)
+        assert "best.safetensors" in names(tmp_path / "models")
+
+
 def test_the_newest_run_is_the_one_begun_last(tmp_path):
     for seconds, name in [(100, "b"), (300, "a"), (200, "c")]:
         (tmp_path / name).mkdir()
