@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -68,6 +69,28 @@ def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
     assert [client.wait() for client, *_ in clients] == [0, 0, 0]
     assert federation.model == another_federation.model
     assert [row["round"] for row in federation.rows] == [1, 2, 3]
+
+
+def test_a_suspended_server_does_not_blame_its_clients(federation, another_federation):
+    flags = ("--rounds", 2, "--min-clients", 4, "--num-partitions", 4, "--fraction", 0.5)
+    undisturbed = another_federation.server(*flags)
+    another_federation.client("0-3")
+    assert undisturbed.wait() == 0, undisturbed.text
+
+    server = federation.server(*flags, "--lease", 1, task=GATED)
+    clients = [_gated(federation, index) for index in range(4)]
+    until(lambda: sum(reached.exists() for *_, reached in clients) == 2, "the cohort to train")
+    server.signal(signal.SIGSTOP)
+    suspended = time.monotonic()
+    until(lambda: time.monotonic() - suspended > 3, "three leases to pass")
+    server.signal(signal.SIGCONT)
+    until(lambda: server.events("the server stood still; that time does not count"), "a look")
+    for _, gate, _ in clients:
+        gate.touch()
+    assert server.wait() == 0, server.text
+    assert server.events("client lost") == []
+    assert [row["attempt"] for row in federation.rows] == [1, 1]
+    assert federation.model == another_federation.model
 
 
 def test_an_order_to_stop_outlives_a_killed_server_until_the_run_is_given_more_rounds(federation):
