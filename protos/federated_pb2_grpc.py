@@ -456,7 +456,9 @@ class Coordinator:
 
 
 class AdminStub:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -509,7 +511,9 @@ class AdminStub:
 
 
 class AdminServicer:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -557,7 +561,8 @@ class AdminServicer:
 
     def CreateJoinToken(self, request, context):
         """Creates a token that admits clients which have no certificate.
-        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+        as of the two methods below.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -630,7 +635,9 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
