@@ -184,7 +184,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience

@@ -558,6 +558,7 @@ class Coordinator:
             row=row,
             clients=tuple(clients),
             evaluation=evaluation,
+            lines=self._sinks.counts_with(clients, evaluation),
         )
         began = self.clock()
         model = await asyncio.to_thread(self.directory.commit, record)
