@@ -23,6 +23,7 @@ from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.run_files import FORMAT
 from server.strategies import choices
 
 if TYPE_CHECKING:
@@ -292,6 +293,7 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
+        "format": FORMAT,
         "run_id": run_id,
         "options": saved,
         "versions": {
