@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from common.errors import DataError
 from common.tasks.inputs import Images
 from scripts.viewing import figures
 from scripts.viewing.drawing import sheet
@@ -70,10 +69,10 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
-def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:
-    if _trained.task.would_download(Path(data_dir)):
-        raise DataError(f"--data-dir: the data of {task} is not in {data_dir}")
-    return _trained.task.data(Path(data_dir), train=False)
+def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:  # noqa: ARG001
+    from scripts.trained import read_test_set
+
+    return read_test_set(_trained.task, Path(data_dir))
 
 
 def _on_picture(trained: TrainedRun, images: Images) -> None:

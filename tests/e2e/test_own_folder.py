@@ -65,6 +65,32 @@ def test_quickstart_trains_a_task_on_data_and_into_runs_of_ones_own_folder(own):
     assert len(json_lines(folder / "metrics.jsonl")) == 4
 
 
+def test_a_run_finds_its_data_from_any_folder_and_says_where_they_are_not(own, tmp_path):
+    flags = ("--task", "mine:Mine", "--rounds", 1, "--num-partitions", 2, "--data-dir", "data")
+    status, out, err = run(own, ROOT / "scripts" / "quickstart", *flags, "--run-dir", "run")
+    assert status == 0, out + err
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = {"PYTHONPATH": str(own)}
+    resume = ("--run-dir", "../own/run", "--resume", "--rounds", 2)
+    status, out, err = run(elsewhere, ROOT / "scripts" / "quickstart", *resume, **path)
+    assert status == 0, out + err
+    assert len(json_lines(own / "run" / "metrics.jsonl")) == 2
+    module = (sys.executable, "-P", "-m", "scripts.exporting", "../own/run")
+    how = ("--format", "safetensors", "--task", "mine:Mine")
+    path["PYTHONPATH"] = f"{ROOT}{os.pathsep}{own}"
+    status, out, err = run(elsewhere, *module, *how, **path)
+    assert (status, err) == (0, "")
+    assert "90 examples" in out
+    (own / "data").rename(tmp_path / "gone")
+    status, out, err = run(elsewhere, *module, *how, **path)
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: --data-dir: there is no held-out data in {own / 'data'}, and the task's `inputs` "
+        "do not say what a model takes; name the folder of the data\n"
+    )
+
+
 # `python -m` where Folkmoot is installed: the clone comes after all that is in the current folder.
 _INSTALLED = f"""
 import runpy, sys
