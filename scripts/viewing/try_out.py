@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from common.pictures import open_picture
 from common.tasks.inputs import Images
 from scripts.viewing import figures
 from scripts.viewing.drawing import sheet
@@ -28,6 +29,8 @@ _EXAMPLE, _DRAWN, _FILE = "An example of the test set", "A drawing", "A picture 
 # Of more classes, the likeliest are shown.
 _MOST_CLASSES = 10
 _SHOWN_PIXELS = 224
+# More than most cameras have; what is packed into a small file may be larger.
+_MOST_PIXELS = 80_000_000
 
 
 def show(run: Run) -> None:
@@ -97,10 +100,8 @@ def _on_picture(trained: TrainedRun, images: Images) -> None:
 
 
 def _uploaded() -> Image | None:
-    from scripts.viewing.prediction import picture
-
     file = st.file_uploader("Picture", ["png", "jpg", "jpeg", "gif", "bmp", "webp"])
-    return None if file is None else picture(file.getvalue())
+    return None if file is None else open_picture(file.getvalue(), _MOST_PIXELS)
 
 
 def _on_example(trained: TrainedRun, images: Images | None = None) -> None:
