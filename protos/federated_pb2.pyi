@@ -1060,7 +1060,9 @@ class PushUpdateResponse(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         OUTCOME_UNSPECIFIED: PushUpdateResponse._Outcome.ValueType  # 0
         OUTCOME_ACCEPTED: PushUpdateResponse._Outcome.ValueType  # 1
-        """Validated and durable; it will be aggregated."""
+        """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+        others of its round: then Round.refused_count counts it, and its client hears no more of it.
+        """
         OUTCOME_NOT_WANTED: PushUpdateResponse._Outcome.ValueType  # 2
         """Goal reached, or the round is over: poll."""
         OUTCOME_OFFSET_MISMATCH: PushUpdateResponse._Outcome.ValueType  # 3
@@ -1077,7 +1079,9 @@ class PushUpdateResponse(_message.Message):
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: PushUpdateResponse.Outcome.ValueType  # 0
     OUTCOME_ACCEPTED: PushUpdateResponse.Outcome.ValueType  # 1
-    """Validated and durable; it will be aggregated."""
+    """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+    others of its round: then Round.refused_count counts it, and its client hears no more of it.
+    """
     OUTCOME_NOT_WANTED: PushUpdateResponse.Outcome.ValueType  # 2
     """Goal reached, or the round is over: poll."""
     OUTCOME_OFFSET_MISMATCH: PushUpdateResponse.Outcome.ValueType  # 3
@@ -1347,7 +1351,7 @@ class Round(_message.Message):
     """Updates wanted."""
     accepted_count: _builtins.int
     refused_count: _builtins.int
-    """Invalid updates."""
+    """Updates that are invalid, or far too long."""
     dropped_count: _builtins.int
     """Selected, but no update in time."""
     @_builtins.property

@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
+from common.pictures import open_picture
 from common.tasks import Classes, Outputs, Task, Values
 from common.tasks.inputs import Images
 from common.tasks.outputs import Answers, NextSymbol
 from scripts.commands import run_app
 from scripts.serving.loading import load_model
-from scripts.serving.model import Array, Model, open_picture
+from scripts.serving.model import Array, Model
 
 # Of an input with more answers, a table has the first.
 _MOST_ROWS = 100
@@ -110,10 +111,11 @@ def _of_run(folder: Path, named: str | None) -> Model:
             outputs=task.outputs or NextSymbol(),
         )
     pictures = task.inputs if isinstance(task.inputs, Images) else None
-    examples = None if pictures else held_out(task, Path(run.options.get("data_dir", "data")))
+    data_dir = Path(run.options.get("data_dir", "data"))
+    examples = None if pictures else held_out(task, data_dir)
     example: torch.Tensor | None = None
     if pictures or examples:
-        example = example_of(task, examples)
+        example = example_of(task, examples, data_dir)
         outputs = outputs_of(task, model, example, examples)
     else:
         plain = task.classes or type(task).loss is Task.loss

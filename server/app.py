@@ -23,7 +23,7 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_task
+from common.tasks import Task, load_examples, load_task
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
@@ -36,7 +36,7 @@ from server.metrics import Sinks
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
-from server.rounds import Phase, Policy, State
+from server.rounds import Phase, Policy, State, stopped
 from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
@@ -94,8 +94,8 @@ async def _serve(options: ServerOptions) -> int:
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
-    if coordinator.state.failure:
-        raise RunFailed(coordinator.state.failure)
+    if coordinator.failure:
+        raise RunFailed(coordinator.failure)
     return 0
 
 
@@ -163,7 +163,7 @@ def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator
         return options, None
     hyperparameters = configuration.train_config(options.training).hyperparameters
     model = task.build(options.run.model or "", hyperparameters)
-    held_out = task.data(options.run.data_dir, train=False)
+    held_out = load_examples(task, options.run.data_dir, train=False)
     targets = held_out.targets
     split = configuration.resolve_split(given.split, task, options.run.seed, targets)
     options = replace(options, split=split)
@@ -219,7 +219,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -227,9 +227,13 @@ def prepare(
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
+    to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
         state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif to_stop and state.phase is Phase.SELECTING:
+        state = stopped(state)
     elif recovered.record.round or recovered.cohort:
+        state = replace(state, stopping=to_stop)
         log.info(
             "run resumed",
             run_id=run_id,
@@ -245,6 +249,7 @@ def prepare(
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
+            max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
             trained_tensors=trained,
             local_tensors=local,

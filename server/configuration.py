@@ -25,6 +25,7 @@ from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.run_files import FORMAT
 from server.strategies import choices
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ CHANGEABLE = frozenset(
         "keep_rounds",
         "max_examples",
         "max_update_norm",
+        "max_norm_ratio",
         "max_clients",
         "tls_cert",
         "tls_key",
@@ -150,6 +152,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     )
     choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
     proximal_mu = values.pop("proximal_mu") or 0.0
+    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
     return replace(
         options,
         run=replace(options.run, model=model),
@@ -164,6 +167,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
         strategy=replace(options.strategy, **values),
+        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
     )
 
 
@@ -331,10 +335,12 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     """Return what config.json holds: the resolved options, and the versions they ran with."""
     import torch
 
-    saved = options.flat()
+    groups = asdict(options).values()
+    saved = {name: _kept(value) for group in groups for name, value in group.items()}
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
+        "format": FORMAT,
         "run_id": run_id,
         "options": saved,
         "versions": {
@@ -348,6 +354,14 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
 def _hyperparameters(options: ServerOptions, task: Task) -> dict[str, Hyperparameter]:
     """Return the task's own and those that are given."""
     return {**task.defaults.hyperparameters, **_parsed(options.training.hyperparameters)}
+
+
+def _kept(value: object) -> object:
+    """Return an option's value as JSON; a path so that it is the same one from any folder."""
+    if not isinstance(value, Path):
+        return value
+    # What is not there may be a default, which means the folder where a command is given.
+    return str(value.absolute() if value.exists() else value)
 
 
 def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:

@@ -12,7 +12,7 @@ Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,7 +29,6 @@ from common.tensors import (
     Schema,
     check_finite,
     check_integers,
-    check_norm,
     check_schema,
     digest_file,
     open_mapped,
@@ -87,6 +86,8 @@ class StoredUpdate:
     digest: Digest
     round: int
     attempt: int
+    # L2, of its floating-point values; known once it is validated.
+    norm: float = 0.0
 
 
 class Judge(Protocol):
@@ -185,7 +186,11 @@ class Spool:
         damaged, kept = [], set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
-            if update is None or (update.round, update.attempt) != (number, attempt):
+            if (
+                update is None
+                or (update.round, update.attempt) != (number, attempt)
+                or not _is_intact(folder / update.file, update.digest)
+            ):
                 damaged.append(update.client_id if update else path.stem)
                 continue
             kept |= {path.name, update.file}
@@ -358,7 +363,9 @@ class Spool:
         update, problem = _stored(upload), None
         try:
             with tracing.span("validate", assignment.traceparent, client=client_id):
-                await asyncio.to_thread(self._validate_and_sync, upload.path, upload.file, update)
+                update = await asyncio.to_thread(
+                    self._validate_and_sync, upload.path, upload.file, update
+                )
         except (TensorError, OSError) as error:
             problem = error
         if not self._is_newest(upload):
@@ -382,16 +389,26 @@ class Spool:
         self._uploads.pop(token, None)
         return result
 
-    def _validate_and_sync(self, path: Path, file: DurableFile, update: StoredUpdate) -> None:
-        """Check the tensors, then make them and their record durable under a provisional name."""
+    def _validate_and_sync(
+        self, path: Path, file: DurableFile, update: StoredUpdate
+    ) -> StoredUpdate:
+        """Check the tensors, then make them and their record durable under a provisional name.
+
+        Returns:
+            the update with its norm.
+        """
         check_schema(schema_of(path), self._schema)
         tensors = open_mapped(path)
-        check_finite(tensors)
+        norm = check_finite(tensors)
         check_integers(tensors, self._base)
-        if self._max_norm is not None:
-            check_norm(tensors, self._max_norm)
+        if self._max_norm is not None and norm > self._max_norm:
+            raise TensorError(
+                f"the update's L2 norm is {norm:.6g}, the limit is {self._max_norm:g}"
+            )
         file.sync()
+        update = replace(update, norm=norm)
         write_new_json(_provisional(path), seal(asdict(update)))
+        return update
 
     def _not_stored(self, path: Path, held: int, error: OSError) -> PushResult:
         """Tell the operator what is wrong with the disk, and the client to come again."""
@@ -450,6 +467,7 @@ def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
 
 
 def _stored(upload: _Upload) -> StoredUpdate:
+    """Return what is known of an update before its values are looked at."""
     return StoredUpdate(
         file=upload.path.name,
         task_token=upload.assignment.task_token,
@@ -471,11 +489,16 @@ def _provisional(path: Path) -> Path:
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
         value = read_sealed(path)
-        update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
-        intact = digest_file(path.with_name(update.file)) == update.digest
+        return StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return update if intact else None
+
+
+def _is_intact(path: Path, digest: Digest) -> bool:
+    try:
+        return digest_file(path) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _integers(model: Path) -> dict[str, torch.Tensor]:

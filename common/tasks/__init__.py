@@ -2,7 +2,14 @@
 
 from common.tasks.base import Examples, Task
 from common.tasks.outputs import Classes, Labels, Map, Outputs, Values
-from common.tasks.registry import BUILT_IN, describe, load_task, load_task_of_run
+from common.tasks.registry import (
+    BUILT_IN,
+    describe,
+    failing_data,
+    load_examples,
+    load_task,
+    load_task_of_run,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -14,6 +21,8 @@ __all__ = [
     "Task",
     "Values",
     "describe",
+    "failing_data",
+    "load_examples",
     "load_task",
     "load_task_of_run",
 ]

@@ -101,7 +101,7 @@ def _write(
     """
     task, model = source.run.task, source.run.model
     examples = held_out(task, data_dir)
-    example = example_of(task, examples)
+    example = example_of(task, examples, data_dir)
     outputs = None
     try:
         outputs = outputs_of(task, model, example, examples)

@@ -1,25 +1,19 @@
-"""The model of a run on a picture, a text or an example of the test set.
+"""The model of a run on one example's values.
 
 Imports torch, and so is imported only where somebody tries a model. Knows nothing about pages.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from common.errors import InputError
 from common.tasks import Outputs, Task, Values
 from common.tasks.outputs import check_tensor
-
-# More than any camera has; what is packed into a small file may be larger.
-_MOST_PIXELS = 100_000_000
 
 
 class Prediction(NamedTuple):
@@ -55,23 +49,3 @@ def predict(task: Task, model: torch.nn.Module, example: Any, target: Any = None
     if outputs is not None:
         outputs.check(found.shape)
     return Prediction(outputs, (outputs or Values()).predict(found.numpy())[0])
-
-
-def picture(data: bytes) -> Image.Image:
-    """Return the picture of a file.
-
-    Raises:
-        InputError: it is no picture, or a huge one.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            found = Image.open(io.BytesIO(data))
-            if found.width * found.height > _MOST_PIXELS:
-                raise InputError(
-                    f"the picture has more than {_MOST_PIXELS:,} pixels; use a smaller one"
-                )
-            found.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        raise InputError(f"this is no picture that can be read: {error}") from error
-    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from common.errors import DataError
+from common.pictures import open_picture
 from common.tasks import Classes, Labels, Map, Outputs, Values
 from common.tasks.inputs import Images
 from common.tasks.outputs import Value
@@ -34,6 +34,8 @@ _MOST_CLASSES = 10
 # Of more numbers, the first are shown.
 _MOST_NUMBERS = 30
 _SHOWN_PIXELS = 224
+# More than most cameras have; what is packed into a small file may be larger.
+_MOST_PIXELS = 80_000_000
 
 
 def show(run: Run) -> None:
@@ -75,10 +77,10 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
-def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:
-    if _trained.task.would_download(Path(data_dir)):
-        raise DataError(f"--data-dir: the data of {task} is not in {data_dir}")
-    return _trained.task.data(Path(data_dir), train=False)
+def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:  # noqa: ARG001
+    from scripts.trained import read_test_set
+
+    return read_test_set(_trained.task, Path(data_dir))
 
 
 def _on_picture(trained: TrainedRun, images: Images) -> None:
@@ -105,10 +107,8 @@ def _on_picture(trained: TrainedRun, images: Images) -> None:
 
 
 def _uploaded() -> Image | None:
-    from scripts.viewing.prediction import picture
-
     file = st.file_uploader("Picture", ["png", "jpg", "jpeg", "gif", "bmp", "webp"])
-    return None if file is None else picture(file.getvalue())
+    return None if file is None else open_picture(file.getvalue(), _MOST_PIXELS)
 
 
 def _on_example(trained: TrainedRun, images: Images | None = None) -> None:

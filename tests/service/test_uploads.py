@@ -182,7 +182,7 @@ def held(monkeypatch):
         if once and once.pop():
             reached.set()
             assert go.wait(30)
-        check(tensors)
+        return check(tensors)
 
     monkeypatch.setattr(uploads, "check_finite", wait_and_check)
     return reached, go
