@@ -190,7 +190,9 @@ class Limits(_message.Message):
     MAX_CONCURRENT_PULLS_FIELD_NUMBER: _builtins.int
     max_num_examples: _builtins.int
     max_update_norm: _builtins.float
-    """L2, of all floating-point values; 0: any finite one."""
+    """L2, of all floating-point values; 0: any finite one. Integers are bounded by
+    their dtype: the base model plus the update must not overflow it.
+    """
     max_metrics: _builtins.int
     max_metric_name_length: _builtins.int
     """In characters."""
@@ -812,7 +814,7 @@ class Digest(_message.Message):
     BLAKE3_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     blake3: _builtins.str
-    """Of 256 bits: 64 lower-case hexadecimal digits."""
+    """Of 256 bits: 64 lower-case hexadecimal digits, no others."""
     def __init__(
         self,
         *,
@@ -1050,15 +1052,17 @@ class PushUpdateResponse(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         OUTCOME_UNSPECIFIED: PushUpdateResponse._Outcome.ValueType  # 0
         OUTCOME_ACCEPTED: PushUpdateResponse._Outcome.ValueType  # 1
-        """Validated and durable; it will be aggregated."""
+        """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+        others of its round: then Round.refused_count counts it, and its client hears no more of it.
+        """
         OUTCOME_NOT_WANTED: PushUpdateResponse._Outcome.ValueType  # 2
         """Goal reached, or the round is over: poll."""
         OUTCOME_OFFSET_MISMATCH: PushUpdateResponse._Outcome.ValueType  # 3
-        """Not finished: go on from `upload`."""
+        """Not finished: go on from `upload`, unless a newer stream of yours does."""
         OUTCOME_DIGEST_MISMATCH: PushUpdateResponse._Outcome.ValueType  # 4
         """`upload` is reset: send again from 0."""
         OUTCOME_INVALID: PushUpdateResponse._Outcome.ValueType  # 5
-        """Schema, size or values: do not send again."""
+        """Header, schema, size or values: do not send again."""
         OUTCOME_NOT_STORED: PushUpdateResponse._Outcome.ValueType  # 6
         """The disk is full or fails: go on from `upload` after a second, then after
         longer and longer pauses, as with a server that can't be reached.
@@ -1067,15 +1071,17 @@ class PushUpdateResponse(_message.Message):
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: PushUpdateResponse.Outcome.ValueType  # 0
     OUTCOME_ACCEPTED: PushUpdateResponse.Outcome.ValueType  # 1
-    """Validated and durable; it will be aggregated."""
+    """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+    others of its round: then Round.refused_count counts it, and its client hears no more of it.
+    """
     OUTCOME_NOT_WANTED: PushUpdateResponse.Outcome.ValueType  # 2
     """Goal reached, or the round is over: poll."""
     OUTCOME_OFFSET_MISMATCH: PushUpdateResponse.Outcome.ValueType  # 3
-    """Not finished: go on from `upload`."""
+    """Not finished: go on from `upload`, unless a newer stream of yours does."""
     OUTCOME_DIGEST_MISMATCH: PushUpdateResponse.Outcome.ValueType  # 4
     """`upload` is reset: send again from 0."""
     OUTCOME_INVALID: PushUpdateResponse.Outcome.ValueType  # 5
-    """Schema, size or values: do not send again."""
+    """Header, schema, size or values: do not send again."""
     OUTCOME_NOT_STORED: PushUpdateResponse.Outcome.ValueType  # 6
     """The disk is full or fails: go on from `upload` after a second, then after
     longer and longer pauses, as with a server that can't be reached.
@@ -1337,7 +1343,7 @@ class Round(_message.Message):
     """Updates wanted."""
     accepted_count: _builtins.int
     refused_count: _builtins.int
-    """Invalid updates."""
+    """Updates that are invalid, or far too long."""
     dropped_count: _builtins.int
     """Selected, but no update in time."""
     @_builtins.property

@@ -153,10 +153,18 @@ class CoordinatorServicer:
         status: a status that is sent while the caller still writes can reach it
         as INTERNAL. The response may come before the last chunk: stop writing
         then. To resume a broken stream, call GetUpload, and send the header again
-        with its committed_size_bytes. An upload that is already finished gets its
-        first outcome again. A newer stream for one task_token ends the older one.
-        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        before any chunk is read.
+        with its committed_size_bytes; an empty chunk finishes what is there whole.
+        Of the headers of one upload, the newest before its last chunk counts. A
+        header with another digest begins a new upload from 0 in place of the older
+        one. An upload that is already finished gets its first outcome again.
+
+        A newer stream for one task_token ends the older one, which is told
+        OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+        stream then ends the assignment.
+        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
+        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
+        before any chunk is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +172,8 @@ class CoordinatorServicer:
 
     def GetUpload(self, request, context):
         """Gets how much of an upload the server holds: 0 if it has not begun. Never
-        decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+        decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+        another digest, or a restart of the server.
         Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
         (SESSION_SUPERSEDED).
         """

@@ -49,6 +49,7 @@ CHANGEABLE = frozenset(
         "keep_rounds",
         "max_examples",
         "max_update_norm",
+        "max_norm_ratio",
         "max_clients",
         "tls_cert",
         "tls_key",
@@ -148,6 +149,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     )
     choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
     proximal_mu = values.pop("proximal_mu") or 0.0
+    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
     return replace(
         options,
         run=replace(options.run, model=model),
@@ -162,6 +164,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
         strategy=replace(options.strategy, **values),
+        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
     )
 
 
@@ -288,7 +291,8 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     """Return what config.json holds: the resolved options, and the versions they ran with."""
     import torch
 
-    saved = options.flat()
+    groups = asdict(options).values()
+    saved = {name: _kept(value) for group in groups for name, value in group.items()}
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
@@ -301,6 +305,14 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _kept(value: object) -> object:
+    """Return an option's value as JSON; a path so that it is the same one from any folder."""
+    if not isinstance(value, Path):
+        return value
+    # What is not there may be a default, which means the folder where a command is given.
+    return str(value.absolute() if value.exists() else value)
 
 
 def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:

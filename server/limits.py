@@ -14,6 +14,7 @@ from common.training import Metrics
 
 MAX_CLIENT_ID = 128
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_CLIENT_ID}}}")
+BLAKE3 = re.compile(r"[0-9a-f]{64}")
 MAX_TOKEN = 128
 MAX_INSTANCE_ID = 64
 MAX_VERSION = 64

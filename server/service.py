@@ -33,7 +33,7 @@ from server.limits import check_length, invalid
 from server.outgoing import OutgoingChunks
 from server.rounds import Phase
 from server.sessions import Session, check_identity
-from server.uploads import Announcement, Outcome, PushResult
+from server.uploads import Announcement, PushResult
 
 log = get_logger()
 
@@ -184,7 +184,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         while True:
             self._session(request.session_token, context)
             if coordinator.ended:
-                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
             if session.polls != poll:
@@ -237,10 +237,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         try:
             async with asyncio.timeout(_HEADER_SECONDS):
                 first = await anext(aiter(request_iterator), None)
-        except TimeoutError:
-            return _push_response(_invalid_push(f"no header within {_HEADER_SECONDS:g} s"))
+        except TimeoutError as error:
+            message = f"no header within {_HEADER_SECONDS:g} s"
+            raise RequestError(Status.DEADLINE_EXCEEDED, "HEADER_LATE", message) from error
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
-            return _push_response(_invalid_push("the first message must be the header"))
+            raise invalid("the first message must be the header", "HEADER_MISSING")
         header = first.header
         session = self._session(header.session_token, context)
         announcement = Announcement(
@@ -262,8 +263,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 self._chunks(session, request_iterator, context),
                 self._coordinator,
             )
-        if result.outcome is Outcome.ACCEPTED:
-            session.trained = (announcement.num_examples, announcement.metrics)
         return _push_response(result)
 
     async def GetUpload(
@@ -409,7 +408,3 @@ def _push_response(result: PushResult) -> pb.PushUpdateResponse:
         upload=_upload(result),
         message=result.message,
     )
-
-
-def _invalid_push(message: str) -> PushResult:
-    return PushResult(Outcome.INVALID, 0, complete=False, message=message)

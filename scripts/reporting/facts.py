@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.tasks import Task, load_task_of_run
+from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
 from server.run_files import Line, Lines, RunFiles
 
@@ -237,12 +238,7 @@ def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
         client.loss = numbers.get("validation_loss", client.loss)
         client.seconds += [numbers["seconds"]] if "seconds" in numbers else []
         client.bytes_up += int(numbers.get("bytes_up", 0))
-    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], _natural(c.name)))
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Order client-2 before client-10."""
-    return len(name), name
+    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], natural(c.name)))
 
 
 def _task(options: Mapping[str, Any], named: str | None, notes: list[str]) -> Task | None:

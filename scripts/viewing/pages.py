@@ -58,6 +58,7 @@ _VALUES = {
     "accuracy, the server's": "global_accuracy",
     "accuracy, the clients' mean": "client_accuracy",
     "accuracy, the clients' lowest": "client_accuracy_min",
+    "accuracy, the clients' 10th percentile": "client_accuracy_p10",
     "loss, the server's": "global_loss",
     "loss, the clients' mean": "client_loss",
     "loss in local training": "train_loss",

@@ -23,7 +23,7 @@ FLAGS = """
 --num-hostile --norm-bound
 --evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
 --target-accuracy --patience --keep-rounds
---max-examples --max-update-norm --max-share --max-clients
+--max-examples --max-update-norm --max-norm-ratio --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --metrics-port --otlp-endpoint --threads
 --mlflow-uri --mlflow-experiment --mlflow-model
@@ -32,7 +32,7 @@ FLAGS = """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
 --rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
---keep-rounds --max-examples --max-update-norm --max-clients
+--keep-rounds --max-examples --max-update-norm --max-norm-ratio --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind
 --metrics-port --otlp-endpoint --threads
 --mlflow-uri --mlflow-experiment --mlflow-model
@@ -244,6 +244,22 @@ def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
     assert saved["run_id"] == "mine"
     assert saved["options"].keys() == ServerOptions().flat().keys()
     assert saved["versions"].keys() == {"folkmoot", "torch", "python"}
+
+
+def test_a_path_is_saved_so_that_it_is_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"), "--data-dir", "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert resumed(Path("../run")).run.data_dir == tmp_path / "mine"
+
+
+def test_a_folder_of_data_that_is_nowhere_is_saved_as_it_was_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"))
+    assert resumed(Path("run")).run.data_dir == Path("data")
 
 
 def test_no_password_is_saved(tmp_path):

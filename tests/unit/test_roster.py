@@ -102,12 +102,14 @@ def test_bytes_are_of_the_round_and_examples_and_loss_of_the_last_accepted_updat
     ledger.count_down("a", 7)
     ledger.count_up("a", 8)
     update = StoredUpdate(
+        file="1.safetensors",
         task_token="t",
         client_id="b",
         num_examples=6,
         num_steps=1,
         metrics={"loss": 1.0},
         digest=Digest("f" * 64, 1),
+        norm=1.0,
         round=1,
         attempt=1,
     )
