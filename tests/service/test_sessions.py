@@ -261,6 +261,23 @@ def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
             assert not end.run_end.failure_message
 
 
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_client_that_does_not_evaluate_holds_its_round_for_a_lease_or_the_deadline(
+    tmp_path, alive
+):
+    """A suspended one no longer than its lease; one that is only slow until --report-deadline."""
+    limits = {"lease": 60.0, "report_deadline": 3.0} if alive else {"lease": 2.0}
+    with LiveServer(tmp_path / "run", client_evaluate_every=1, **limits) as server:
+        quick, slow = server.join("a"), server.join("b")
+        for client in (quick, slow):
+            client.push(client.assignment(), update())
+        work = slow.assignment()
+        quick.report(quick.assignment(), evaluation=pb.EvaluationReport(num_examples=1))
+        server.wait_for(lambda run: run.model.version == 1)
+        if alive:
+            assert slow.heartbeat(work.task_token).cancel_requested
+
+
 def test_a_target_is_not_reached_by_an_accuracy_that_there_is_not(tmp_path):
     options = {"client_evaluate_every": 1, "target_accuracy": 0.9}
     with LiveServer(tmp_path / "run", min_clients=1, **options) as server:
