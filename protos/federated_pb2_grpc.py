@@ -183,7 +183,10 @@ class CoordinatorServicer:
 
     def ReportTaskResult(self, request, context):
         """Reports a small result, or that the work can't be done. The first report
-        for a task_token counts; a repeat is OK and changes nothing.
+        for a task_token counts; a repeat is OK and changes nothing, up to the end of
+        the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+        returns it again. The next attempt, which may begin at once, has work of its
+        own; a client whose work fails each time must leave.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
         ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
         (WORK_MISMATCH: an evaluation for training work).

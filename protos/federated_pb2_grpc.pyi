@@ -158,7 +158,10 @@ class CoordinatorStub:
     """
     ReportTaskResult: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ReportTaskResultRequest, _federated_pb2.ReportTaskResultResponse]
     """Reports a small result, or that the work can't be done. The first report
-    for a task_token counts; a repeat is OK and changes nothing.
+    for a task_token counts; a repeat is OK and changes nothing, up to the end of
+    the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+    returns it again. The next attempt, which may begin at once, has work of its
+    own; a client whose work fails each time must leave.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
     ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
     (WORK_MISMATCH: an evaluation for training work).
@@ -241,7 +244,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     ReportTaskResult: _aio.UnaryUnaryMultiCallable[_federated_pb2.ReportTaskResultRequest, _federated_pb2.ReportTaskResultResponse]  # type: ignore[assignment]
     """Reports a small result, or that the work can't be done. The first report
-    for a task_token counts; a repeat is OK and changes nothing.
+    for a task_token counts; a repeat is OK and changes nothing, up to the end of
+    the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+    returns it again. The next attempt, which may begin at once, has work of its
+    own; a client whose work fails each time must leave.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
     ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
     (WORK_MISMATCH: an evaluation for training work).
@@ -369,7 +375,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.ReportTaskResultResponse, _abc.Awaitable[_federated_pb2.ReportTaskResultResponse]]:
         """Reports a small result, or that the work can't be done. The first report
-        for a task_token counts; a repeat is OK and changes nothing.
+        for a task_token counts; a repeat is OK and changes nothing, up to the end of
+        the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+        returns it again. The next attempt, which may begin at once, has work of its
+        own; a client whose work fails each time must leave.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
         ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
         (WORK_MISMATCH: an evaluation for training work).
