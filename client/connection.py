@@ -386,14 +386,16 @@ class Connection:
             case "SESSION_UNKNOWN":
                 return SessionLost(details)
             case "SESSION_SUPERSEDED":
-                return RunFailed(f"{details}; give each process its own --partition")
+                return RunFailed(
+                    f"{details}; give each process its own --partition, or else --client-id"
+                )
             case "RUN_ENDED":
                 return RunEnded(details)
             case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":
                 return WorkLost(details)
             case "TASK_MISMATCH":
                 return InputError(f"--task: {details}")
-            case "PARTITION_OUT_OF_RANGE":
+            case "PARTITION_OUT_OF_RANGE" | "PARTITION_TAKEN":
                 return InputError(f"--partition: {details}")
             case "JOIN_TOKEN_INVALID":
                 return InputError(f"--join-token-file: {details}")

@@ -467,6 +467,10 @@ Global___PollTaskAssignmentResponse: _TypeAlias = PollTaskAssignmentResponse  # 
 
 @_typing.final
 class RunEnd(_message.Message):
+    """The server ends once all clients have left, or 10 s after the run's end. Whoever
+    polls later gets UNAVAILABLE, as from a server that is down for another reason.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int

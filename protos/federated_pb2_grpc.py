@@ -91,7 +91,9 @@ class CoordinatorServicer:
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
         UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
-        FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+        FAILED_PRECONDITION (RUN_ENDED; PARTITION_TAKEN: another client holds it, as
+        long as its session lasts; not with PARTITIONER_NONE, where the partition
+        only numbers the client), RESOURCE_EXHAUSTED (CLIENTS_FULL;
         JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
         again), UNAVAILABLE (SHUTTING_DOWN).
         """
@@ -181,7 +183,10 @@ class CoordinatorServicer:
 
     def ReportTaskResult(self, request, context):
         """Reports a small result, or that the work can't be done. The first report
-        for a task_token counts; a repeat is OK and changes nothing.
+        for a task_token counts; a repeat is OK and changes nothing, up to the end of
+        the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+        returns it again. The next attempt, which may begin at once, has work of its
+        own; a client whose work fails each time must leave.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
         ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
         (WORK_MISMATCH: an evaluation for training work).

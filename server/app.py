@@ -60,6 +60,8 @@ def serve(options: ServerOptions) -> int:
         InputError: wrong input.
         RunFailed: the run can't go on.
     """
+    # Whatever is written into the run directory is for its owner alone.
+    os.umask(0o077)
     return asyncio.run(_serve(options))
 
 

@@ -102,6 +102,8 @@ def parse(
     from server.checkpoints import RunDirectory, newest_run
 
     folder = options.run.run_dir or newest_run(RUNS)
+    if RunDirectory(folder).is_unbegun():  # Nothing of it is lost: it begins.
+        return replace(options, run=replace(options.run, run_dir=folder, resume=False))
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
     saved = RunDirectory(folder).load_config()["options"]

@@ -117,6 +117,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._pace_joining()
         if self._join_tokens is not None:
             self._join_tokens.admit(request.join_token, request.client_id)
+        self._refuse_taken(request.partition, request.client_id)
         session = self._sessions.join(request.client_id, request.instance_id, request.partition)
         log.info(
             "client joined",
@@ -125,9 +126,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             partition=request.partition,
             clients=len(self._sessions),
         )
-        holders = self._sessions.holders(request.partition)
-        if len(holders) > 1 and self._split.partitioner is not Partitioner.NONE:
-            log.warning("clients share a partition", partition=request.partition, clients=holders)
         lease, bounds = self._sessions.lease, coordinator.settings.limits
         return pb.JoinResponse(
             session_token=session.token,
@@ -325,6 +323,18 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     def _session(self, token: str, context: Context) -> Session:
         return self._sessions.get(token, self._clients(context))
+
+    def _refuse_taken(self, partition: int, client_id: str) -> None:
+        """Refuse a partition that another client holds: its examples would count twice."""
+        if self._split.partitioner is Partitioner.NONE:
+            return
+        others = [name for name in self._sessions.holders(partition) if name != client_id]
+        if others:
+            message = (
+                f"partition {partition} is held by client {others[0]!r}; name another one, or wait "
+                f"until it leaves or its lease of {self._sessions.lease:g} s runs out"
+            )
+            raise RequestError(Status.FAILED_PRECONDITION, "PARTITION_TAKEN", message)
 
     def _pace_joining(self) -> None:
         seconds = self._pace.admit(self._coordinator.clock())

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
+from common.printable import printable
 from common.tasks import Task, load_task_of_run
 from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
@@ -134,8 +135,7 @@ def own_names(rows: Sequence[Numbers]) -> list[str]:
 
 def plain(value: object) -> str:
     """Return text that any page and any font can show, on one line."""
-    text = " ".join(str(value).split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = printable(str(value))
     return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
 
 

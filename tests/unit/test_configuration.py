@@ -292,6 +292,14 @@ def test_no_password_is_saved(tmp_path):
     assert resumed(tmp_path).tracking.mlflow_uri == "https://example.org/mlflow"
 
 
+def test_a_run_that_was_killed_before_it_saved_anything_begins_by_the_same_command(tmp_path):
+    again = resumed(tmp_path, "--rounds", "7")
+    assert (again.run.resume, again.run.run_dir, again.run.rounds) == (False, tmp_path, 7)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="--resume: there is no run in"):
+        resumed(tmp_path)
+
+
 def test_a_resumed_run_has_its_own_options(tmp_path):
     argv = ["--lr", "0.3", "--partitioner", "shards", "--seed", "5", "--min-clients", "4"]
     before = save_run(tmp_path, *argv, "--hyperparameters", '{"mode": "no", "layers": 2}')
@@ -374,7 +382,7 @@ def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--resume: there is no run in runs/"):
         parse(["--resume"])
     with pytest.raises(InputError, match=r"--resume: there is no run in .*; name its folder"):
-        resumed(tmp_path)
+        resumed(tmp_path / "missing")
 
 
 def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):
