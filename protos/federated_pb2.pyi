@@ -14,7 +14,8 @@ never listen.
 Payloads. A model and an update are each the bytes of one safetensors file
 (https://github.com/huggingface/safetensors#format), sent in chunks of at
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
-limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
+limit of 4 MiB. A larger chunk ends its upload as OUTCOME_INVALID, and one
+that is more than 64 KiB larger the stream, by gRPC's own RESOURCE_EXHAUSTED. An update has the tensor names, dtypes and shapes of its base
 model; each value is local minus base.
 
 Evolution. Fields are only added. A removed field's number and name become
@@ -25,6 +26,26 @@ Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
 field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
 method, and so are bytes that are no message of its type (MESSAGE_INVALID).
 INTERNAL is a bug of the server and has no detail.
+
+gRPC's own errors carry no ErrorInfo: a lost connection (UNAVAILABLE), a
+deadline (DEADLINE_EXCEEDED), a stream that broke or was damaged (CANCELLED,
+INTERNAL or UNKNOWN), a message that is too large (RESOURCE_EXHAUSTED). A TLS
+handshake that fails, also for an expired certificate or for none, is
+UNAVAILABLE, like a server that is down. Try again on UNAVAILABLE,
+DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN with a message but
+without ErrorInfo, and on RESOURCE_EXHAUSTED with ErrorInfo: after
+RetryInfo's time if there is one, else after pauses that grow from 0.2 to
+5 s, for as long as the client has patience for a server that is away (ours
+has 10 minutes). Without ErrorInfo, RESOURCE_EXHAUSTED comes again each time.
+ErrorInfo travels in the trailing metadata grpc-status-details-bin, which is
+a google.rpc.Status.
+
+Bounds on strangers. A connection carries at most 16 calls at a time; gRPC's
+clients let further ones wait, so a process with many sessions opens several
+connections. The first message of a call is whole within 10 s of its headers,
+or the call is UNAVAILABLE (REQUEST_UNFINISHED), sooner if many others are
+unfinished. A connection on which no call of a live session has come is
+closed after 20 s, after 1 MiB, or when it is the oldest of more than 1000.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:

@@ -139,7 +139,8 @@ class CoordinatorServicer:
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's
+        errors also come between chunks, when it has ended meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +155,7 @@ class CoordinatorServicer:
         with its committed_size_bytes. An upload that is already finished gets its
         first outcome again. A newer stream for one task_token ends the older one.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        before any chunk is read.
+        at the header, or at the next chunk when the session has ended meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

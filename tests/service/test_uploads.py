@@ -212,3 +212,17 @@ def test_a_client_that_is_slow_in_every_round_does_not_hold_the_run(tmp_path):
             assert slow.push(late, update()).outcome == OUTCOME.OUTCOME_NOT_WANTED
         ended = server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds
         assert [(r.cohort_size, r.report_goal, r.accepted_count) for r in ended] == [(3, 2, 2)] * 3
+
+
+@pytest.mark.parametrize(("size", "outcome"), [(1 << 20, "ACCEPTED"), ((1 << 20) + 1, "INVALID")])
+def test_a_chunk_has_at_most_the_announced_size(tmp_path, size, outcome):
+    task = "scripts.resilience.tasks:Steps"
+    with LiveServer(tmp_path / "run", task, min_clients=1) as server:
+        client = server.join(task=task)
+        assert client.joined.max_chunk_size_bytes == 1 << 20
+        work = client.assignment()
+        _, model = client.pull(work.model)
+        start = 8 + int.from_bytes(model[:8], "little")
+        response = client.push(work, model[:start] + bytes(len(model) - start), chunk_size=size)
+        assert OUTCOME.Name(response.outcome) == f"OUTCOME_{outcome}"
+        assert ("a chunk of" in response.message) == (outcome == "INVALID")
