@@ -139,8 +139,8 @@ class CoordinatorServicer:
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's
-        errors also come between chunks, when it has ended meanwhile.
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,10 +152,17 @@ class CoordinatorServicer:
         status: a status that is sent while the caller still writes can reach it
         as INTERNAL. The response may come before the last chunk: stop writing
         then. To resume a broken stream, call GetUpload, and send the header again
-        with its committed_size_bytes. An upload that is already finished gets its
-        first outcome again. A newer stream for one task_token ends the older one.
-        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        at the header, or at the next chunk when the session has ended meanwhile.
+        with its committed_size_bytes; an empty chunk finishes what is there whole.
+        Of the headers of one upload, the newest before its last chunk counts. A
+        header with another digest begins a new upload from 0 in place of the older
+        one. An upload that is already finished gets its first outcome again.
+
+        A newer stream for one task_token ends the older one, which is told
+        OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+        stream then ends the assignment.
+        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,7 +170,8 @@ class CoordinatorServicer:
 
     def GetUpload(self, request, context):
         """Gets how much of an upload the server holds: 0 if it has not begun. Never
-        decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+        decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+        another digest, or a restart of the server.
         Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
         (SESSION_SUPERSEDED).
         """
@@ -457,7 +465,9 @@ class Coordinator:
 
 
 class AdminStub:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -510,7 +520,9 @@ class AdminStub:
 
 
 class AdminServicer:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -555,7 +567,8 @@ class AdminServicer:
 
     def CreateJoinToken(self, request, context):
         """Creates a token that admits clients which have no certificate.
-        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+        as of the two methods below.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -628,7 +641,9 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 

@@ -14,43 +14,60 @@ never listen.
 Payloads. A model and an update are each the bytes of one safetensors file
 (https://github.com/huggingface/safetensors#format), sent in chunks of at
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
-limit of 4 MiB. A larger chunk ends its upload as OUTCOME_INVALID, and one
-that is more than 64 KiB larger the stream, by gRPC's own RESOURCE_EXHAUSTED. An update has the tensor names, dtypes and shapes of its base
-model; each value is local minus base.
+limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
+model; each value is local minus base. A chunk may be empty: a stream that
+resumes where all bytes are held sends one empty last chunk, both ways. A
+chunk over max_chunk_size_bytes ends its upload as OUTCOME_INVALID; one that is
+64 KiB over it or more may end the stream by gRPC's own RESOURCE_EXHAUSTED.
+
+Learning. The contract carries tensors, and no code: what a model computes
+from its inputs, how inputs are scaled and what the loss is belong to the task
+that `task_name` names. Both sides must have it: its Python source, or the
+ONNX graph that ./scripts/export writes of a run. What the server asks of local
+training is in TrainWork.
+
+Numbers. JSON writes int64 as a string: a seed or a size can exceed 2^53, so a
+language whose numbers are doubles must decode it as a string or a big integer.
 
 Evolution. Fields are only added. A removed field's number and name become
 `reserved`. A change of meaning takes a new field, or package federated.v2.
 
 Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
-"federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
-field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
-method, and so are bytes that are no message of its type (MESSAGE_INVALID).
-INTERNAL is a bug of the server and has no detail.
+"federated.v1" and one of the UPPER_SNAKE reasons named at the method. It
+travels as gRPC's richer error model has it: the trailing metadata key
+"grpc-status-details-bin" holds a serialized google.rpc.Status, whose `details`
+hold it. A field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID);
+bytes that are no message of the method's type are INVALID_ARGUMENT
+(MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
+outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
+no detail.
 
-gRPC's own errors carry no ErrorInfo: a lost connection (UNAVAILABLE), a
-deadline (DEADLINE_EXCEEDED), a stream that broke or was damaged (CANCELLED,
-INTERNAL or UNKNOWN), a message that is too large (RESOURCE_EXHAUSTED). A TLS
-handshake that fails, also for an expired certificate or for none, is
-UNAVAILABLE, like a server that is down. Try again on UNAVAILABLE,
-DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN with a message but
-without ErrorInfo, and on RESOURCE_EXHAUSTED with ErrorInfo: after
-RetryInfo's time if there is one, else after pauses that grow from 0.2 to
-5 s, for as long as the client has patience for a server that is away (ours
-has 10 minutes). Without ErrorInfo, RESOURCE_EXHAUSTED comes again each time.
-ErrorInfo travels in the trailing metadata grpc-status-details-bin, which is
-a google.rpc.Status.
+gRPC's own errors carry no ErrorInfo: a lost connection or a TLS handshake that
+fails (UNAVAILABLE), a deadline (DEADLINE_EXCEEDED), a stream that broke or was
+damaged (CANCELLED, INTERNAL or UNKNOWN), a message that is too large
+(RESOURCE_EXHAUSTED, each time again). Try again on UNAVAILABLE,
+DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN that have a message but
+no ErrorInfo, and on RESOURCE_EXHAUSTED that has ErrorInfo: after RetryInfo's
+time if there is one, else after pauses that grow from 0.2 to 5 s, for as long
+as a server may be away (the Python client's default is 10 minutes).
 
 Bounds on strangers. A connection carries at most 16 calls at a time; gRPC's
-clients let further ones wait, so a process with many sessions opens several
+clients let further ones wait, so a process of many sessions opens several
 connections. The first message of a call is whole within 10 s of its headers,
-or the call is UNAVAILABLE (REQUEST_UNFINISHED), sooner if many others are
-unfinished. A connection on which no call of a live session has come is
-closed after 20 s, after 1 MiB, or when it is the oldest of more than 1000.
+or the call is UNAVAILABLE (REQUEST_UNFINISHED: try again), sooner where many
+others are unfinished. A connection on which no call of a session or of an
+operator has come is closed after 20 s, after 1 MiB, or when it is the oldest of
+more than 1000. Health's Watch is UNIMPLEMENTED.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
 the certificate names no client; IDENTITY_MISMATCH: it names another than the
-request or its session). Without client certificates, Join may ask for a join
+request or its session). A certificate names a client by a URI among its
+subject alternative names, urn:folkmoot:client:CLIENT_ID, and may name several;
+an operator is urn:folkmoot:operator:NAME. These statuses answer a certificate
+that expires or is revoked while its connection is open; on a new connection
+the handshake fails, which the caller sees as UNAVAILABLE without detail.
+Without client certificates, Join may ask for a join
 token, and a session is the property of whoever knows its token. Each method
 of Admin asks for an operator: UNAUTHENTICATED (CERTIFICATE_EXPIRED,
 CERTIFICATE_REVOKED, OPERATOR_TOKEN_INVALID: the metadata key "authorization"
@@ -128,8 +145,8 @@ class CoordinatorStub:
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's
-    errors also come between chunks, when it has ended meanwhile.
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -137,14 +154,22 @@ class CoordinatorStub:
     status: a status that is sent while the caller still writes can reach it
     as INTERNAL. The response may come before the last chunk: stop writing
     then. To resume a broken stream, call GetUpload, and send the header again
-    with its committed_size_bytes. An upload that is already finished gets its
-    first outcome again. A newer stream for one task_token ends the older one.
-    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-    at the header, or at the next chunk when the session has ended meanwhile.
+    with its committed_size_bytes; an empty chunk finishes what is there whole.
+    Of the headers of one upload, the newest before its last chunk counts. A
+    header with another digest begins a new upload from 0 in place of the older
+    one. An upload that is already finished gets its first outcome again.
+
+    A newer stream for one task_token ends the older one, which is told
+    OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+    stream then ends the assignment.
+    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
-    decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+    decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+    another digest, or a restart of the server.
     Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
     (SESSION_SUPERSEDED).
     """
@@ -201,8 +226,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's
-    errors also come between chunks, when it has ended meanwhile.
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -210,14 +235,22 @@ class CoordinatorAsyncStub(CoordinatorStub):
     status: a status that is sent while the caller still writes can reach it
     as INTERNAL. The response may come before the last chunk: stop writing
     then. To resume a broken stream, call GetUpload, and send the header again
-    with its committed_size_bytes. An upload that is already finished gets its
-    first outcome again. A newer stream for one task_token ends the older one.
-    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-    at the header, or at the next chunk when the session has ended meanwhile.
+    with its committed_size_bytes; an empty chunk finishes what is there whole.
+    Of the headers of one upload, the newest before its last chunk counts. A
+    header with another digest begins a new upload from 0 in place of the older
+    one. An upload that is already finished gets its first outcome again.
+
+    A newer stream for one task_token ends the older one, which is told
+    OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+    stream then ends the assignment.
+    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
-    decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+    decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+    another digest, or a restart of the server.
     Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
     (SESSION_SUPERSEDED).
     """
@@ -301,8 +334,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's
-        errors also come between chunks, when it has ended meanwhile.
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -316,10 +349,17 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         status: a status that is sent while the caller still writes can reach it
         as INTERNAL. The response may come before the last chunk: stop writing
         then. To resume a broken stream, call GetUpload, and send the header again
-        with its committed_size_bytes. An upload that is already finished gets its
-        first outcome again. A newer stream for one task_token ends the older one.
-        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        at the header, or at the next chunk when the session has ended meanwhile.
+        with its committed_size_bytes; an empty chunk finishes what is there whole.
+        Of the headers of one upload, the newest before its last chunk counts. A
+        header with another digest begins a new upload from 0 in place of the older
+        one. An upload that is already finished gets its first outcome again.
+
+        A newer stream for one task_token ends the older one, which is told
+        OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+        stream then ends the assignment.
+        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -329,7 +369,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.GetUploadResponse, _abc.Awaitable[_federated_pb2.GetUploadResponse]]:
         """Gets how much of an upload the server holds: 0 if it has not begun. Never
-        decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+        decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+        another digest, or a restart of the server.
         Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
         (SESSION_SUPERSEDED).
         """
@@ -350,7 +391,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminStub:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -376,7 +419,8 @@ class AdminStub:
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
-    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+    as of the two methods below.
     """
     ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]
     """Lists all tokens, the revoked and expired ones too."""
@@ -387,7 +431,9 @@ class AdminStub:
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -410,7 +456,8 @@ class AdminAsyncStub(AdminStub):
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
-    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+    as of the two methods below.
     """
     ListJoinTokens: _aio.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
     """Lists all tokens, the revoked and expired ones too."""
@@ -420,7 +467,9 @@ class AdminAsyncStub(AdminStub):
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -477,7 +526,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.CreateJoinTokenResponse, _abc.Awaitable[_federated_pb2.CreateJoinTokenResponse]]:
         """Creates a token that admits clients which have no certificate.
-        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+        as of the two methods below.
         """
 
     @_abc_1.abstractmethod

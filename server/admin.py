@@ -156,7 +156,7 @@ class AdminService(pb_grpc.AdminServicer):
             round=current,
             model=model_ref(coordinator.newest_model),
             live_client_count=len(coordinator.sessions),
-            failure_message=state.failure or "",
+            failure_message=coordinator.failure or "",
             start_time=self._start_time,
         )
 

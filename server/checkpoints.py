@@ -154,24 +154,28 @@ class RunDirectory:
         sync_file(self.model_path(0))
 
     def begin_attempt(self, cohort: Cohort) -> None:
-        """Make durable who was selected; older attempts' updates must be gone.
+        """Make durable who was selected, before anyone gets work; there is no update yet.
 
         Raises:
-            OSError: it can't be written.
+            OSError: it can't be written, or there are updates of an attempt before.
         """
         updates = self.updates_folder(cohort.round)
         updates.parent.mkdir(exist_ok=True)
-        if self._spare.exists() and not updates.exists():
-            self._spare.rename(updates)
-        updates.mkdir(exist_ok=True)
+        updates.mkdir()
         write_json(self.round_folder(cohort.round) / "cohort.json", seal(asdict(cohort)))
         sync_folder(self.path / "rounds")
 
     def abandon_attempt(self, number: int) -> None:
-        """Drop a round in progress."""
-        (self.round_folder(number) / "cohort.json").unlink(missing_ok=True)
-        self._set_aside(self.updates_folder(number))
-        shutil.rmtree(self.round_folder(number), ignore_errors=True)
+        """Drop a round in progress, in one step: after a crash all of it is there, or nothing.
+
+        Raises:
+            OSError: it can't be dropped; nothing of it may count in the next attempt.
+        """
+        shutil.rmtree(self._abandoned, ignore_errors=True)
+        if self.round_folder(number).exists():
+            self.round_folder(number).rename(self._abandoned)
+            sync_folder(self.path / "rounds")
+        shutil.rmtree(self._abandoned, ignore_errors=True)
 
     def commit(self, record: Record) -> ModelFile:
         """Make a round the last committed one.
@@ -204,6 +208,10 @@ class RunDirectory:
                 (old / "record.json").unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
 
+    def spares(self) -> list[Path]:
+        """Return the files that the next round's updates are written over."""
+        return list(self._spare.iterdir()) if self._spare.exists() else []
+
     def remove_spare(self) -> None:
         """Remove the files that the next round's updates would be written over."""
         shutil.rmtree(self._spare, ignore_errors=True)
@@ -212,17 +220,23 @@ class RunDirectory:
     def _spare(self) -> Path:
         return self.path / "rounds" / "spare"
 
+    @property
+    def _abandoned(self) -> Path:
+        return self.path / "rounds" / "abandoned"
+
     def _set_aside(self, updates: Path) -> None:
-        """Keep a round's update files for the next one to write over: cheaper than new ones."""
+        """Keep a round's accepted tensors for the next one to write over: cheaper than new files.
+
+        Of the others some may still be written to, or validated, for a moment.
+        """
         if not updates.exists():
             return
-        accepted = {path.stem for path in updates.glob("*.json")}
-        for path in list(updates.iterdir()):
-            # One that was cut off may still be written to, for a moment, or delete itself.
-            if path.suffix != ".safetensors" or path.stem not in accepted:
-                path.unlink(missing_ok=True)
         self.remove_spare()
-        updates.rename(self._spare)
+        self._spare.mkdir()
+        for record in updates.glob("*.json"):
+            tensors = record.with_suffix(".safetensors")
+            tensors.rename(self._spare / tensors.name)
+        shutil.rmtree(updates, ignore_errors=True)
 
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
@@ -243,9 +257,11 @@ class RunDirectory:
     def recover(self) -> Recovered | None:
         """Return where the run stands; None: not even the initial model is committed.
 
-        Rounds in progress other than the next one, which a crash may leave, are deleted.
+        Of the rounds in progress, which a crash may leave, only the next one stays, and only if
+        its cohort was durable: nobody else had work of it.
 
         Raises:
+            OSError: what is no part of the run any more can't be deleted.
             CheckpointError: the last committed round is damaged; names the file and the remedy.
         """
         committed = self._committed()
@@ -258,11 +274,12 @@ class RunDirectory:
             return None
         record = self._load_record(max(committed))
         self.remove_spare()
+        shutil.rmtree(self._abandoned, ignore_errors=True)
         for number, folder in self._rounds():
-            if number not in committed and number != record.round + 1:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif number in committed:
+            if number in committed:
                 shutil.rmtree(self.updates_folder(number), ignore_errors=True)
+            elif number != record.round + 1 or not (folder / "cohort.json").exists():
+                shutil.rmtree(folder)
         # What a crash between the commit and its publication left undone.
         self._publish("global", record)
         if record.progress.best_round in (record.round, None):

@@ -48,6 +48,7 @@ CHANGEABLE = frozenset(
         "keep_rounds",
         "max_examples",
         "max_update_norm",
+        "max_norm_ratio",
         "max_clients",
         "tls_cert",
         "tls_key",
@@ -145,6 +146,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     )
     choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
     proximal_mu = values.pop("proximal_mu") or 0.0
+    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
     return replace(
         options,
         run=replace(options.run, model=model),
@@ -159,6 +161,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
         strategy=replace(options.strategy, **values),
+        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
     )
 
 

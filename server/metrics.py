@@ -51,7 +51,7 @@ class Row:
     # During local training, weighted by num_examples.
     train_loss: float | None
     # Clients there when the round began; those selected; the updates wanted of them and those
-    # aggregated; clients without an update, and with an invalid one.
+    # aggregated; clients without an update, and those whose update is invalid or was left out.
     num_clients: int
     cohort_size: int
     report_goal: int

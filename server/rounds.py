@@ -10,7 +10,9 @@
                  DeadlinePassed, no quorum  SELECTING     Abandon, and the next attempt
                  ... the last attempt, or
                  the run is to stop         FINISHED      Abandon, Finish
-    AGGREGATING  Aggregated                 EVALUATING    Evaluate, StartDeadline
+    AGGREGATING  UpdatesRejected            AGGREGATING
+                 ... no quorum without      as without a quorum
+                 Aggregated                 EVALUATING    Evaluate, StartDeadline
                  ... nothing to evaluate    COMMITTING    Commit
                  AggregationFailed          as without a quorum
     EVALUATING   ServerEvaluated,           EVALUATING
@@ -136,6 +138,14 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True)
+class UpdatesRejected:
+    """Accepted updates that are left out of the mean, and why: what they are by count."""
+
+    clients: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Aggregated:
     """The candidate model is ready."""
 
@@ -179,6 +189,7 @@ Event = (
     | UpdateReceived
     | WorkFailed
     | DeadlinePassed
+    | UpdatesRejected
     | Aggregated
     | AggregationFailed
     | ServerEvaluated
@@ -297,6 +308,8 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
             if deadline != _deadline_of(state):
                 return state, ()
             return _close_reporting(policy, state, "the --report-deadline passed")
+        case Phase.AGGREGATING, UpdatesRejected() as rejected:
+            return _reject(policy, state, rejected)
         case Phase.AGGREGATING, Aggregated():
             return _evaluate_if_due(policy, state)
         case Phase.AGGREGATING, AggregationFailed(reason):
@@ -395,9 +408,21 @@ def _after_report(policy: Policy, state: State) -> Step:
 
 
 def _close_reporting(policy: Policy, state: State, why: str) -> Step:
-    quorum = quorum_of(policy, state.goal)
-    if len(state.accepted) >= quorum:
+    if len(state.accepted) >= quorum_of(policy, state.goal):
         return replace(state, phase=Phase.AGGREGATING), (Aggregate(),)
+    return _abandon_without_quorum(policy, state, why)
+
+
+def _reject(policy: Policy, state: State, event: UpdatesRejected) -> Step:
+    accepted, failed = state.accepted - event.clients, state.failed | event.clients
+    state = replace(state, accepted=accepted, failed=failed)
+    if len(accepted) >= quorum_of(policy, state.goal):
+        return state, ()
+    return _abandon_without_quorum(policy, state, event.reason)
+
+
+def _abandon_without_quorum(policy: Policy, state: State, why: str) -> Step:
+    quorum = quorum_of(policy, state.goal)
     reason = f"{why}, with {len(state.accepted)} of the {quorum} updates that a quorum needs"
     return _abandon(policy, state, reason)
 

@@ -98,6 +98,23 @@ def test_a_client_whose_work_fails_is_dropped_and_the_run_fails_without_a_quorum
     assert client.events("work failed")[0]["reason"] == "UPDATE_NOT_FINITE"
 
 
+def test_a_run_whose_model_became_worthless_says_so_and_what_to_change(federation):
+    task = "tests.tasks:Exploding"
+    flags = ("--rounds", 5, "--max-attempts", 2, "--num-partitions", 2)
+    server = federation.server(*flags, task=task)
+    client = federation.client("0-1", task=task)
+    assert server.wait() == 1
+    why = "the model has become worthless: its loss is"
+    remedy = "start again with a smaller --lr, or with a --max-norm-ratio below 100"
+    assert "abandoned 2 times" in server.errors[0]
+    assert why in server.errors[0]
+    assert server.errors[0].endswith(remedy)
+    warnings = [line for line in server.text.splitlines() if why in line and "warning" in line]
+    assert len(warnings) == 1
+    assert client.wait() == 1
+    assert why in client.errors[0]
+
+
 def test_a_task_that_raises_ends_its_client_with_one_line(federation):
     task = "tests.tasks:Broken"
     federation.server("--num-partitions", 2, task=task)

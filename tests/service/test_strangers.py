@@ -14,7 +14,7 @@ from protos import federated_pb2 as pb
 from server import connections, edge
 from server.limits import MAX_STREAMS, MAX_UNFINISHED, STRANGER_BYTES
 from tests.http2 import Http2, unfinished
-from tests.service.harness import TASK, LiveServer
+from tests.service.harness import TASK, LiveServer, refusal
 from tests.service.test_pace import Waits
 
 METHODS = [
@@ -42,6 +42,22 @@ def test_a_request_that_is_not_finished_in_time_is_ended(tmp_path, monkeypatch, 
         connection.send(stream, unfinished(1000))
         until(lambda: stream in connection.ended, connection)
         connection.close()
+
+
+def test_whose_header_is_late_is_told_to_try_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(edge, "UNFINISHED_SECONDS", 0.2)
+    ended = threading.Event()
+
+    def nothing():
+        ended.wait(30)
+        yield from ()
+
+    with LiveServer(tmp_path / "run") as server:
+        call = server.stub.PushUpdate.future(nothing(), timeout=20)
+        with pytest.raises(grpc.RpcError) as caught:
+            call.result()
+        ended.set()
+    assert refusal(caught.value)[:2] == ("UNAVAILABLE", "REQUEST_UNFINISHED")
 
 
 @pytest.mark.parametrize("admin", [False, True])

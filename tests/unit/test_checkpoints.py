@@ -117,6 +117,7 @@ def test_a_half_written_round_is_not_committed(tmp_path):
         begin(directory, 2)
         (directory.round_folder(2) / "record.json.tmp").write_text('{"round": 2, "mod')
         assert directory.recover().record == record
+        directory.abandon_attempt(2)
         assert commit(directory, 2) == directory.recover().record
 
 
@@ -137,12 +138,56 @@ def test_accepted_updates_are_set_aside_for_the_next_round_to_write_over(tmp_pat
     with opened(tmp_path) as directory:
         commit(directory, 1)
         assert not directory.updates_folder(1).exists()
+        assert names(tmp_path / "rounds" / "spare") == ["mine.safetensors"]
         directory.begin_attempt(replace(COHORT, round=2))
-        assert names(directory.updates_folder(2)) == ["mine.safetensors"]
+        assert names(directory.updates_folder(2)) == []
+        assert directory.spares() == [tmp_path / "rounds" / "spare" / "mine.safetensors"]
         directory.abandon_attempt(2)
         directory.begin_attempt(replace(COHORT, round=2, attempt=2))
         assert names(directory.updates_folder(2)) == []
-        assert names(tmp_path / "rounds") == ["00001", "00002"]
+        assert names(tmp_path / "rounds") == ["00001", "00002", "spare"]
+
+
+def test_a_round_without_a_cohort_is_deleted_whatever_lies_in_it(tmp_path):
+    with opened(tmp_path) as directory:
+        record = commit(directory, 2)
+        begin(directory, 3)
+        (directory.round_folder(3) / "cohort.json").unlink()
+        assert directory.recover() == Recovered(record=record)
+        assert names(tmp_path / "rounds") == ["00002"]
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_attempt_that_is_abandoned_is_all_there_or_all_gone(tmp_path, monkeypatch, renamed):
+    rename = Path.rename
+
+    def rename_and_die(path, target):
+        if renamed:
+            rename(path, target)
+        raise SystemExit
+
+    with opened(tmp_path) as directory:
+        record = commit(directory, 2)
+        begin(directory, 3)
+        before = names(directory.updates_folder(3))
+        monkeypatch.setattr(Path, "rename", rename_and_die)
+        with pytest.raises(SystemExit):
+            directory.abandon_attempt(3)
+        found = directory.recover()
+        assert found.record == record
+        assert (found.cohort is None) == renamed
+        if renamed:
+            assert names(tmp_path / "rounds") == ["00002"]
+        else:
+            assert names(directory.updates_folder(3)) == before
+
+
+def test_an_attempt_that_can_not_be_dropped_does_not_share_its_folder(tmp_path):
+    with opened(tmp_path) as directory:
+        commit(directory, 2)
+        begin(directory, 3)
+        with pytest.raises(OSError, match="File exists"):
+            directory.begin_attempt(replace(COHORT, attempt=3))
 
 
 def test_an_upload_that_deletes_its_file_meanwhile_disturbs_no_commit(tmp_path, monkeypatch):

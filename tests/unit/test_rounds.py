@@ -28,6 +28,7 @@ from server.rounds import (
     State,
     StopRequested,
     UpdateReceived,
+    UpdatesRejected,
     WorkFailed,
     is_due,
     quorum_of,
@@ -106,6 +107,7 @@ EVENTS = {
         UpdateReceived(1, 1, "a"),
         WorkFailed(1, 1, "a"),
         DeadlinePassed(1, 1, phase),
+        UpdatesRejected(frozenset("a"), "too long"),
         Aggregated(),
         AggregationFailed("overflow"),
         ServerEvaluated(),
@@ -120,7 +122,7 @@ ALWAYS = {ClientJoined, ClientLeft, StopRequested}
 LISTED = {
     Phase.SELECTING: ALWAYS,
     Phase.REPORTING: ALWAYS | {UpdateReceived, WorkFailed, DeadlinePassed},
-    Phase.AGGREGATING: ALWAYS | {Aggregated, AggregationFailed},
+    Phase.AGGREGATING: ALWAYS | {UpdatesRejected, Aggregated, AggregationFailed},
     Phase.EVALUATING: ALWAYS | {ServerEvaluated, ClientEvaluated, WorkFailed, DeadlinePassed},
     Phase.COMMITTING: ALWAYS | {Committed},
     Phase.FINISHED: set(),
@@ -360,6 +362,23 @@ def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
     state, effects = play(policy, aggregating(policy), AggregationFailed("overflow"))
     assert effects == (Abandon(1, 1, "overflow"), Finish())
     assert state.failure.endswith("overflow")
+
+
+def test_updates_that_are_left_out_are_neither_counted_nor_evaluated_by_their_clients():
+    rejected = UpdatesRejected(frozenset("b"), "too long")
+    state, effects = play(POLICY, aggregating(), rejected)
+    assert (state.phase, effects) == (Phase.AGGREGATING, ())
+    assert (state.accepted, state.failed) == (frozenset("ac"), frozenset("b"))
+    state, effects = play(POLICY, state, Aggregated())
+    assert effects[0] == Evaluate(True, ("a", "c"))
+
+
+def test_without_a_quorum_beside_those_left_out_the_attempt_is_abandoned():
+    rejected = UpdatesRejected(frozenset("bc"), "2 are too long")
+    state, effects = play(POLICY, aggregating(), rejected)
+    reason = "2 are too long, with 1 of the 2 updates that a quorum needs"
+    assert effects[0] == Abandon(1, 1, reason)
+    assert (state.phase, state.attempt, state.accepted) == (Phase.REPORTING, 2, frozenset())
 
 
 def test_a_run_that_has_ended_only_ends_again():
