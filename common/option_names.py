@@ -10,9 +10,9 @@ _SERVER = """
     momentum weight_decay proximal_mu hyperparameters strategy server_lr server_momentum
     server_beta2 server_tau trim_fraction num_hostile norm_bound evaluate_every
     client_evaluate_every evaluation_clients fine_tune_epochs target_accuracy patience keep_rounds
-    max_examples max_update_norm max_share max_clients tls_cert tls_key tls_client_ca tls_crl
-    insecure bind admin_bind metrics_port otlp_endpoint threads mlflow_uri mlflow_experiment
-    mlflow_model
+    max_examples max_update_norm max_norm_ratio max_share max_clients tls_cert tls_key
+    tls_client_ca tls_crl insecure bind admin_bind metrics_port otlp_endpoint threads mlflow_uri
+    mlflow_experiment mlflow_model
 """
 _CLIENT_ALONE = """
     partition server state_dir client_id device max_wait tls_ca join_token_file

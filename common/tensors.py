@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,6 +50,10 @@ class TensorSpec(NamedTuple):
 
 
 Schema = dict[str, TensorSpec]
+
+_NAMES = {name: specified for specified, name in _DTYPES.items()}
+# As torch has it.
+_MOST_DIMENSIONS = 64
 
 
 class Digest(NamedTuple):
@@ -152,9 +157,11 @@ def _header(payload: memoryview) -> tuple[list[tuple[str, TensorSpec, int, int]]
             for name, entry in header.items()
         ]
         for _, spec, *offsets in entries:
-            if not all(type(n) is int and n >= 0 for n in (*spec.shape, *offsets)):
+            if not all(type(n) is int and 0 <= n < 2**64 for n in (*spec.shape, *offsets)):
                 raise TypeError
             if len(offsets) != 2 or not isinstance(spec.dtype, str):
+                raise TypeError
+            if len(spec.shape) > _MOST_DIMENSIONS:
                 raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TensorError("not a safetensors file: its header is damaged") from error
@@ -196,6 +203,14 @@ def schema_of(path: Path) -> Schema:
         raise TensorError(f"{path.name} is not a readable safetensors file: {error}") from error
 
 
+def specs(tensors: Mapping[str, torch.Tensor]) -> Schema:
+    """Return the dtypes and shapes of tensors in memory."""
+    return {
+        name: TensorSpec(_NAMES.get(str(value.dtype).removeprefix("torch."), "?"), (*value.shape,))
+        for name, value in tensors.items()
+    }
+
+
 def check_schema(schema: Schema, expected: Schema) -> None:
     """Check that a file holds exactly the expected tensors.
 
@@ -214,39 +229,56 @@ def check_schema(schema: Schema, expected: Schema) -> None:
             )
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that no floating-point value is NaN or infinite.
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> float:
+    """Check that no floating-point value is NaN or infinite; return the L2 norm of all of them.
+
+    Sums are float64; a norm that it can't hold is its largest value.
 
     Raises:
-        TensorError: names the first tensor, by name, that holds one.
+        TensorError: names the first tensor, by name, that holds NaN or infinity.
     """
     import torch
 
+    norms = [0.0]
     for name in sorted(tensors):
         if not tensors[name].is_floating_point():
             continue
         for window in windows(tensors[name]):
-            # NaN and infinity both reach an extreme; one pass, where isfinite takes several.
-            if not torch.isfinite(torch.stack(torch.aminmax(window))).all():
-                raise TensorError(f"tensor {name!r} holds NaN or infinity")
+            norm = torch.linalg.vector_norm(window, dtype=torch.float64).item()
+            # NaN and infinity stay in a sum, which of float64 values can also overflow.
+            if not math.isfinite(norm):
+                largest = window.abs().max().item()
+                if not math.isfinite(largest):
+                    raise TensorError(f"tensor {name!r} holds NaN or infinity")
+                norm = largest * torch.linalg.vector_norm(window / largest).item()
+            norms.append(norm)
+    return min(math.hypot(*norms), sys.float_info.max)
 
 
-def check_norm(tensors: Mapping[str, torch.Tensor], most: float) -> None:
-    """Check the L2 norm of all floating-point values together; sums are float64.
+def check_integers(tensors: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+    """Check that an update leaves each integer of its base model within the dtype's range.
+
+    Then no mean of such updates leaves it, whatever their weights.
+
+    Args:
+        tensors: the update, of the base's schema.
+        base: the base model's integer tensors; others of the update are not looked at.
 
     Raises:
-        TensorError: it is larger than `most`.
+        TensorError: names the first tensor, by name, that would overflow.
     """
-    import torch
+    import numpy as np
 
-    squares = 0.0
-    for name in sorted(tensors):
-        if tensors[name].is_floating_point():
-            for window in windows(tensors[name]):
-                squares += torch.linalg.vector_norm(window, dtype=torch.float64).item() ** 2
-    norm = math.sqrt(squares)
-    if norm > most:
-        raise TensorError(f"the update's L2 norm is {norm:.6g}, the limit is {most:g}")
+    for name in sorted(base):
+        # Of one dimension at least: numpy warns of scalars that overflow.
+        old, update = base[name].reshape(-1).numpy(), tensors[name].reshape(-1).numpy()
+        bounds = np.iinfo(old.dtype)
+        # On either side of 0, the difference to the nearer bound is one that the dtype holds.
+        fits = np.where(old >= 0, update <= bounds.max - old, update >= bounds.min - old)
+        if not fits.all():
+            raise TensorError(
+                f"tensor {name!r}: the base model plus the update overflows {old.dtype}"
+            )
 
 
 def windows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -15,21 +15,40 @@ Payloads. A model and an update are each the bytes of one safetensors file
 (https://github.com/huggingface/safetensors#format), sent in chunks of at
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
 limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
-model; each value is local minus base.
+model; each value is local minus base. A chunk may be empty: a stream that
+resumes where all bytes are held sends one empty last chunk, both ways.
+
+Learning. The contract carries tensors, and no code: what a model computes
+from its inputs, how inputs are scaled and what the loss is belong to the task
+that `task_name` names. Both sides must have it: its Python source, or the
+ONNX graph that ./scripts/export writes of a run. What the server asks of local
+training is in TrainWork.
+
+Numbers. JSON writes int64 as a string: a seed or a size can exceed 2^53, so a
+language whose numbers are doubles must decode it as a string or a big integer.
 
 Evolution. Fields are only added. A removed field's number and name become
 `reserved`. A change of meaning takes a new field, or package federated.v2.
 
 Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
-"federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
-field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
-method, and so are bytes that are no message of its type (MESSAGE_INVALID).
-INTERNAL is a bug of the server and has no detail.
+"federated.v1" and one of the UPPER_SNAKE reasons named at the method. It
+travels as gRPC's richer error model has it: the trailing metadata key
+"grpc-status-details-bin" holds a serialized google.rpc.Status, whose `details`
+hold it. A field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID);
+bytes that are no message of the method's type are INVALID_ARGUMENT
+(MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
+outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
+no detail.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
 the certificate names no client; IDENTITY_MISMATCH: it names another than the
-request or its session). Without client certificates, Join may ask for a join
+request or its session). A certificate names a client by a URI among its
+subject alternative names, urn:folkmoot:client:CLIENT_ID, and may name several;
+an operator is urn:folkmoot:operator:NAME. These statuses answer a certificate
+that expires or is revoked while its connection is open; on a new connection
+the handshake fails, which the caller sees as UNAVAILABLE without detail.
+Without client certificates, Join may ask for a join
 token, and a session is the property of whoever knows its token. Each method
 of Admin asks for an operator: UNAUTHENTICATED (CERTIFICATE_EXPIRED,
 CERTIFICATE_REVOKED, OPERATOR_TOKEN_INVALID: the metadata key "authorization"
@@ -80,7 +99,10 @@ class JoinRequest(_message.Message):
     """Where the server asks for one; secret."""
     @_builtins.property
     def task_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the client is willing to train; at most 64."""
+        """What the client is willing to train, by the names that the server's --task
+        takes; at most 64, of at most 256 characters. Without the server's own task
+        among them, and so without any, Join is TASK_MISMATCH.
+        """
 
     def __init__(
         self,
@@ -155,7 +177,9 @@ Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """What the server refuses, beside the bounds that are written at the fields."""
+    """What the server refuses, beside the bounds that are written at the fields.
+    Where both name a bound, this one holds: it may be lower.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -166,7 +190,9 @@ class Limits(_message.Message):
     MAX_CONCURRENT_PULLS_FIELD_NUMBER: _builtins.int
     max_num_examples: _builtins.int
     max_update_norm: _builtins.float
-    """L2, of all floating-point values; 0: any finite one."""
+    """L2, of all floating-point values; 0: any finite one. Integers are bounded by
+    their dtype: the base model plus the update must not overflow it.
+    """
     max_metrics: _builtins.int
     max_metric_name_length: _builtins.int
     """In characters."""
@@ -207,7 +233,10 @@ class TaskSpec(_message.Message):
     def split(self) -> Global___DataSplit: ...
     @_builtins.property
     def local_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The model's tensors that stay with their client and never travel."""
+        """The model's tensors that stay with their client and never travel. A client
+        begins with values of its own choice, e.g. the model's initialisation, and
+        goes on with those of `previous_round`.
+        """
 
     def __init__(
         self,
@@ -228,7 +257,9 @@ Global___TaskSpec: _TypeAlias = TaskSpec  # noqa: Y015
 @_typing.final
 class DataSplit(_message.Message):
     """How the training data is divided, so that partition 3 means the same on
-    every machine. How each scheme draws is written in common/splits.py.
+    every machine. The draws of each scheme are those of common/splits.py, by
+    numpy's default_rng(seed). The server can't tell who trains on which examples:
+    a client that can't draw so may train on any data of its own.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -511,7 +542,19 @@ Global___TaskAssignment: _TypeAlias = TaskAssignment  # noqa: Y015
 
 @_typing.final
 class TrainWork(_message.Message):
-    """Train on the training part of the partition, then push an update."""
+    """Train on the training part of the partition, then push an update: local_epochs
+    passes over its examples, each in a new random order, in batches of batch_size;
+    the last batch of a pass holds what remains. A step on a batch is, with w the
+    parameters, w0 those of the pulled model, and v = 0 before the first step:
+
+      g = mean over the batch of d loss / dw + proximal_mu * (w - w0)
+      g = g + weight_decay * w
+      v = momentum * v + g
+      w = w - learning_rate * v
+
+    That is torch.optim.SGD without dampening and Nesterov. A task of one's own may
+    train otherwise; the server does not check.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -536,7 +579,12 @@ class TrainWork(_message.Message):
 
     @_builtins.property
     def scaffold(self) -> Global___Scaffold:
-        """Set: SCAFFOLD (Karimireddy et al. 2020); how is written in client/scaffold.py."""
+        """Set: SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II). Each step
+        adds c - ci to the gradient, with c the server's control variate and ci the
+        client's own. After the last step, with K the number of steps and u the update:
+        ci = ci - c - u / (K * learning_rate), which the client keeps for the next
+        round. It begins with ci = 0, and with ci = c once it has lost its own.
+        """
 
     def __init__(
         self,
@@ -685,7 +733,10 @@ class EvaluationReport(_message.Message):
     """Not negative; 0: the client holds no validation examples."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Means over the examples, e.g. "loss"; finite, at most 32."""
+        """Means over the examples; finite, at most 32. The server knows "loss" and
+        "accuracy" (from 0 to 1), each also after "fine_tuned_"; others are recorded
+        under their own names.
+        """
 
     def __init__(
         self,
@@ -763,7 +814,7 @@ class Digest(_message.Message):
     BLAKE3_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     blake3: _builtins.str
-    """Of 256 bits: 64 lower-case hexadecimal digits."""
+    """Of 256 bits: 64 lower-case hexadecimal digits, no others."""
     def __init__(
         self,
         *,
@@ -947,7 +998,8 @@ class PushUpdateHeader(_message.Message):
     write_offset: _builtins.int
     """Equals the upload's committed_size_bytes."""
     num_examples: _builtins.int
-    """Trained on; the FedAvg weight n_k; at least 1.
+    """Distinct examples that were trained on, whatever the number of epochs; the
+    FedAvg weight n_k; at least 1.
     (-- aip.dev/not-precedent (AIP-141 _count): the field's own term. --)
     """
     num_steps: _builtins.int
@@ -964,7 +1016,9 @@ class PushUpdateHeader(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Of local training, e.g. "loss"; finite, at most 32."""
+        """Of local training; finite, at most 32. The server knows "loss", the mean over
+        the examples of all epochs.
+        """
 
     def __init__(
         self,
@@ -998,32 +1052,40 @@ class PushUpdateResponse(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         OUTCOME_UNSPECIFIED: PushUpdateResponse._Outcome.ValueType  # 0
         OUTCOME_ACCEPTED: PushUpdateResponse._Outcome.ValueType  # 1
-        """Validated and durable; it will be aggregated."""
+        """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+        others of its round: then Round.refused_count counts it, and its client hears no more of it.
+        """
         OUTCOME_NOT_WANTED: PushUpdateResponse._Outcome.ValueType  # 2
         """Goal reached, or the round is over: poll."""
         OUTCOME_OFFSET_MISMATCH: PushUpdateResponse._Outcome.ValueType  # 3
-        """Not finished: go on from `upload`."""
+        """Not finished: go on from `upload`, unless a newer stream of yours does."""
         OUTCOME_DIGEST_MISMATCH: PushUpdateResponse._Outcome.ValueType  # 4
         """`upload` is reset: send again from 0."""
         OUTCOME_INVALID: PushUpdateResponse._Outcome.ValueType  # 5
-        """Schema, size or values: do not send again."""
+        """Header, schema, size or values: do not send again."""
         OUTCOME_NOT_STORED: PushUpdateResponse._Outcome.ValueType  # 6
-        """The disk is full or fails: go on from `upload` later."""
+        """The disk is full or fails: go on from `upload` after a second, then after
+        longer and longer pauses, as with a server that can't be reached.
+        """
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: PushUpdateResponse.Outcome.ValueType  # 0
     OUTCOME_ACCEPTED: PushUpdateResponse.Outcome.ValueType  # 1
-    """Validated and durable; it will be aggregated."""
+    """Validated and durable. It is aggregated if the round is, unless it is far longer than the
+    others of its round: then Round.refused_count counts it, and its client hears no more of it.
+    """
     OUTCOME_NOT_WANTED: PushUpdateResponse.Outcome.ValueType  # 2
     """Goal reached, or the round is over: poll."""
     OUTCOME_OFFSET_MISMATCH: PushUpdateResponse.Outcome.ValueType  # 3
-    """Not finished: go on from `upload`."""
+    """Not finished: go on from `upload`, unless a newer stream of yours does."""
     OUTCOME_DIGEST_MISMATCH: PushUpdateResponse.Outcome.ValueType  # 4
     """`upload` is reset: send again from 0."""
     OUTCOME_INVALID: PushUpdateResponse.Outcome.ValueType  # 5
-    """Schema, size or values: do not send again."""
+    """Header, schema, size or values: do not send again."""
     OUTCOME_NOT_STORED: PushUpdateResponse.Outcome.ValueType  # 6
-    """The disk is full or fails: go on from `upload` later."""
+    """The disk is full or fails: go on from `upload` after a second, then after
+    longer and longer pauses, as with a server that can't be reached.
+    """
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     UPLOAD_FIELD_NUMBER: _builtins.int
@@ -1281,7 +1343,7 @@ class Round(_message.Message):
     """Updates wanted."""
     accepted_count: _builtins.int
     refused_count: _builtins.int
-    """Invalid updates."""
+    """Updates that are invalid, or far too long."""
     dropped_count: _builtins.int
     """Selected, but no update in time."""
     @_builtins.property

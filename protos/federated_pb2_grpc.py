@@ -151,10 +151,18 @@ class CoordinatorServicer:
         status: a status that is sent while the caller still writes can reach it
         as INTERNAL. The response may come before the last chunk: stop writing
         then. To resume a broken stream, call GetUpload, and send the header again
-        with its committed_size_bytes. An upload that is already finished gets its
-        first outcome again. A newer stream for one task_token ends the older one.
-        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        before any chunk is read.
+        with its committed_size_bytes; an empty chunk finishes what is there whole.
+        Of the headers of one upload, the newest before its last chunk counts. A
+        header with another digest begins a new upload from 0 in place of the older
+        one. An upload that is already finished gets its first outcome again.
+
+        A newer stream for one task_token ends the older one, which is told
+        OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+        stream then ends the assignment.
+        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
+        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
+        before any chunk is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +170,8 @@ class CoordinatorServicer:
 
     def GetUpload(self, request, context):
         """Gets how much of an upload the server holds: 0 if it has not begun. Never
-        decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+        decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+        another digest, or a restart of the server.
         Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
         (SESSION_SUPERSEDED).
         """
@@ -456,7 +465,9 @@ class Coordinator:
 
 
 class AdminStub:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -509,7 +520,9 @@ class AdminStub:
 
 
 class AdminServicer:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -545,8 +558,11 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """Ends the run after the current round, as if it were the last. Again is OK.
-        Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """Ends the run after the current round, as if it were the last. The order is
+        durable before it is acknowledged. Again is OK. A run that is stopped before
+        its first round is committed ends as FAILED: it has no trained model.
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
+        disk is full or fails; the run goes on).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -554,7 +570,8 @@ class AdminServicer:
 
     def CreateJoinToken(self, request, context):
         """Creates a token that admits clients which have no certificate.
-        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+        as of the two methods below.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -627,7 +644,9 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 

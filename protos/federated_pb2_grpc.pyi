@@ -15,21 +15,40 @@ Payloads. A model and an update are each the bytes of one safetensors file
 (https://github.com/huggingface/safetensors#format), sent in chunks of at
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
 limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
-model; each value is local minus base.
+model; each value is local minus base. A chunk may be empty: a stream that
+resumes where all bytes are held sends one empty last chunk, both ways.
+
+Learning. The contract carries tensors, and no code: what a model computes
+from its inputs, how inputs are scaled and what the loss is belong to the task
+that `task_name` names. Both sides must have it: its Python source, or the
+ONNX graph that ./scripts/export writes of a run. What the server asks of local
+training is in TrainWork.
+
+Numbers. JSON writes int64 as a string: a seed or a size can exceed 2^53, so a
+language whose numbers are doubles must decode it as a string or a big integer.
 
 Evolution. Fields are only added. A removed field's number and name become
 `reserved`. A change of meaning takes a new field, or package federated.v2.
 
 Errors. Canonical gRPC codes; each carries google.rpc.ErrorInfo with domain
-"federated.v1" and one of the UPPER_SNAKE reasons named at the method. A
-field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID) in every
-method, and so are bytes that are no message of its type (MESSAGE_INVALID).
-INTERNAL is a bug of the server and has no detail.
+"federated.v1" and one of the UPPER_SNAKE reasons named at the method. It
+travels as gRPC's richer error model has it: the trailing metadata key
+"grpc-status-details-bin" holds a serialized google.rpc.Status, whose `details`
+hold it. A field outside its stated bounds is INVALID_ARGUMENT (FIELD_INVALID);
+bytes that are no message of the method's type are INVALID_ARGUMENT
+(MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
+outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
+no detail.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
 the certificate names no client; IDENTITY_MISMATCH: it names another than the
-request or its session). Without client certificates, Join may ask for a join
+request or its session). A certificate names a client by a URI among its
+subject alternative names, urn:folkmoot:client:CLIENT_ID, and may name several;
+an operator is urn:folkmoot:operator:NAME. These statuses answer a certificate
+that expires or is revoked while its connection is open; on a new connection
+the handshake fails, which the caller sees as UNAVAILABLE without detail.
+Without client certificates, Join may ask for a join
 token, and a session is the property of whoever knows its token. Each method
 of Admin asks for an operator: UNAUTHENTICATED (CERTIFICATE_EXPIRED,
 CERTIFICATE_REVOKED, OPERATOR_TOKEN_INVALID: the metadata key "authorization"
@@ -115,14 +134,23 @@ class CoordinatorStub:
     status: a status that is sent while the caller still writes can reach it
     as INTERNAL. The response may come before the last chunk: stop writing
     then. To resume a broken stream, call GetUpload, and send the header again
-    with its committed_size_bytes. An upload that is already finished gets its
-    first outcome again. A newer stream for one task_token ends the older one.
-    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-    before any chunk is read.
+    with its committed_size_bytes; an empty chunk finishes what is there whole.
+    Of the headers of one upload, the newest before its last chunk counts. A
+    header with another digest begins a new upload from 0 in place of the older
+    one. An upload that is already finished gets its first outcome again.
+
+    A newer stream for one task_token ends the older one, which is told
+    OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+    stream then ends the assignment.
+    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
+    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
+    before any chunk is taken.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
-    decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+    decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+    another digest, or a restart of the server.
     Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
     (SESSION_SUPERSEDED).
     """
@@ -187,14 +215,23 @@ class CoordinatorAsyncStub(CoordinatorStub):
     status: a status that is sent while the caller still writes can reach it
     as INTERNAL. The response may come before the last chunk: stop writing
     then. To resume a broken stream, call GetUpload, and send the header again
-    with its committed_size_bytes. An upload that is already finished gets its
-    first outcome again. A newer stream for one task_token ends the older one.
-    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-    before any chunk is read.
+    with its committed_size_bytes; an empty chunk finishes what is there whole.
+    Of the headers of one upload, the newest before its last chunk counts. A
+    header with another digest begins a new upload from 0 in place of the older
+    one. An upload that is already finished gets its first outcome again.
+
+    A newer stream for one task_token ends the older one, which is told
+    OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+    stream then ends the assignment.
+    Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
+    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
+    before any chunk is taken.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
-    decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+    decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+    another digest, or a restart of the server.
     Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
     (SESSION_SUPERSEDED).
     """
@@ -292,10 +329,18 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         status: a status that is sent while the caller still writes can reach it
         as INTERNAL. The response may come before the last chunk: stop writing
         then. To resume a broken stream, call GetUpload, and send the header again
-        with its committed_size_bytes. An upload that is already finished gets its
-        first outcome again. A newer stream for one task_token ends the older one.
-        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED), both
-        before any chunk is read.
+        with its committed_size_bytes; an empty chunk finishes what is there whole.
+        Of the headers of one upload, the newest before its last chunk counts. A
+        header with another digest begins a new upload from 0 in place of the older
+        one. An upload that is already finished gets its first outcome again.
+
+        A newer stream for one task_token ends the older one, which is told
+        OFFSET_MISMATCH, or the outcome if there is one already; only the newer
+        stream then ends the assignment.
+        Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
+        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
+        before any chunk is taken.
         """
 
     @_abc_1.abstractmethod
@@ -305,7 +350,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.GetUploadResponse, _abc.Awaitable[_federated_pb2.GetUploadResponse]]:
         """Gets how much of an upload the server holds: 0 if it has not begun. Never
-        decreases, except to 0 after DIGEST_MISMATCH or a restart of the server.
+        decreases, except to 0 after DIGEST_MISMATCH, NOT_STORED, a header with
+        another digest, or a restart of the server.
         Errors: NOT_FOUND (SESSION_UNKNOWN, ASSIGNMENT_UNKNOWN), ABORTED
         (SESSION_SUPERSEDED).
         """
@@ -326,7 +372,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminStub:
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -347,12 +395,16 @@ class AdminStub:
     silence means a lost connection. Ends with the run.
     """
     StopRun: _grpc.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
+    disk is full or fails; the run goes on).
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
-    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+    as of the two methods below.
     """
     ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]
     """Lists all tokens, the revoked and expired ones too."""
@@ -363,7 +415,9 @@ class AdminStub:
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -381,12 +435,16 @@ class AdminAsyncStub(AdminStub):
     silence means a lost connection. Ends with the run.
     """
     StopRun: _aio.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]  # type: ignore[assignment]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
+    disk is full or fails; the run goes on).
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
-    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+    Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+    as of the two methods below.
     """
     ListJoinTokens: _aio.UnaryUnaryMultiCallable[_federated_pb2.ListJoinTokensRequest, _federated_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
     """Lists all tokens, the revoked and expired ones too."""
@@ -396,7 +454,9 @@ class AdminAsyncStub(AdminStub):
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
-    """Serves operators and dashboards, on a port of its own.
+    """Serves operators and dashboards, on a port of its own. The run directory tells
+    where: server.json holds its address while the server runs, operator.token the
+    token. It speaks TLS wherever the clients' port does.
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -442,8 +502,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _federated_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.StopRunResponse, _abc.Awaitable[_federated_pb2.StopRunResponse]]:
-        """Ends the run after the current round, as if it were the last. Again is OK.
-        Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """Ends the run after the current round, as if it were the last. The order is
+        durable before it is acknowledged. Again is OK. A run that is stopped before
+        its first round is committed ends as FAILED: it has no trained model.
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
+        disk is full or fails; the run goes on).
         """
 
     @_abc_1.abstractmethod
@@ -453,7 +516,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.CreateJoinTokenResponse, _abc.Awaitable[_federated_pb2.CreateJoinTokenResponse]]:
         """Creates a token that admits clients which have no certificate.
-        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none).
+        Errors: FAILED_PRECONDITION (JOIN_TOKENS_UNUSED: the server asks for none),
+        as of the two methods below.
         """
 
     @_abc_1.abstractmethod

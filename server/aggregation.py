@@ -3,7 +3,10 @@
 Pure: tensors in, tensors out. Knows nothing about files, clients or rounds.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median_low
+from typing import NamedTuple
 
 import torch
 
@@ -33,6 +36,32 @@ def capped_weights(num_examples: Sequence[int], max_share: float) -> list[float]
             return [float(n) if n <= heaviest else cap for n in num_examples]
         rest -= heaviest
     return [1.0] * len(num_examples)
+
+
+class Outliers(NamedTuple):
+    """The clients whose update is too long for a cohort's mean, and the median that says so."""
+
+    clients: frozenset[str]
+    median: float
+
+
+def outliers(norms: Mapping[str, float], max_ratio: float) -> Outliers:
+    """Return the clients whose update is longer than `max_ratio` times the median.
+
+    The median is that of the updates that are not zero, which say nothing of how long a step is;
+    of an even number it is the lower one in the middle, so that one of two can be left out. At
+    least half of the updates stay.
+
+    Args:
+        norms: at least one, by client, none of them negative.
+        max_ratio: at least 1; 0 is any.
+
+    >>> outliers({"a": 1.0, "b": 2.0, "c": 0.0, "d": 3e9}, 10)
+    Outliers(clients=frozenset({'d'}), median=2.0)
+    """
+    median = median_low([norm for norm in norms.values() if norm] or [0.0])
+    most = max_ratio * median or math.inf
+    return Outliers(frozenset(c for c, norm in norms.items() if norm > most), median)
 
 
 def weighted_mean(

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_task
+from common.tasks import Task, load_examples, load_task
 from common.tensors import digest_file, encode, schema_of
 from server import configuration
 from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
@@ -33,7 +34,7 @@ from server.metrics import Sinks
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
-from server.rounds import Phase, Policy, State
+from server.rounds import Phase, Policy, State, stopped
 from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
@@ -87,8 +88,8 @@ async def _serve(options: ServerOptions) -> int:
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
-    if coordinator.state.failure:
-        raise RunFailed(coordinator.state.failure)
+    if coordinator.failure:
+        raise RunFailed(coordinator.failure)
     return 0
 
 
@@ -139,7 +140,7 @@ def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
     if options.evaluation.evaluate_every == 0:
         return None
     model = task.models[options.run.model or ""]()
-    held_out = task.data(options.run.data_dir, train=False)
+    held_out = load_examples(task, options.run.data_dir, train=False)
     # The clients find it in the training data, but the server's operator is the one to know.
     check_targets(Partitioner(options.split.partitioner), held_out.targets.shape)
     return Evaluator(task, model, held_out)
@@ -176,14 +177,16 @@ def prepare(
         CheckpointError: the last commit is damaged.
     """
     model = initial_model(task, options.run.model or "", options.run.seed)
-    trained = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+    parameters = model.named_parameters(remove_duplicate=False)
+    # Integers have no gradient, even where they are parameters.
+    trained = frozenset(name for name, value in parameters if value.is_floating_point())
     local = configuration.local_tensors(model.state_dict(), options.run.local_layers)
     recovered = directory.recover() or _begin_run(model, local, directory)
     del model
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -191,9 +194,13 @@ def prepare(
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
+    to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
         state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif to_stop and state.phase is Phase.SELECTING:
+        state = stopped(state)
     elif recovered.record.round or recovered.cohort:
+        state = replace(state, stopping=to_stop)
         log.info(
             "run resumed",
             run_id=run_id,
@@ -210,6 +217,7 @@ def prepare(
             patience=evaluation.patience,
             keep_rounds=evaluation.keep_rounds,
             max_share=options.limits.max_share,
+            max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
             trained_tensors=trained,
             local_tensors=local,
@@ -254,7 +262,8 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
     record, cohort = recovered.record, recovered.cohort
     if cohort is None:
         return State(round=record.round + 1, live=frozenset(record.live))
-    damaged = spool.recover(directory.updates_folder(cohort.round), cohort.round, cohort.attempt)
+    folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
+    damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
     for client in damaged:
         log.warning("accepted update is damaged; its client trains again", client=client)
     return State(

@@ -3,6 +3,7 @@
 A ledger: others write down what they saw and when, this file adds up. Knows no clock.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,8 @@ class Attempt:
     # None: nothing was evaluated.
     evaluating_since: float | None = None
     refused: set[str] = field(default_factory=set)
+    # Whose training came to NaN or infinity.
+    diverged: set[str] = field(default_factory=set)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_resent: int = 0
@@ -62,6 +65,7 @@ class Attempt:
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
+    loss_is_finite: bool = True
     confusion: list[list[int]] | None = None
     folded: Folded | None = None
     # Of each update in the step; None where the strategy knows no such thing.
@@ -94,7 +98,7 @@ class Attempt:
             phase=phase,
             cohort_size=len(state.cohort),
             report_goal=state.goal,
-            accepted=len(state.accepted),
+            accepted=len(state.accepted - self.refused),
             refused=len(self.refused),
             dropped=self.dropped(state),
         )
@@ -106,7 +110,7 @@ class Attempt:
 
         Args:
             state: the engine's, when the round is committed.
-            updates: the accepted ones by client id.
+            updates: of all clients whose update is durable.
             progress: before this round.
             now: the clock.
         """
@@ -119,8 +123,12 @@ class Attempt:
         score = score_of(accuracy, loss)
         if score is None:
             score = score_of(client_accuracy, client_loss)
-        progress = advance(progress, state.round, score)
-        trained = weighted_means((u.num_examples, u.metrics) for _, u in sorted(updates.items()))
+        judged = client_loss if loss is None else loss
+        if not self.loss_is_finite:
+            judged = math.nan
+        progress = advance(progress, state.round, score, judged)
+        counted = [updates[client] for client in sorted(state.accepted & updates.keys())]
+        trained = weighted_means((update.num_examples, update.metrics) for update in counted)
         row = Row(
             round=state.round,
             attempt=state.attempt,
@@ -139,7 +147,7 @@ class Attempt:
             accepted=len(state.accepted),
             dropped=len(set(state.cohort) - state.accepted - self.refused),
             refused=len(self.refused),
-            num_examples=sum(update.num_examples for update in updates.values()),
+            num_examples=sum(update.num_examples for update in counted),
             bytes_down=sum(self.bytes_down.values()),
             bytes_up=sum(self.bytes_up.values()),
             bytes_resent=self.bytes_resent,
@@ -180,7 +188,9 @@ class Attempt:
         for client in sorted({*state.cohort, *self.evaluations}):
             update = updates.get(client)
             examples, evaluation = self.evaluations.get(client, (None, {}))
-            outcome = "refused" if client in self.refused else "dropped"
+            outcome = "accepted" if update else "dropped"
+            if client in self.refused:
+                outcome = "refused"
             if client not in state.cohort:
                 outcome = "not_selected"
             rows.append(
@@ -188,9 +198,10 @@ class Attempt:
                     "round": state.round,
                     "client_id": client,
                     "partition": self.partitions.get(client),
-                    "outcome": "accepted" if update else outcome,
+                    "outcome": outcome,
                     "num_examples": update and update.num_examples,
-                    "share": self.shares.get(client) if update else None,
+                    "share": self.shares.get(client),
+                    "update_norm": update and update.norm,
                     "train_loss": update and update.metrics.get("loss"),
                     "validation_examples": examples,
                     "validation_loss": evaluation.get("loss"),

@@ -17,8 +17,9 @@ from common.durable import link, read_sealed, seal, sync_file, sync_folder, writ
 from common.errors import CheckpointError, InputError
 from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
-from server.metrics import Row
+from server.metrics import Row, fields_of
 from server.progress import Progress
+from server.run_files import check_format
 
 log = get_logger()
 
@@ -48,6 +49,8 @@ class Record:
     clients: tuple[dict[str, Any], ...] = ()
     # By class, on the server's held-out data.
     evaluation: dict[str, Any] | None = None
+    # Of clients.jsonl and evaluations.jsonl with this round's, by file.
+    lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +119,39 @@ class RunDirectory:
         """Return the run's configuration.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, it is damaged, or a newer Folkmoot wrote it.
         """
         path = self.path / "config.json"
         remedy = "put back a copy of it, or begin a new run"
         config = _read_sealed(path, remedy)
+        check_format(self.path, config)
         if not {"run_id", "options"} <= config.keys():
-            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}")
+            raise CheckpointError(f"{path} lacks what a configuration has; {remedy}")
         return config
+
+    def order_stop(self, rounds: int) -> None:
+        """Make an operator's order durable: the current round is the last one.
+
+        Args:
+            rounds: the run's --rounds; the order is void once the run is given more.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        write_json(self.path / "stop.json", seal({"rounds": rounds}))
+
+    def is_to_stop(self, rounds: int) -> bool:
+        """Say whether there is an order to stop that a run of so many rounds has to follow.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self.path / "stop.json"
+        if not path.exists():
+            return False
+        remedy = "put back a copy of it, or move it elsewhere to go on without the order"
+        ordered = _read_sealed(path, remedy).get("rounds")
+        return not isinstance(ordered, int) or rounds <= ordered
 
     # --------------------------------------------------------------- one round
 
@@ -154,24 +182,28 @@ class RunDirectory:
         sync_file(self.model_path(0))
 
     def begin_attempt(self, cohort: Cohort) -> None:
-        """Make durable who was selected; older attempts' updates must be gone.
+        """Make durable who was selected, before anyone gets work; there is no update yet.
 
         Raises:
-            OSError: it can't be written.
+            OSError: it can't be written, or there are updates of an attempt before.
         """
         updates = self.updates_folder(cohort.round)
         updates.parent.mkdir(exist_ok=True)
-        if self._spare.exists() and not updates.exists():
-            self._spare.rename(updates)
-        updates.mkdir(exist_ok=True)
+        updates.mkdir()
         write_json(self.round_folder(cohort.round) / "cohort.json", seal(asdict(cohort)))
         sync_folder(self.path / "rounds")
 
     def abandon_attempt(self, number: int) -> None:
-        """Drop a round in progress."""
-        (self.round_folder(number) / "cohort.json").unlink(missing_ok=True)
-        self._set_aside(self.updates_folder(number))
-        shutil.rmtree(self.round_folder(number), ignore_errors=True)
+        """Drop a round in progress, in one step: after a crash all of it is there, or nothing.
+
+        Raises:
+            OSError: it can't be dropped; nothing of it may count in the next attempt.
+        """
+        shutil.rmtree(self._abandoned, ignore_errors=True)
+        if self.round_folder(number).exists():
+            self.round_folder(number).rename(self._abandoned)
+            sync_folder(self.path / "rounds")
+        shutil.rmtree(self._abandoned, ignore_errors=True)
 
     def commit(self, record: Record) -> ModelFile:
         """Make a round the last committed one.
@@ -186,8 +218,7 @@ class RunDirectory:
         write_json(folder / "record.json", seal(asdict(record)))
         sync_folder(folder.parent)
         self._publish("global", record)
-        if record.progress.best_round == record.round or record.progress.best_round is None:
-            self._publish("best", record)
+        self._publish_if_best(record)
         self._set_aside(self.updates_folder(record.round))
         return ModelFile(record.round, self.model_path(record.round), record.model)
 
@@ -204,6 +235,10 @@ class RunDirectory:
                 (old / "record.json").unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
 
+    def spares(self) -> list[Path]:
+        """Return the files that the next round's updates are written over."""
+        return list(self._spare.iterdir()) if self._spare.exists() else []
+
     def remove_spare(self) -> None:
         """Remove the files that the next round's updates would be written over."""
         shutil.rmtree(self._spare, ignore_errors=True)
@@ -212,17 +247,31 @@ class RunDirectory:
     def _spare(self) -> Path:
         return self.path / "rounds" / "spare"
 
+    @property
+    def _abandoned(self) -> Path:
+        return self.path / "rounds" / "abandoned"
+
     def _set_aside(self, updates: Path) -> None:
-        """Keep a round's update files for the next one to write over: cheaper than new ones."""
+        """Keep a round's accepted tensors for the next one to write over: cheaper than new files.
+
+        Of the others some may still be written to, or validated, for a moment.
+        """
         if not updates.exists():
             return
-        accepted = {path.stem for path in updates.glob("*.json")}
-        for path in list(updates.iterdir()):
-            # One that was cut off may still be written to, for a moment, or delete itself.
-            if path.suffix != ".safetensors" or path.stem not in accepted:
-                path.unlink(missing_ok=True)
         self.remove_spare()
-        updates.rename(self._spare)
+        self._spare.mkdir()
+        for record in updates.glob("*.json"):
+            tensors = record.with_suffix(".safetensors")
+            tensors.rename(self._spare / tensors.name)
+        shutil.rmtree(updates, ignore_errors=True)
+
+    def _publish_if_best(self, record: Record) -> bool:
+        """Publish a model that is the best so far, or that no other was compared with."""
+        best = record.progress.best_round in (record.round, None)
+        # What nobody has trained is no best model.
+        if best and record.round:
+            self._publish("best", record)
+        return best
 
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
@@ -243,9 +292,11 @@ class RunDirectory:
     def recover(self) -> Recovered | None:
         """Return where the run stands; None: not even the initial model is committed.
 
-        Rounds in progress other than the next one, which a crash may leave, are deleted.
+        Of the rounds in progress, which a crash may leave, only the next one stays, and only if
+        its cohort was durable: nobody else had work of it.
 
         Raises:
+            OSError: what is no part of the run any more can't be deleted.
             CheckpointError: the last committed round is damaged; names the file and the remedy.
         """
         committed = self._committed()
@@ -258,16 +309,15 @@ class RunDirectory:
             return None
         record = self._load_record(max(committed))
         self.remove_spare()
+        shutil.rmtree(self._abandoned, ignore_errors=True)
         for number, folder in self._rounds():
-            if number not in committed and number != record.round + 1:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif number in committed:
+            if number in committed:
                 shutil.rmtree(self.updates_folder(number), ignore_errors=True)
+            elif number != record.round + 1 or not (folder / "cohort.json").exists():
+                shutil.rmtree(folder)
         # What a crash between the commit and its publication left undone.
         self._publish("global", record)
-        if record.progress.best_round in (record.round, None):
-            self._publish("best", record)
-        else:
+        if not self._publish_if_best(record):
             self._check_best()
         return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
 
@@ -292,23 +342,24 @@ class RunDirectory:
 
     def _load_record(self, number: int) -> Record:
         folder = self.round_folder(number)
-        remedy = f"delete {folder} to resume from an earlier round"
+        remedy = self._way_back(number)
         value = _read_sealed(folder / "record.json", remedy)
         try:
+            row = value.get("row")
             record = Record(
-                round=value["round"],
-                model=Digest(*value["model"]),
-                state={name: Digest(*digest) for name, digest in value["state"].items()},
-                contributed=value["contributed"],
-                live=tuple(value["live"]),
-                progress=Progress(**value["progress"]),
-                row=Row(**value["row"]) if value["row"] else None,
-                clients=tuple(value["clients"]),
-                evaluation=value["evaluation"],
+                **fields_of(Record, value)
+                | {
+                    "model": Digest(*value["model"]),
+                    "state": {k: Digest(*digest) for k, digest in value.get("state", {}).items()},
+                    "live": tuple(value.get("live", ())),
+                    "progress": Progress(**fields_of(Progress, value.get("progress", {}))),
+                    "row": Row(**fields_of(Row, row)) if row else None,
+                    "clients": tuple(value.get("clients", ())),
+                }
             )
         except (KeyError, TypeError, AttributeError) as error:
             name = folder / "record.json"
-            raise CheckpointError(f"{name} is of another version of Folkmoot; {remedy}") from error
+            raise CheckpointError(f"{name} lacks what a record has; {remedy}") from error
         if record.round != number:
             raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
@@ -320,7 +371,10 @@ class RunDirectory:
         path = self.round_folder(number) / "cohort.json"
         if not path.exists():
             return None
-        remedy = f"delete {path.parent} to begin round {number} again"
+        remedy = (
+            f"put back a copy of it, or move {path.parent} out of the run directory: the round "
+            "then begins again"
+        )
         value = _read_sealed(path, remedy)
         try:
             return Cohort(
@@ -328,10 +382,20 @@ class RunDirectory:
                 attempt=value["attempt"],
                 cohort=tuple(value["cohort"]),
                 goal=value["goal"],
-                live=tuple(value["live"]),
+                live=tuple(value.get("live", value["cohort"])),
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}") from error
+            raise CheckpointError(f"{path} lacks what a cohort has; {remedy}") from error
+
+    def _way_back(self, number: int) -> str:
+        """Return what to do about a committed round that is damaged."""
+        before = [earlier for earlier in self._committed() if earlier < number]
+        if not before:
+            return "put back a copy of it, or begin a new run"
+        return (
+            f"put back a copy of it, or move {self.round_folder(number)} out of the run directory: "
+            f"the run then goes on after round {before[-1]}"
+        )
 
 
 def newest_run(folder: Path) -> Path:

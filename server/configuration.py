@@ -23,6 +23,7 @@ from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.run_files import FORMAT
 from server.strategies import choices
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ CHANGEABLE = frozenset(
         "keep_rounds",
         "max_examples",
         "max_update_norm",
+        "max_norm_ratio",
         "max_clients",
         "tls_cert",
         "tls_key",
@@ -145,6 +147,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     )
     choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
     proximal_mu = values.pop("proximal_mu") or 0.0
+    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
     return replace(
         options,
         run=replace(options.run, model=model),
@@ -159,6 +162,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
         strategy=replace(options.strategy, **values),
+        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
     )
 
 
@@ -290,6 +294,7 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
+        "format": FORMAT,
         "run_id": run_id,
         "options": saved,
         "versions": {

@@ -14,6 +14,7 @@ from common.training import Metrics
 
 MAX_CLIENT_ID = 128
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_CLIENT_ID}}}")
+BLAKE3 = re.compile(r"[0-9a-f]{64}")
 MAX_TOKEN = 128
 MAX_INSTANCE_ID = 64
 MAX_VERSION = 64
@@ -24,6 +25,8 @@ MAX_FAILURE_REASON = 64
 MAX_FAILURE_MESSAGE = 1024
 MAX_METRICS = 32
 MAX_METRIC_NAME = 64
+# Metrics that a run may end by.
+_ACCURACIES = frozenset({"accuracy", "fine_tuned_accuracy"})
 # Models that one session may pull at once: those it has given up may look open for a while.
 MAX_PULLS = 4
 
@@ -111,6 +114,9 @@ def metrics_objection(metrics: Mapping[str, float]) -> str | None:
         return f"a metric's name must have 1 to {MAX_METRIC_NAME} characters"
     if not all(map(math.isfinite, metrics.values())):
         return "metrics must be finite"
+    for name in _ACCURACIES & metrics.keys():
+        if not 0 <= metrics[name] <= 1:
+            return f"metrics: {name} must be from 0 to 1, not {metrics[name]:g}"
     return None
 
 

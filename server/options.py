@@ -72,7 +72,9 @@ class RunOptions:
 class SplitOptions:
     """How the training data is divided among the clients."""
 
-    num_partitions: Positive = 5
+    num_partitions: Annotated[
+        int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))
+    ] = 5
     "Partitions that the training data is divided into; clients hold 0 to one less. With natural, \
 the owners with the most examples have one each, and the others' are left out."
     partitioner: Scheme | None = None
@@ -119,7 +121,9 @@ class CohortOptions:
 class TrainingOptions:
     """How each client of the cohort trains."""
 
-    local_epochs: Positive | None = None
+    local_epochs: (
+        Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))] | None
+    ) = None
     "Passes over the client's examples in a round."
     batch_size: Positive | None = None
     "Examples in a step."
@@ -189,7 +193,13 @@ class LimitOptions:
     max_examples: Positive = 1_000_000_000
     "Examples that a client may claim to have trained on; an update that claims more is refused."
     max_update_norm: PositiveFloat | None = None
-    "L2 norm above which an update is refused; any finite one is taken if not given."
+    (
+        "L2 norm of an update's floating-point values above which it is refused; "
+        "any finite one is taken if not given."
+    )
+    max_norm_ratio: NonNegativeFloat | None = None
+    "An update's L2 norm, in medians of its round's, above which it is left out of the mean; 0 is \
+any. 100 if not given; multi-krum and norm-bounding have none."
     max_share: Share = 1.0
     "Share of a round's mean that one client's update may have; heavier ones count as that much."
     max_clients: Positive = 10_000

@@ -10,7 +10,9 @@
                  DeadlinePassed, no quorum  SELECTING     Abandon, and the next attempt
                  ... the last attempt, or
                  the run is to stop         FINISHED      Abandon, Finish
-    AGGREGATING  Aggregated                 EVALUATING    Evaluate, StartDeadline
+    AGGREGATING  UpdatesRejected            AGGREGATING
+                 ... no quorum without      as without a quorum
+                 Aggregated                 EVALUATING    Evaluate, StartDeadline
                  ... nothing to evaluate    COMMITTING    Commit
                  AggregationFailed          as without a quorum
     EVALUATING   ServerEvaluated,           EVALUATING
@@ -136,6 +138,14 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True)
+class UpdatesRejected:
+    """Accepted updates that are left out of the mean, and why: what they are by count."""
+
+    clients: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Aggregated:
     """The candidate model is ready."""
 
@@ -179,6 +189,7 @@ Event = (
     | UpdateReceived
     | WorkFailed
     | DeadlinePassed
+    | UpdatesRejected
     | Aggregated
     | AggregationFailed
     | ServerEvaluated
@@ -284,7 +295,7 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
         case Phase.SELECTING, ClientJoined(client_id):
             return _select_if_enough(policy, _with(state, client_id))
         case Phase.SELECTING, StopRequested():
-            return replace(state, phase=Phase.FINISHED, stopping=True), (Finish(),)
+            return stopped(state), (Finish(),)
         case Phase.REPORTING, ClientJoined(client_id):
             return replace(_with(state, client_id), lost=state.lost - {client_id}), ()
         case Phase.REPORTING, ClientLeft(client_id):
@@ -297,6 +308,8 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
             if deadline != _deadline_of(state):
                 return state, ()
             return _close_reporting(policy, state, "the --report-deadline passed")
+        case Phase.AGGREGATING, UpdatesRejected() as rejected:
+            return _reject(policy, state, rejected)
         case Phase.AGGREGATING, Aggregated():
             return _evaluate_if_due(policy, state)
         case Phase.AGGREGATING, AggregationFailed(reason):
@@ -344,6 +357,16 @@ def resume(policy: Policy, state: State) -> Step:
             *effects,
         )
     return state, effects
+
+
+def stopped(state: State) -> State:
+    """Return the end by an operator's order, between rounds; before the first, the run failed."""
+    failure = None
+    if state.round == 1:
+        failure = (
+            "an operator stopped the run before its first round was committed: no model was trained"
+        )
+    return replace(state, phase=Phase.FINISHED, stopping=True, failure=failure)
 
 
 def _with(state: State, client_id: str) -> State:
@@ -395,9 +418,21 @@ def _after_report(policy: Policy, state: State) -> Step:
 
 
 def _close_reporting(policy: Policy, state: State, why: str) -> Step:
-    quorum = quorum_of(policy, state.goal)
-    if len(state.accepted) >= quorum:
+    if len(state.accepted) >= quorum_of(policy, state.goal):
         return replace(state, phase=Phase.AGGREGATING), (Aggregate(),)
+    return _abandon_without_quorum(policy, state, why)
+
+
+def _reject(policy: Policy, state: State, event: UpdatesRejected) -> Step:
+    accepted, failed = state.accepted - event.clients, state.failed | event.clients
+    state = replace(state, accepted=accepted, failed=failed)
+    if len(accepted) >= quorum_of(policy, state.goal):
+        return state, ()
+    return _abandon_without_quorum(policy, state, event.reason)
+
+
+def _abandon_without_quorum(policy: Policy, state: State, why: str) -> Step:
+    quorum = quorum_of(policy, state.goal)
     reason = f"{why}, with {len(state.accepted)} of the {quorum} updates that a quorum needs"
     return _abandon(policy, state, reason)
 
@@ -411,7 +446,7 @@ def _abandon(policy: Policy, state: State, reason: str) -> Step:
         )
         return replace(state, phase=Phase.FINISHED, failure=failure), (abandon, Finish())
     if state.stopping:
-        return replace(state, phase=Phase.FINISHED), (abandon, Finish())
+        return stopped(state), (abandon, Finish())
     next_attempt = State(round=state.round, attempt=state.attempt + 1, live=state.live)
     state, effects = _select_if_enough(policy, next_attempt)
     return state, (abandon, *effects)

@@ -32,8 +32,8 @@ from server.join_tokens import JoinTokens
 from server.limits import check_length, invalid
 from server.outgoing import OutgoingChunks
 from server.rounds import Phase
-from server.sessions import Activity, Session, check_identity
-from server.uploads import Announcement, Outcome, PushResult
+from server.sessions import Session, check_identity
+from server.uploads import Announcement, PushResult
 
 log = get_logger()
 
@@ -41,7 +41,6 @@ log = get_logger()
 _POLL_MARGIN = 1.0
 _MIN_POLL = 2.0
 _HEADER_SECONDS = 30.0
-_ACTIVITIES = {Work.TRAIN: Activity.TRAINING, Work.EVALUATE: Activity.EVALUATING}
 
 
 class CoordinatorService(pb_grpc.CoordinatorServicer):
@@ -178,24 +177,24 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             )
         longest = max(_MIN_POLL, min(30.0, self._sessions.lease))
         session = self._session(request.session_token, context)
-        session.turn_to(Activity.WAITING)
         session.polls += 1
         poll = session.polls
         session.wake()
-        until = coordinator.clock() + min(remaining - _POLL_MARGIN, longest)
+        # The caller's deadline comes, whether the server runs or not.
+        clock = asyncio.get_running_loop().time
+        until = clock() + min(remaining - _POLL_MARGIN, longest)
         while True:
             self._session(request.session_token, context)
             if coordinator.ended:
-                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
             if session.polls != poll:
                 return pb.PollTaskAssignmentResponse()
             assignment = coordinator.assignments.of_client(session.client_id)
             if assignment is not None:
-                session.turn_to(_ACTIVITIES[assignment.work])
                 return pb.PollTaskAssignmentResponse(assignment=self._task_assignment(assignment))
-            seconds = until - coordinator.clock()
+            seconds = until - clock()
             if seconds <= 0:
                 return pb.PollTaskAssignmentResponse()
             await session.wait(seconds)
@@ -240,13 +239,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         try:
             async with asyncio.timeout(_HEADER_SECONDS):
                 first = await anext(aiter(request_iterator), None)
-        except TimeoutError:
-            return _push_response(_invalid_push(f"no header within {_HEADER_SECONDS:g} s"))
+        except TimeoutError as error:
+            message = f"no header within {_HEADER_SECONDS:g} s"
+            raise RequestError(Status.DEADLINE_EXCEEDED, "HEADER_LATE", message) from error
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
-            return _push_response(_invalid_push("the first message must be the header"))
+            raise invalid("the first message must be the header", "HEADER_MISSING")
         header = first.header
         session = self._session(header.session_token, context)
-        session.turn_to(Activity.PUSHING)
         announcement = Announcement(
             digest=Digest(header.digest.blake3, header.digest.size_bytes),
             write_offset=header.write_offset,
@@ -258,15 +257,14 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             num_steps=header.num_steps,
             metrics=dict(header.metrics),
         )
-        result = await self._coordinator.spool.receive(
-            header.task_token.decode(errors="replace"),
-            session.client_id,
-            announcement,
-            self._chunks(session, request_iterator, context),
-            self._coordinator,
-        )
-        if result.outcome is Outcome.ACCEPTED:
-            session.trained = (announcement.num_examples, announcement.metrics)
+        with session.pushing():
+            result = await self._coordinator.spool.receive(
+                header.task_token.decode(errors="replace"),
+                session.client_id,
+                announcement,
+                self._chunks(session, request_iterator, context),
+                self._coordinator,
+            )
         return _push_response(result)
 
     async def GetUpload(
@@ -400,7 +398,3 @@ def _push_response(result: PushResult) -> pb.PushUpdateResponse:
         upload=_upload(result),
         message=result.message,
     )
-
-
-def _invalid_push(message: str) -> PushResult:
-    return PushResult(Outcome.INVALID, 0, complete=False, message=message)

@@ -20,7 +20,7 @@ _TOMBSTONES = 10_000
 
 
 class Activity(Enum):
-    """What a client does, as its calls tell."""
+    """What a client does: the work that it has, and what it transfers of it."""
 
     WAITING = "waiting"
     PULLING = "pulling"
@@ -41,7 +41,7 @@ class Session:
     clock: Callable[[], float] = field(repr=False)
     # When `activity` was last another one.
     since: float
-    # Beside its pulls.
+    # Beside its transfers.
     turned_to: Activity = Activity.WAITING
     # num_examples and metrics of its last accepted update.
     trained: tuple[int, Metrics] | None = None
@@ -49,16 +49,19 @@ class Session:
     polls: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
     pulls: int = 0
+    pushes: int = 0
     # The BLAKE3 digest of what was pulled last, and how far.
     pulled: tuple[str, int] = ("", 0)
 
     @property
     def activity(self) -> Activity:
         """What the client does now."""
-        return Activity.PULLING if self.pulls else self.turned_to
+        if self.pulls:
+            return Activity.PULLING
+        return Activity.PUSHING if self.pushes else self.turned_to
 
     def turn_to(self, activity: Activity) -> None:
-        """Learn from a call what the client does from now on."""
+        """Learn what the client does from now on, beside its transfers."""
         if activity is not self.turned_to:
             self.turned_to, self.since = activity, self.clock()
 
@@ -77,15 +80,27 @@ class Session:
         if self.pulls >= MAX_PULLS:
             message = f"{MAX_PULLS} pulls of this session are still open; end one"
             raise RequestError(Status.RESOURCE_EXHAUSTED, "PULLS_EXCEEDED", message)
-        if not self.pulls:
-            self.since = self.clock()
-        self.pulls += 1
+        self._count(pulls=1)
         try:
             yield
         finally:
-            self.pulls -= 1
-            if not self.pulls:
-                self.since = self.clock()
+            self._count(pulls=-1)
+
+    @contextmanager
+    def pushing(self) -> Iterator[None]:
+        """Count an update that is being pushed."""
+        self._count(pushes=1)
+        try:
+            yield
+        finally:
+            self._count(pushes=-1)
+
+    def _count(self, pulls: int = 0, pushes: int = 0) -> None:
+        before = self.activity
+        self.pulls += pulls
+        self.pushes += pushes
+        if self.activity is not before:
+            self.since = self.clock()
 
     async def wait(self, seconds: float) -> None:
         """Wait until woken, or for so many seconds."""
@@ -185,6 +200,8 @@ class Sessions:
             older.wake()
         token, clock = secrets.token_urlsafe(24), self._clock
         session = Session(token, client_id, instance_id, partition, 0.0, clock, clock())
+        if older is not None:
+            session.turned_to, session.since = older.turned_to, older.since
         self._by_token[session.token] = self._by_client[client_id] = self._renew(session)
         self._by_partition[partition].add(client_id)
         self._awaited.pop(client_id, None)

@@ -142,7 +142,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
         "server.jsonl": log,
     }
     try:
-        lost = run.missing_rows
+        lost, lines_lost = run.missing_rows, run.missing_lines
         # The rows first: what the others tell of a round that ends meanwhile is left out.
         found = {name: lines.all() for name, lines in sources.items()}
     except OSError as error:
@@ -155,6 +155,9 @@ def collect(path: Path, named: str | None = None) -> Facts:
     rows = _rows(found["metrics.jsonl"])
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
+    notes += [
+        f"{name} lacks {count} rows of committed rounds" for name, count in lines_lost.items()
+    ]
     clients = _clients(found["clients.jsonl"], rows)
     if rows and not clients:
         notes.append("clients.jsonl has no rows: nothing is known about single clients")

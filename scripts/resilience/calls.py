@@ -80,7 +80,7 @@ METHODS = {
         "RESOURCE_EXHAUSTED PULLS_EXCEEDED",
     ),
     PUSH: _method(
-        *("stream_unary", *_SESSION, BROKEN_OFF),
+        *("stream_unary", *_SESSION, BROKEN_OFF, "INVALID_ARGUMENT HEADER_MISSING"),
         *(f"OK {name}" for name in pb.PushUpdateResponse.Outcome.keys()[1:]),
     ),
     _COORDINATOR + "GetUpload": _method("unary_unary", *_SESSION, "NOT_FOUND ASSIGNMENT_UNKNOWN"),

@@ -222,6 +222,7 @@ def _headline(run: Run) -> None:
         warnings.append(
             f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
         )
+    warnings += [f"{name} lacks {count} rows." for name, count in run.missing_lines.items()]
     if warnings:
         st.warning(" ".join(warnings))
     if not rows and not missing:

@@ -29,6 +29,10 @@ _TAKEN: Mapping[str, Values] = {
 }
 # Those for which all updates count alike.
 _UNWEIGHTED = ("median", "trimmed-mean", "multi-krum")
+# Those that bound by themselves what a long update does.
+_BOUNDED = ("multi-krum", "norm-bounding")
+# Honest updates stay far below; measured over this project's experiments.
+_MAX_NORM_RATIO = 100.0
 # Those for which local steps count.
 _BY_STEPS = ("scaffold", "fednova")
 
@@ -56,6 +60,28 @@ def resolve(strategy: str, given: Values) -> dict[str, float | int | None]:
             "down to, e.g. --norm-bound 1.0"
         )
     return found
+
+
+def resolve_norm_ratio(strategy: str, given: float | None) -> float:
+    """Return how many medians long an update may be; 0 is any length.
+
+    Raises:
+        InputError: it makes no sense, by itself or with the strategy.
+    """
+    bounded = strategy in _BOUNDED
+    if given and bounded:
+        raise InputError(
+            f"--max-norm-ratio: --strategy {strategy} bounds by itself what a long update does, "
+            "and counts on all of them; leave it out"
+        )
+    if given and given < 1:
+        raise InputError(
+            f"--max-norm-ratio: {given:g} leaves out the median itself; use 1 or more, or 0 to "
+            "leave out none"
+        )
+    if given is not None:
+        return given
+    return 0.0 if bounded else _MAX_NORM_RATIO
 
 
 def check(

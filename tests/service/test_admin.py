@@ -1,5 +1,7 @@
 """The Admin service, health, reflection and the ports, through real channels."""
 
+import queue
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -91,8 +93,24 @@ def test_stop_run_ends_the_run_after_the_round_as_a_success(tmp_path):
 def test_stop_run_ends_a_run_that_waits_for_clients_at_once(tmp_path):
     with LiveServer(tmp_path / "run") as server:
         client = server.join()
-        server.admin.StopRun(pb.StopRunRequest(), timeout=10)
-        assert client.poll().HasField("run_end")
+        run = server.admin.StopRun(pb.StopRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_FAILED
+        assert "no model was trained" in client.poll().run_end.failure_message
+        # Only the model that the clients would have been given.
+        assert {path.stem for path in (server.folder / "models").iterdir()} == {"global"}
+
+
+def test_an_order_to_stop_that_can_not_be_stored_is_refused_and_the_run_goes_on(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        in_the_way = server.folder / "stop.json.tmp"
+        in_the_way.mkdir()
+        with pytest.raises(grpc.RpcError) as caught:
+            server.admin.StopRun(pb.StopRunRequest(), timeout=10)
+        assert refusal(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "NOT_STORED")
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_WAITING
+        in_the_way.rmdir()
+        assert server.admin.StopRun(pb.StopRunRequest(), timeout=10)
 
 
 def test_both_ports_answer_health_checks_and_describe_their_service(tmp_path):
@@ -148,8 +166,7 @@ def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
         a.push(work["a"], update())
         b.push(work["b"], update(), chunk_size=50, stop_after=1)
         server.stub.Leave(pb.LeaveRequest(session_token=c.token), timeout=10)
-        a.poll(timeout=3)
-        ends = {"a": "DONE", "b": "PUSHING", "c": "LOST"}
+        ends = {"a": "DONE", "b": "TRAINING", "c": "LOST"}
         # The server reads the broken stream when it comes to it.
         until(lambda: _states(server) == ends and _clients(server).clients[1].bytes_up, ends)
         first, second, third = _clients(server).clients
@@ -165,11 +182,33 @@ def test_list_clients_shows_what_each_client_does_in_a_round(tmp_path):
 
 def test_a_client_whose_work_failed_is_shown_as_failed_until_the_attempt_ends(tmp_path):
     with LiveServer(tmp_path / "run") as server:
-        a, b = server.join("a"), server.join("b")
+        a, _ = server.join("a"), server.join("b")
         a.report(a.assignment(), failure=pb.TaskFailure(reason="NO"))
-        b.assignment()
-        a.poll(timeout=3)
         assert _states(server) == {"a": "FAILED", "b": "TRAINING"}
+
+
+def test_a_clients_state_follows_what_happens_before_its_next_call(tmp_path):
+    with LiveServer(tmp_path / "run", min_clients=3, client_evaluate_every=1) as server:
+        a, b, c = (server.join(name, index) for index, name in enumerate("abc"))
+        work = {client.name: client.assignment() for client in (a, b, c)}
+        requests = queue.SimpleQueue()
+        requests.put(pb.PushUpdateRequest(header=b.header(work["b"], update())))
+        pushing = server.stub.PushUpdate.future(iter(requests.get, None))
+        assert until(lambda: _states(server)["b"] == "PUSHING", "b to push")
+        pushing.cancel()
+        assert until(lambda: _states(server)["b"] == "TRAINING", "b to push no more")
+        for client in (a, b):
+            client.push(work[client.name], update())
+        c.push(work["c"], update(bias=None))
+        server.wait_for(lambda run: run.round.phase == pb.Round.PHASE_EVALUATING)
+        assert _states(server) == {"a": "EVALUATING", "b": "EVALUATING", "c": "FAILED"}
+        a.report(a.assignment(), evaluation=pb.EvaluationReport(num_examples=1))
+        assert _states(server) == {"a": "DONE", "b": "EVALUATING", "c": "FAILED"}
+        b.report(b.assignment(), evaluation=pb.EvaluationReport(num_examples=1))
+        server.wait_for(lambda run: run.round.number == 2)
+        assert until(lambda: _states(server) == dict.fromkeys("abc", "TRAINING"), "new work")
+        server.join("a", instance="two")
+        assert _states(server)["a"] == "TRAINING"
 
 
 def test_what_a_client_trained_last_is_known_in_rounds_without_it(tmp_path):

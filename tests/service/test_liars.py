@@ -4,7 +4,7 @@ import grpc
 import pytest
 import torch
 
-from common.tensors import views
+from common.tensors import encode, views
 from protos import federated_pb2 as pb
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 
@@ -77,6 +77,32 @@ def test_updates_that_overflow_together_are_no_model_and_the_run_says_so(tmp_pat
         assert "overflows" in run.failure_message
         assert "--max-update-norm" in run.failure_message
         assert run.model.version == 0
+
+
+def test_an_integer_can_neither_end_a_run_nor_be_moved_out_of_its_range(tmp_path):
+    task, most = "tests.tasks:Normalised", 2**63 - 1
+    options = {"task": task, "min_clients": 1, "rounds": 3, "max_update_norm": 1.0}
+    with LiveServer(tmp_path / "run", **options) as server:
+        liar = server.join("a", task=task)
+
+        def work_and_update(counter):
+            work = liar.assignment()
+            tensors = views(memoryview(bytearray(liar.pull(work.model)[1])))
+            update = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+            update["norm.num_batches_tracked"] += counter
+            return work, encode(update)
+
+        # The first is the largest integer there is; 20 is what an honest client counts.
+        for counter in (most, 20):
+            response = liar.push(*work_and_update(counter))
+            assert response.outcome == OUTCOME.OUTCOME_ACCEPTED
+        server.wait_for(lambda run: run.model.version == 2)
+        response = liar.push(*work_and_update(2**62))
+        assert response.outcome == OUTCOME.OUTCOME_INVALID
+        assert "'norm.num_batches_tracked': the base model plus the update" in response.message
+        path = server.folder / "models" / "global.safetensors"
+        counted = views(memoryview(bytearray(path.read_bytes())))["norm.num_batches_tracked"]
+        assert counted.item() == most - 1023
 
 
 def test_one_client_too_many_is_told_when_to_come_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import grpc
 import pytest
@@ -102,6 +103,22 @@ def test_a_waiting_poll_keeps_its_session_beyond_the_lease(tmp_path):
         assert client.heartbeat()
 
 
+def test_time_in_which_the_server_did_not_run_is_nobodys_fault(tmp_path):
+    """A deadline does not pass in it."""
+    with LiveServer(tmp_path / "run", report_deadline=3.0) as server:
+        a, b = server.join("a"), server.join("b", partition=1)
+        work = {client: client.assignment() for client in (a, b)}
+        server._loop.call_soon_threadsafe(time.sleep, 3.5)
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert (run.live_client_count, run.round.attempt) == (2, 1)
+        assert run.round.time_remaining.ToMilliseconds() > 0
+        for client in (a, b):
+            outcome = client.push(work[client], update()).outcome
+            assert outcome == pb.PushUpdateResponse.OUTCOME_ACCEPTED
+        # And then it goes on.
+        server.wait_for(lambda run: (run.round.number, run.round.attempt) == (2, 2))
+
+
 def test_a_poll_without_time_is_refused(server):
     client = server.join()
     expected = ("INVALID_ARGUMENT", "DEADLINE_TOO_SHORT", "federated.v1")
@@ -190,6 +207,26 @@ def test_a_failure_takes_the_client_out_of_the_round(server):
     assert run.round.number == 2
 
 
+def test_a_repeat_of_a_report_is_fine_although_the_first_one_ended_what_it_is_of(tmp_path):
+    """The attempt, the evaluation with its round, and the run: the first answer may be lost."""
+    with LiveServer(tmp_path / "run", min_clients=1, rounds=2, client_evaluate_every=1) as server:
+        client = server.join("a")
+        work = client.assignment()
+        for _ in range(2):
+            client.report(work, failure=pb.TaskFailure(reason="NO"))
+        server.wait_for(lambda run: run.round.attempt == 2)
+        assert client.assignment().task_token != work.task_token
+        client.report(work, failure=pb.TaskFailure(reason="NO"))
+        report = pb.EvaluationReport(num_examples=1, metrics={"loss": 1.0})
+        for number in (1, 2):
+            client.push(client.assignment(), update())
+            work = client.assignment()
+            for _ in range(2):
+                client.report(work, evaluation=report)
+            server.wait_for(lambda run, number=number: run.model.version == number)
+            client.report(work, evaluation=report)
+
+
 def test_results_of_the_wrong_kind_or_out_of_bounds_are_refused(server):
     client, _ = server.join("a"), server.join("b")
     work = client.assignment()
@@ -224,6 +261,23 @@ def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
             assert not end.run_end.failure_message
 
 
+def test_a_target_is_not_reached_by_an_accuracy_that_there_is_not(tmp_path):
+    options = {"client_evaluate_every": 1, "target_accuracy": 0.9}
+    with LiveServer(tmp_path / "run", min_clients=1, **options) as server:
+        client = server.join("a")
+        client.push(client.assignment(), update())
+        work = client.assignment()
+        for name in ("accuracy", "fine_tuned_accuracy"):
+            lie = pb.EvaluationReport(num_examples=1, metrics={name: 1e9})
+            assert _refused(client.report, work, evaluation=lie)[:2] == (
+                "INVALID_ARGUMENT",
+                "FIELD_INVALID",
+            )
+        honest = pb.EvaluationReport(num_examples=1, metrics={"accuracy": 0.5, "loss": 1e9})
+        client.report(work, evaluation=honest)
+        assert server.wait_for(lambda run: run.model.version == 1).round.number == 2
+
+
 def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
     options = {"client_evaluate_every": 1, "evaluation_clients": "all", "fine_tune_epochs": 3}
     given = {"rounds": 1, "fraction": 0.5, "batch_size": 7, "lr": 0.25}
@@ -245,6 +299,29 @@ def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
         outcomes = {row["client_id"]: row["outcome"] for row in rows}
         assert outcomes == dict.fromkeys("ab", "not_selected") | {trainer: "accepted"}
         assert [row["fine_tuned_accuracy"] for row in rows] == [0.75, 0.75]
+
+
+def test_each_assignment_names_the_last_round_that_counted_an_update_of_its_client(tmp_path):
+    """Under FedAvg, too, and over a restart: a client may keep something of its own by it."""
+    folder = tmp_path / "run"
+    with LiveServer(folder, rounds=4, client_evaluate_every=1) as server:
+        clients = [server.join("a"), server.join("b", partition=1)]
+        for number in (1, 2):
+            for client in clients:
+                work = client.assignment()
+                assert (work.round, work.previous_round) == (number, min(number - 1, 1))
+                if (client.name, number) == ("b", 2):
+                    client.report(work, failure=pb.TaskFailure(reason="NO"))
+                else:
+                    client.push(work, update())
+            for client in clients[: 3 - number]:
+                work = client.assignment()
+                assert (work.WhichOneof("work"), work.previous_round) == ("evaluate", number)
+                client.report(work, evaluation=pb.EvaluationReport(num_examples=1))
+        server.wait_for(lambda run: run.model.version == 2)
+    with LiveServer(folder, rounds=4, client_evaluate_every=1, resume=True) as server:
+        a, b = server.join("a"), server.join("b", partition=1)
+        assert [client.assignment().previous_round for client in (a, b)] == [2, 1]
 
 
 def test_a_run_without_enough_updates_fails_and_tells_the_clients(tmp_path):

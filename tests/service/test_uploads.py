@@ -1,11 +1,16 @@
 """One clear outcome for each upload, the model untouched by bad ones, and the server up."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
 import torch
 
 from common.tensors import views
 from protos import federated_pb2 as pb
+from server import service, uploads
+from tests.e2e.harness import json_lines, until
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -168,12 +173,151 @@ def test_a_newer_stream_ends_the_older_one(pair):
     assert older.outcome == OUTCOME.OUTCOME_ACCEPTED
 
 
+@pytest.fixture
+def held(monkeypatch):
+    """Validation waits for `go`, once, after it said `reached`; then it looks at all values."""
+    check, once, reached, go = uploads.check_finite, [True], threading.Event(), threading.Event()
+
+    def wait_and_check(tensors):
+        if once and once.pop():
+            reached.set()
+            assert go.wait(30)
+        return check(tensors)
+
+    monkeypatch.setattr(uploads, "check_finite", wait_and_check)
+    return reached, go
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(3) as threads:
+        yield threads
+
+
+OTHERS = {
+    "no bytes": (b"", "OUTCOME_INVALID"),
+    "fewer bytes": (update(5.0)[:-1], "OUTCOME_INVALID"),
+    "more bytes": (update(5.0) + b"x", "OUTCOME_INVALID"),
+    "as many bytes": (update(5.0), "OUTCOME_ACCEPTED"),
+}
+
+
+@pytest.mark.parametrize("end", ["validated first", "comes first"])
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_bytes_take_over_while_the_first_are_validated(pair, held, pool, case, end):
+    server, (client, assignment), (other, other_assignment) = pair
+    (reached, go), (data, outcome) = held, OTHERS[case]
+    older = pool.submit(client.push, assignment, update(1.0))
+    assert reached.wait(10)
+    announced, follow = threading.Event(), threading.Event()
+
+    def newer_stream():
+        yield pb.PushUpdateRequest(header=client.header(assignment, data))
+        announced.set()
+        assert follow.wait(30)
+        yield pb.PushUpdateRequest(chunk=pb.Chunk(data=data, finish_write=True))
+
+    newer = pool.submit(server.stub.PushUpdate, newer_stream(), timeout=30)
+    assert announced.wait(10)
+    until(lambda: client.uploaded(assignment).committed_size_bytes == 0, "the header to arrive")
+    if end == "comes first":
+        follow.set()
+    go.set()
+    told = older.result(30)
+    assert (told.outcome, told.upload.complete) == (OUTCOME.OUTCOME_OFFSET_MISMATCH, False)
+    assert told.message == "a newer stream took over"
+    follow.set()
+    assert OUTCOME.Name(newer.result(30).outcome) == outcome
+    assert client.push(assignment, data).outcome == newer.result().outcome
+    other.push(other_assignment, update(3.0))
+    run = server.wait_for(lambda run: run.model.version == 1)
+    assert run.state == pb.Run.STATE_ACTIVE
+    row = json_lines(server.folder / "metrics.jsonl")[0]
+    assert row["accepted"] == (2 if outcome == "OUTCOME_ACCEPTED" else 1)
+
+
+def test_what_is_validated_when_its_round_is_closed_is_not_wanted(tmp_path, held, pool):
+    reached, go = held
+    with LiveServer(tmp_path / "run", report_goal=1) as server:
+        first, second = server.join("a"), server.join("b", partition=1)
+        work = second.assignment()
+        late = pool.submit(first.push, first.assignment(), update(5.0))
+        assert reached.wait(10)
+        assert second.push(work, update(1.0)).outcome == OUTCOME.OUTCOME_ACCEPTED
+        server.wait_for(lambda run: run.model.version == 1)
+        next_work = first.assignment()
+        go.set()
+        assert late.result(30).outcome == OUTCOME.OUTCOME_NOT_WANTED
+        # It settled nothing, and left nothing behind.
+        assert first.push(next_work, update(1.0)).outcome == OUTCOME.OUTCOME_ACCEPTED
+
+
+def test_an_upload_is_validated_to_its_end_though_its_stream_is_cut(pair, held):
+    _, (client, assignment), _ = pair
+    reached, go = held
+    data = update()
+    chunk = pb.Chunk(data=data, finish_write=True)
+    messages = [
+        pb.PushUpdateRequest(header=client.header(assignment, data)),
+        pb.PushUpdateRequest(chunk=chunk),
+    ]
+    call = client.server.stub.PushUpdate.future(iter(messages), timeout=30)
+    assert reached.wait(10)
+    call.cancel()
+    go.set()
+    assert client.push(assignment, data, write_offset=len(data)).outcome == (
+        OUTCOME.OUTCOME_ACCEPTED
+    )
+
+
+def test_the_newest_header_of_an_upload_counts(pair):
+    server, (client, assignment), (other, other_assignment) = pair
+    data = update()
+    client.push(assignment, data, chunk_size=50, stop_after=1, num_examples=1)
+    client.push(assignment, data, write_offset=50, num_examples=900, metrics={"loss": 2.0})
+    other.push(other_assignment, data, num_examples=100, metrics={"loss": 1.0})
+    server.wait_for(lambda run: run.model.version == 1)
+    row = json_lines(server.folder / "metrics.jsonl")[0]
+    assert (row["num_examples"], row["train_loss"]) == (1000, 1.9)
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "0" * 63 + "é"])
+def test_a_digest_that_can_be_nobodys_is_invalid_before_any_chunk(pair, digest):
+    _, (client, assignment), _ = pair
+    data = update()
+    wrong = pb.Digest(blake3=digest, size_bytes=len(data))
+    response = client.push(assignment, data, stop_after=0, digest=wrong)
+    assert response.outcome == OUTCOME.OUTCOME_INVALID
+    assert response.upload.complete
+    assert response.message == "digest.blake3 must be 64 lower-case hexadecimal digits"
+
+
 def test_the_first_message_must_be_the_header(pair):
-    server, *_ = pair
+    server, (client, assignment), _ = pair
     messages = [pb.PushUpdateRequest(chunk=pb.Chunk(data=b"x"))]
     for sent in (messages, []):
-        response = server.stub.PushUpdate(iter(sent), timeout=10)
-        assert response.outcome == OUTCOME.OUTCOME_INVALID
+        with pytest.raises(grpc.RpcError) as caught:
+            server.stub.PushUpdate(iter(sent), timeout=10)
+        assert refusal(caught.value)[:2] == ("INVALID_ARGUMENT", "HEADER_MISSING")
+    assert client.push(assignment, update()).outcome == OUTCOME.OUTCOME_ACCEPTED
+
+
+def test_who_waits_too_long_with_the_header_may_come_again(pair, monkeypatch):
+    server, (client, assignment), _ = pair
+    monkeypatch.setattr(service, "_HEADER_SECONDS", 0.1)
+    ended = threading.Event()
+
+    def nothing():
+        ended.wait(30)
+        yield from ()
+
+    call = server.stub.PushUpdate.future(nothing(), timeout=20)
+    with pytest.raises(grpc.RpcError) as caught:
+        call.result()
+    ended.set()
+    assert refusal(caught.value)[:2] == ("DEADLINE_EXCEEDED", "HEADER_LATE")
+    monkeypatch.undo()
+    assert client.push(assignment, update()).outcome == OUTCOME.OUTCOME_ACCEPTED
 
 
 def test_an_unknown_session_is_a_status_before_any_chunk(pair):

@@ -1,9 +1,12 @@
 """The weighted mean of the updates."""
 
+import sys
+from random import Random
+
 import pytest
 import torch
 
-from server.aggregation import capped_weights, weighted_mean
+from server.aggregation import capped_weights, outliers, weighted_mean
 
 
 def test_clients_count_by_their_examples():
@@ -69,3 +72,38 @@ def test_no_update_weighs_more_than_its_share(counts, share, weights):
 def test_without_a_cap_the_weights_are_the_counts_exactly():
     counts = [2**53 - 1, 1, 12345]
     assert capped_weights(counts, 1.0) == counts
+
+
+@pytest.mark.parametrize(
+    ("norms", "left_out", "median"),
+    [
+        ([1.0, 2.0, 3e9], [2], 2.0),
+        ([5.0, 5.0, 5.0, 5.0], [], 5.0),
+        ([5.0, 5.0, 50.0], [], 5.0),  # Exactly as much as is allowed.
+        ([5.0, 5.0, 50.1], [2], 5.0),
+        ([3e9, 1.0], [0], 1.0),
+        ([1.0, 2.0, 3e9, 3e9], [2, 3], 2.0),
+        ([1.0, 3e9, 3e9], [], 3e9),
+        ([0.0, 0.0, 1.0], [], 1.0),
+        ([0.0, 0.0, 0.0, 1.0, 1.0, 3e9], [5], 1.0),
+        ([0.0, 0.0], [], 0.0),
+        ([3e9], [], 3e9),
+        ([sys.float_info.max, sys.float_info.max, 1.0, 1.0], [0, 1], 1.0),
+        ([sys.float_info.max] * 3, [], sys.float_info.max),
+    ],
+)
+def test_an_update_that_is_far_longer_than_the_median_is_left_out(norms, left_out, median):
+    by_client = {str(number): norm for number, norm in enumerate(norms)}
+    found = (frozenset(map(str, left_out)), median)
+    assert outliers(by_client, 10.0) == found
+    backwards = dict(reversed(by_client.items()))
+    assert outliers(backwards, 10.0) == found
+    assert not outliers(by_client, 0.0).clients
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_at_least_half_of_the_updates_stay(seed):
+    random = Random(seed)
+    count = random.randint(1, 9)
+    norms = {str(n): random.choice([0.0, 10 ** random.uniform(-9, 9)]) for n in range(count)}
+    assert 2 * len(outliers(norms, 1.0).clients) <= count

@@ -5,8 +5,8 @@ import pytest
 from server.assignments import Assignment, Assignments, Work, task_token
 
 
-def assignment(client, work=Work.TRAIN):
-    return Assignment(task_token("run", 1, 1, client, work), client, 1, 1, work, 0)
+def assignment(client, work=Work.TRAIN, attempt=1):
+    return Assignment(task_token("run", 1, attempt, client, work), client, 1, attempt, work, 0)
 
 
 A, B = assignment("a"), assignment("b")
@@ -68,10 +68,21 @@ def test_finishing_twice_or_what_is_unknown_changes_nothing():
 
 
 @pytest.mark.parametrize("newer", [(), (assignment("a", Work.EVALUATE),)])
-def test_new_assignments_close_the_old_and_forget_the_finished(newer):
+def test_new_assignments_close_the_old_and_remember_the_finished(newer):
     open_now = opened(A, B)
     open_now.finish(B.task_token)
     open_now.replace(newer)
     assert open_now.find(A.task_token, "a") is None
-    assert not open_now.was_finished(B.task_token, "b")
+    assert open_now.was_finished(B.task_token, "b")
+    assert not open_now.was_finished(A.task_token, "a")
     assert [open_now.of_client("a")] == [*newer, None][:1]
+
+
+def test_what_was_finished_is_remembered_for_one_more_attempt():
+    open_now = opened(A, B)
+    open_now.finish(B.task_token)
+    for attempt, remembered in ((2, True), (3, False)):
+        open_now.replace(())
+        open_now.replace([assignment("a", attempt=attempt)])
+        open_now.replace([assignment("a", Work.EVALUATE, attempt)])
+        assert open_now.was_finished(B.task_token, "b") == remembered

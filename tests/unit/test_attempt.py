@@ -1,5 +1,7 @@
 """The ledger of one attempt, and the rows that come of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.tensors import Digest
@@ -26,12 +28,14 @@ STATE = State(
 
 def update(client, num_examples, **metrics):
     return StoredUpdate(
+        file="1.safetensors",
         task_token=client,
         client_id=client,
         num_examples=num_examples,
         num_steps=1,
         metrics=metrics,
         digest=MODEL,
+        norm=2.0,
         round=1,
         attempt=2,
     )
@@ -64,6 +68,20 @@ def test_selected_clients_that_were_not_waited_for_are_dropped():
     state = State(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
     attempt = Attempt(0.0, 3, collected=1.0, aggregated=1.0, folded=FOLDED)
     assert attempt.row(state, UPDATES, Progress(), now=1.0)[0].dropped == 1
+
+
+def test_an_update_that_was_left_out_is_rejected_and_counts_nowhere():
+    attempt = ledger()
+    attempt.refused.add("d")
+    updates = UPDATES | {"d": update("d", 1000, loss=9e8)}
+    row, _ = attempt.row(STATE, updates, Progress(), now=104.0)
+    assert (row.accepted, row.refused, row.dropped) == (2, 2, 1)
+    assert (row.num_examples, row.train_loss) == (110, (100 * 0.5 + 10 * 1.0) / 110)
+    found = {one["client_id"]: one for one in attempt.client_rows(STATE, updates)}["d"]
+    assert (found["outcome"], found["share"], found["update_norm"]) == ("refused", None, 2.0)
+    assert (found["num_examples"], found["train_loss"]) == (1000, 9e8)
+    before = replace(STATE, accepted=frozenset("abd"), failed=frozenset("c"))
+    assert attempt.summary(before, "abandoned").accepted == 2
 
 
 def test_while_the_attempt_runs_only_those_who_will_not_report_are_dropped():
@@ -122,11 +140,17 @@ def test_the_best_round_is_chosen_by_the_server_if_it_evaluates_else_by_the_clie
     clients = {"a": (1, {"accuracy": 0.9})}
     metrics = {"accuracy": 0.6, "loss": 2.0, "f1": 0.1}
     row, progress = row_of(ledger(global_metrics=metrics, evaluations=clients))
-    assert progress == Progress(best_round=4, best_score=0.6)
+    assert progress == Progress(best_round=4, best_score=0.6, first_loss=2.0, last_loss=2.0)
     assert (row.best_round, row.global_accuracy, row.global_loss) == (4, 0.6, 2.0)
     assert row.global_metrics == {"f1": 0.1}
     _, progress = row_of(ledger(evaluations=clients))
     assert progress.best_score == 0.9
+
+
+def test_a_loss_that_is_not_finite_is_known_though_no_row_holds_it():
+    row, progress = row_of(ledger(loss_is_finite=False, global_metrics={"accuracy": 0.1}))
+    assert row.global_loss is None
+    assert (progress.worse, progress.last_loss) == (1, None)
 
 
 def test_bytes_add_up_by_client():
@@ -165,6 +189,7 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
         "outcome": "accepted",
         "num_examples": 100,
         "share": 0.25,
+        "update_norm": 2.0,
         "train_loss": 0.5,
         "validation_examples": 7,
         "validation_loss": 0.25,

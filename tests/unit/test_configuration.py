@@ -23,7 +23,7 @@ FLAGS = """
 --num-hostile --norm-bound
 --evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
 --target-accuracy --patience --keep-rounds
---max-examples --max-update-norm --max-share --max-clients
+--max-examples --max-update-norm --max-norm-ratio --max-share --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --metrics-port --otlp-endpoint --threads
 --mlflow-uri --mlflow-experiment --mlflow-model
@@ -32,7 +32,7 @@ FLAGS = """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
 --rounds --data-dir --report-deadline --max-attempts --lease --target-accuracy --patience
---keep-rounds --max-examples --max-update-norm --max-clients
+--keep-rounds --max-examples --max-update-norm --max-norm-ratio --max-clients
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure --bind --admin-bind
 --metrics-port --otlp-endpoint --threads
 --mlflow-uri --mlflow-experiment --mlflow-model

@@ -41,6 +41,10 @@ def test_as_many_task_names_as_may_be_pass_and_no_more():
         ({"": 0.0}, "name"),
         ({"loss": math.nan}, "finite"),
         ({"loss": -math.inf}, "finite"),
+        ({"accuracy": 0.0, "fine_tuned_accuracy": 1.0, "loss": 1e9}, None),
+        ({"accuracy": 1e9}, "accuracy must be from 0 to 1, not 1e+09"),
+        ({"accuracy": -1e-9}, "accuracy must be from 0 to 1"),
+        ({"loss": 1.0, "fine_tuned_accuracy": 1.01}, "fine_tuned_accuracy must be from 0 to 1"),
     ],
 )
 def test_metrics_are_few_finite_and_have_short_names(metrics, objection):

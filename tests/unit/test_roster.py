@@ -32,11 +32,11 @@ def shown(found):
     return {one.client_id: (one.state, one.seconds) for one in summaries}
 
 
-def test_a_state_lasts_since_the_call_that_began_it():
+def test_a_state_lasts_since_it_began():
     sessions, clock = begin("a")
     session = sessions.by_client["a"]
     clock.now = 103.0
-    session.turn_to(Activity.WAITING)  # The next poll of one that waits already.
+    session.turn_to(Activity.WAITING)  # It waits already.
     assert shown(roster(sessions, clock)) == {"a": ("WAITING", 3.0)}
     session.turn_to(Activity.TRAINING)
     with session.pulling():
@@ -46,12 +46,22 @@ def test_a_state_lasts_since_the_call_that_began_it():
         assert shown(roster(sessions, clock)) == {"a": ("PULLING", 1.0)}
         clock.now = 106.0
     assert shown(roster(sessions, clock)) == {"a": ("TRAINING", 0.0)}
-    session.turn_to(Activity.PUSHING)
-    clock.now = 108.0
-    session.turn_to(Activity.PUSHING)  # A broken upload goes on.
-    assert shown(roster(sessions, clock)) == {"a": ("PUSHING", 2.0)}
+    with session.pushing():
+        clock.now = 108.0
+        with session.pushing():  # A newer stream goes on with a broken upload.
+            assert shown(roster(sessions, clock)) == {"a": ("PUSHING", 2.0)}
+        session.turn_to(Activity.WAITING)  # The update is accepted.
+    assert shown(roster(sessions, clock)) == {"a": ("WAITING", 0.0)}
     session.turn_to(Activity.EVALUATING)
     assert shown(roster(sessions, clock)) == {"a": ("EVALUATING", 0.0)}
+
+
+def test_another_process_of_a_client_has_its_work_and_its_time():
+    sessions, clock = begin("a")
+    sessions.by_client["a"].turn_to(Activity.TRAINING)
+    clock.now = 103.0
+    sessions.join("a", "two", 0)
+    assert shown(roster(sessions, clock)) == {"a": ("TRAINING", 3.0)}
 
 
 def test_those_without_work_are_told_apart_by_what_the_round_has_of_them():
@@ -92,12 +102,14 @@ def test_bytes_are_of_the_round_and_examples_and_loss_of_the_last_accepted_updat
     ledger.count_down("a", 7)
     ledger.count_up("a", 8)
     update = StoredUpdate(
+        file="1.safetensors",
         task_token="t",
         client_id="b",
         num_examples=6,
         num_steps=1,
         metrics={"loss": 1.0},
         digest=Digest("f" * 64, 1),
+        norm=1.0,
         round=1,
         attempt=1,
     )

@@ -28,6 +28,7 @@ from server.rounds import (
     State,
     StopRequested,
     UpdateReceived,
+    UpdatesRejected,
     WorkFailed,
     is_due,
     quorum_of,
@@ -106,6 +107,7 @@ EVENTS = {
         UpdateReceived(1, 1, "a"),
         WorkFailed(1, 1, "a"),
         DeadlinePassed(1, 1, phase),
+        UpdatesRejected(frozenset("a"), "too long"),
         Aggregated(),
         AggregationFailed("overflow"),
         ServerEvaluated(),
@@ -120,7 +122,7 @@ ALWAYS = {ClientJoined, ClientLeft, StopRequested}
 LISTED = {
     Phase.SELECTING: ALWAYS,
     Phase.REPORTING: ALWAYS | {UpdateReceived, WorkFailed, DeadlinePassed},
-    Phase.AGGREGATING: ALWAYS | {Aggregated, AggregationFailed},
+    Phase.AGGREGATING: ALWAYS | {UpdatesRejected, Aggregated, AggregationFailed},
     Phase.EVALUATING: ALWAYS | {ServerEvaluated, ClientEvaluated, WorkFailed, DeadlinePassed},
     Phase.COMMITTING: ALWAYS | {Committed},
     Phase.FINISHED: set(),
@@ -362,6 +364,23 @@ def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
     assert state.failure.endswith("overflow")
 
 
+def test_updates_that_are_left_out_are_neither_counted_nor_evaluated_by_their_clients():
+    rejected = UpdatesRejected(frozenset("b"), "too long")
+    state, effects = play(POLICY, aggregating(), rejected)
+    assert (state.phase, effects) == (Phase.AGGREGATING, ())
+    assert (state.accepted, state.failed) == (frozenset("ac"), frozenset("b"))
+    state, effects = play(POLICY, state, Aggregated())
+    assert effects[0] == Evaluate(True, ("a", "c"))
+
+
+def test_without_a_quorum_beside_those_left_out_the_attempt_is_abandoned():
+    rejected = UpdatesRejected(frozenset("bc"), "2 are too long")
+    state, effects = play(POLICY, aggregating(), rejected)
+    reason = "2 are too long, with 1 of the 2 updates that a quorum needs"
+    assert effects[0] == Abandon(1, 1, reason)
+    assert (state.phase, state.attempt, state.accepted) == (Phase.REPORTING, 2, frozenset())
+
+
 def test_a_run_that_has_ended_only_ends_again():
     state = State(phase=Phase.FINISHED, round=3, live=frozenset({"a"}))
     assert resume(POLICY, state) == (state, (Finish(),))
@@ -385,7 +404,7 @@ def test_the_run_ends_after_its_last_round_or_early(rounds, event):
 
 
 def test_a_stop_while_waiting_for_clients_ends_the_run():
-    state, effects = play(POLICY, State(), StopRequested())
+    state, effects = play(POLICY, State(round=2), StopRequested())
     assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
 
 
@@ -400,10 +419,22 @@ def test_a_stop_during_a_round_makes_it_the_last():
 
 
 def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
-    state, effects = play(POLICY, reporting(), StopRequested(), deadline())
+    second = play(POLICY, replace(committing(), round=1), Committed(stop_early=False))[0]
+    over = DeadlinePassed(2, 1, Phase.REPORTING)
+    state, effects = play(POLICY, second, StopRequested(), over)
     assert (state.phase, state.failure) == (Phase.FINISHED, None)
     assert isinstance(effects[0], Abandon)
     assert effects[1:] == (Finish(),)
+
+
+@pytest.mark.parametrize(
+    ("before", "events"),
+    [(State(), [StopRequested()]), (reporting(), [StopRequested(), deadline()])],
+)
+def test_a_run_that_is_stopped_before_its_first_round_is_committed_has_failed(before, events):
+    state, effects = play(POLICY, before, *events)
+    assert (state.phase, effects[-1]) == (Phase.FINISHED, Finish())
+    assert "before its first round" in state.failure
 
 
 def test_a_resumed_run_selects_if_enough_clients_are_awaited():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from common.tensors import (
     TensorSpec,
     allocate,
     check_finite,
-    check_norm,
+    check_integers,
     check_schema,
     copy_header,
     digest_bytes,
@@ -131,13 +132,54 @@ def test_a_value_that_is_not_finite_is_found_in_the_last_window():
         check_finite({"w": large})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_check_returns_the_norm_of_all_floating_point_values(dtype):
+    tensors = {"a": torch.full((4,), 6.0, dtype=dtype), "b": torch.tensor([5.0], dtype=dtype)}
+    assert check_finite({**tensors, "n": torch.tensor(9), "none": torch.zeros(0)}) == 13.0
+    assert check_finite({"n": torch.tensor(9)}) == 0.0
+
+
+def test_a_norm_is_finite_where_squares_are_not():
+    large = torch.tensor([3e200, -4e200], dtype=torch.float64)
+    assert check_finite({"a": large, "b": torch.tensor([3e38])}) == pytest.approx(5e200)
+    together = {"a": torch.full((WINDOW + 1,), 1e20), "b": torch.tensor([3.0])}
+    assert check_finite(together) == pytest.approx(1e20 * math.sqrt(WINDOW + 1))
+    assert check_finite({"a": torch.full((9,), 1.7e308, dtype=torch.float64)}) <= sys.float_info.max
+    small = torch.full((9,), 1e-38)
+    assert check_finite({"a": small}) == pytest.approx(3e-38)
+
+
 def test_the_norm_is_of_all_floating_point_values_together():
     tensors = {"a": torch.full((WINDOW + 1,), 1e20), "b": torch.tensor([3.0]), "n": torch.tensor(9)}
-    norm = 1e20 * math.sqrt(WINDOW + 1)
-    check_norm(tensors, norm * 1.0001)
-    with pytest.raises(TensorError, match="L2 norm is 3"):
-        check_norm(tensors, norm * 0.9999)
-    check_norm({"n": torch.tensor(9)}, 1e-9)
+    assert check_finite(tensors) == pytest.approx(1e20 * math.sqrt(WINDOW + 1))
+    assert check_finite({"n": torch.tensor(9)}) == 0
+
+
+INTEGERS = [torch.int8, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_the_base_plus_an_update_must_stay_within_an_integers_dtype(dtype):
+    least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    values = sorted({least, least + 1, least // 2, max(least, -1), 0, 1, most // 2, most - 1, most})
+    for old in values:
+        for update in values:
+            base, tensors = (
+                {"n": torch.tensor([[0], [value]], dtype=dtype), "z": torch.tensor(0, dtype=dtype)}
+                for value in (old, update)
+            )
+            if least <= old + update <= most:
+                check_integers(tensors, base)
+            else:
+                with pytest.raises(TensorError, match=r"tensor 'n': the base .* overflows u?int"):
+                    check_integers(tensors, base)
+
+
+def test_integers_of_no_or_one_value_are_checked_without_a_warning(recwarn):
+    for shape in ((), (0, 3)):
+        base = {"n": torch.full(shape, -5, dtype=torch.int64)}
+        check_integers(base | {"w": torch.tensor(1.0)}, base)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,24 @@ def test_what_is_resolved_resolves_to_itself(name):
     assert resolve(options, load_task("digits")) == options
 
 
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_all_but_those_that_bound_long_updates_themselves_leave_them_out(name):
+    argv = ("--strategy", name, *NEEDED.get(name, []))
+    bounded = name in {"multi-krum", "norm-bounding"}
+    assert resolved(*argv).limits.max_norm_ratio == (0.0 if bounded else 100.0)
+    assert resolved(*argv, "--max-norm-ratio", "0").limits.max_norm_ratio == 0.0
+    if bounded:
+        with pytest.raises(InputError, match=f"--max-norm-ratio: --strategy {name}"):
+            resolved(*argv, "--max-norm-ratio", "10")
+    else:
+        assert resolved(*argv, "--max-norm-ratio", "10").limits.max_norm_ratio == 10.0
+
+
+def test_a_ratio_that_leaves_out_the_median_is_an_error():
+    with pytest.raises(InputError, match=r"--max-norm-ratio: 0\.5 leaves out the median"):
+        resolved("--max-norm-ratio", "0.5")
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
