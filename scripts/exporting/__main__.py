@@ -108,7 +108,7 @@ def _write(
     print(f"Format:   {kind}")
     if found is None or examples is None:
         original = None
-        print(f"Held out: not evaluated: there is no such data in {data_dir}")
+        print(f"Held out: not evaluated: no data in {data_dir} that can be read")
     else:
         original = evaluate(task, model, examples) if kind == "onnx-int8" else None
         print(f"Held out: {_listed(found)}, {found['examples']:,} examples")
