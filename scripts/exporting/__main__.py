@@ -114,7 +114,7 @@ def _write(
     else:
         said = outputs.said if outputs else "numbers; the task's `outputs` do not say what they are"
     written = write(kind, model, example, path)
-    found, why = None, f"there is no such data in {data_dir}"
+    found, why = None, f"no data in {data_dir} that can be read"
     if examples is not None:
         try:
             found = evaluate(task, written.scores, examples)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.durable import seal
-from common.errors import DataError, InputError
+from common.errors import DataError
 from common.onnx_models import open_session
 from common.tasks import Examples, load_task
 from common.tasks.inputs import load
@@ -22,7 +22,7 @@ from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
 from scripts.serving.verify import main as verify
 from scripts.trained import read_test_set
-from tests.tasks import Tiny, Unread
+from tests.tasks import Unread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 CHEAP = ("safetensors", "pth", "onnx", "onnx-int8")
@@ -117,7 +117,7 @@ def test_a_text_model_without_held_out_data_is_exported_unevaluated_and_that_is_
         run, "--format", "onnx", "--output", path, "--data-dir", tmp_path, "--which", "global"
     )
     assert status == 0
-    assert f"Held out: not evaluated: there is no such data in {tmp_path}" in out
+    assert f"Held out: not evaluated: no data in {tmp_path} that can be read" in out
     said = beside.read(path)
     assert (said.evaluation, said.length) == (None, 80)
     assert (said.input.shape, said.input.dtype) == (["batch", "length"], "int64")
@@ -334,16 +334,10 @@ def test_a_torch_export_program_holds_no_example_no_pickle_and_no_path_of_this_m
             torch.testing.assert_close(program.module()(inputs), model_of(run)(inputs))
 
 
-def test_data_that_are_missing_or_fail_are_one_line(tmp_path):
-    class Failing(Tiny):
-        def data(self, data_dir, train):
-            raise KeyError("label")
-
-    gone = tmp_path / "gone"
-    with pytest.raises(DataError, match=f"^--data-dir: no data in {gone}: FileNotFoundError: .*"):
-        read_test_set(Unread(), gone)
-    with pytest.raises(DataError, match=f"^--data-dir: no data in {gone}: KeyError: 'label' "):
-        read_test_set(Failing(), gone)
-    # Where the folder is there, it is the code that is to blame.
-    with pytest.raises(InputError, match=r"^--task: its data\(.*\) failed: KeyError: 'label' \("):
-        read_test_set(Failing(), tmp_path)
+def test_data_that_can_not_be_read_are_one_line_and_never_downloaded(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^--task: the data of tests\.tasks:Unread can't be read: "
+    ):
+        read_test_set(Unread(), tmp_path / "gone")
+    with pytest.raises(DataError, match=f"^--data-dir: the task's data is not in {tmp_path}$"):
+        read_test_set(load_task("mnist"), tmp_path)

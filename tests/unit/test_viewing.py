@@ -1,11 +1,13 @@
 """What the dashboard shows of a run, up to Plotly's figures; tests/e2e has the page itself."""
 
+import io
 import json
 import math
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from common.errors import InputError, UnnamedTask
 from scripts.viewing import figures, maps
@@ -297,3 +299,16 @@ def test_a_task_of_ones_own_is_named_where_the_dashboard_is_started():
         r"start ./scripts/dashboard again with --task moons\:Moons."
     )
     assert said(InputError("a_b")) == r"a\_b"
+
+
+def test_a_picture_file_is_turned_as_its_camera_was_held(monkeypatch):
+    st = pytest.importorskip("streamlit")
+    from scripts.viewing import try_out
+
+    picture = Image.new("L", (4, 2))
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    monkeypatch.setattr(st, "file_uploader", lambda *_: file)
+    assert try_out._uploaded().size == (2, 4)
