@@ -70,6 +70,8 @@ def _flags(task: str, model: str, rounds: int, seed: int, data_dir: Path) -> lis
         *("--data-dir", data_dir, "--num-partitions", 10, "--partitioner", "iid"),
         *("--min-clients", 10, "--validation-fraction", 0, "--client-evaluate-every", 0),
         *("--local-epochs", 1, "--batch-size", 32, "--lr", 0.1, "--keep-rounds", 1),
+        # So that the strategies alone withstand, or not.
+        *("--max-norm-ratio", 0),
     ]
 
 
