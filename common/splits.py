@@ -100,10 +100,10 @@ def partition(labels: NDArray[np.int64], split: Split, owners: Sequence[str] = (
 def hold_out(indices: Indices, split: Split, index: int) -> tuple[Indices, Indices]:
     """Divide one partition into its training and its validation part.
 
-    The validation part is the validation fraction of the partition, rounded down, so
-    that a partition of one example still trains.
+    The validation part is the validation fraction of the partition, rounded down, and never all of
+    it, so that a partition of one example still trains.
     """
-    count = int(len(indices) * split.validation_fraction)
+    count = min(int(len(indices) * split.validation_fraction), len(indices) - 1)
     rng = np.random.default_rng(derive_seed(split.seed, "validation", index))
     shuffled = rng.permutation(indices)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])

@@ -5,7 +5,8 @@ A task may bring its own in their place. Knows nothing about partitions or the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,6 +66,10 @@ def train(
 ) -> Metrics:
     """Train `model` in place; the local update of FedAvg (McMahan et al. 2017, algorithm 1).
 
+    Where a batch gives a layer of batch normalisation one value per channel, as the last batch may
+    with its one example, there is no variance to normalise by: that layer takes its running
+    statistics then, and leaves them as they are.
+
     Args:
         model: on the same device as the examples.
         inputs: shape [n, ...], n at least 1.
@@ -90,33 +95,60 @@ def train(
     count, size = len(inputs), config.batch_size
     steps = config.local_epochs * -(-count // size)
     total, step = torch.zeros((), device=inputs.device), 0
-    for _ in range(config.local_epochs):
-        order = torch.randperm(count, generator=generator).to(inputs.device)
-        for batch in torch.split(order, size):
-            batch_loss = loss(model(inputs[batch]), targets[batch])
-            # Zeros for a parameter that the batch did not touch.
-            gradients = list(torch.autograd.grad(batch_loss, parameters, materialize_grads=True))
-            with torch.no_grad():
-                if config.proximal_mu:
-                    for gradient, parameter, anchor in zip(
-                        gradients, parameters, anchors, strict=True
-                    ):
-                        gradient.add_(parameter - anchor, alpha=config.proximal_mu)
-                sgd(
-                    parameters,
-                    gradients,
-                    velocities,
-                    lr=config.learning_rate,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
+    # Elsewhere, no layer needs looking at.
+    singles = _single_examples(model) if 1 in (size, count % size) else nullcontext()
+    with singles:
+        for _ in range(config.local_epochs):
+            order = torch.randperm(count, generator=generator).to(inputs.device)
+            for batch in torch.split(order, size):
+                batch_loss = loss(model(inputs[batch]), targets[batch])
+                # Zeros for a parameter that the batch did not touch.
+                gradients = list(
+                    torch.autograd.grad(batch_loss, parameters, materialize_grads=True)
                 )
-            total += batch_loss.detach() * len(batch)
-            step += 1
-            on_step(step, steps)
+                with torch.no_grad():
+                    if config.proximal_mu:
+                        for gradient, parameter, anchor in zip(
+                            gradients, parameters, anchors, strict=True
+                        ):
+                            gradient.add_(parameter - anchor, alpha=config.proximal_mu)
+                    sgd(
+                        parameters,
+                        gradients,
+                        velocities,
+                        lr=config.learning_rate,
+                        momentum=config.momentum,
+                        weight_decay=config.weight_decay,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                    )
+                total += batch_loss.detach() * len(batch)
+                step += 1
+                on_step(step, steps)
     return {"loss": total.item() / (count * config.local_epochs)}
+
+
+@contextmanager
+def _single_examples(model: torch.nn.Module) -> Iterator[None]:
+    """Let batch normalisation take its running statistics where there is no variance."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    def choose(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # More than one value for each channel.
+        layer.training = inputs[0].numel() > inputs[0].shape[1]
+
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    # One that its task has frozen stays so.
+    learning = [layer for layer in layers if layer.training and layer.track_running_stats]
+    hooks = [layer.register_forward_pre_hook(choose) for layer in learning]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in learning:
+            layer.training = True
 
 
 def evaluate(

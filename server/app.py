@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_task
+from common.tasks import Task, load_examples, load_task
 from common.tensors import digest_file, encode, schema_of
 from server import configuration
 from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
@@ -33,7 +34,7 @@ from server.metrics import Sinks
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
-from server.rounds import Phase, Policy, State
+from server.rounds import Phase, Policy, State, stopped
 from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
@@ -139,7 +140,7 @@ def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
     if options.evaluation.evaluate_every == 0:
         return None
     model = task.models[options.run.model or ""]()
-    held_out = task.data(options.run.data_dir, train=False)
+    held_out = load_examples(task, options.run.data_dir, train=False)
     # The clients find it in the training data, but the server's operator is the one to know.
     check_targets(Partitioner(options.split.partitioner), held_out.targets.shape)
     return Evaluator(task, model, held_out)
@@ -185,7 +186,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -193,9 +194,13 @@ def prepare(
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
+    to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
         state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif to_stop and state.phase is Phase.SELECTING:
+        state = stopped(state)
     elif recovered.record.round or recovered.cohort:
+        state = replace(state, stopping=to_stop)
         log.info(
             "run resumed",
             run_id=run_id,

@@ -84,10 +84,10 @@ class StoredUpdate:
     num_steps: int
     metrics: Mapping[str, float]
     digest: Digest
-    # L2, of its floating-point values.
-    norm: float
     round: int
     attempt: int
+    # L2, of its floating-point values; known once it is validated.
+    norm: float = 0.0
 
 
 class Judge(Protocol):
@@ -186,7 +186,11 @@ class Spool:
         damaged, kept = [], set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
-            if update is None or (update.round, update.attempt) != (number, attempt):
+            if (
+                update is None
+                or (update.round, update.attempt) != (number, attempt)
+                or not _is_intact(folder / update.file, update.digest)
+            ):
                 damaged.append(update.client_id if update else path.stem)
                 continue
             kept |= {path.name, update.file}
@@ -401,8 +405,8 @@ class Spool:
             raise TensorError(
                 f"the update's L2 norm is {norm:.6g}, the limit is {self._max_norm:g}"
             )
-        update = replace(update, norm=norm)
         file.sync()
+        update = replace(update, norm=norm)
         write_new_json(_provisional(path), seal(asdict(update)))
         return update
 
@@ -472,7 +476,6 @@ def _stored(upload: _Upload) -> StoredUpdate:
         num_steps=upload.announcement.num_steps,
         metrics=upload.announcement.metrics,
         digest=upload.announcement.digest,
-        norm=0.0,
         round=upload.assignment.round,
         attempt=upload.assignment.attempt,
     )
@@ -486,11 +489,16 @@ def _provisional(path: Path) -> Path:
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
         value = read_sealed(path)
-        update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
-        intact = digest_file(path.with_name(update.file)) == update.digest
+        return StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return update if intact else None
+
+
+def _is_intact(path: Path, digest: Digest) -> bool:
+    try:
+        return digest_file(path) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _integers(model: Path) -> dict[str, torch.Tensor]:

@@ -149,6 +149,12 @@ def test_a_norm_is_finite_where_squares_are_not():
     assert check_finite({"a": small}) == pytest.approx(3e-38)
 
 
+def test_the_norm_is_of_all_floating_point_values_together():
+    tensors = {"a": torch.full((WINDOW + 1,), 1e20), "b": torch.tensor([3.0]), "n": torch.tensor(9)}
+    assert check_finite(tensors) == pytest.approx(1e20 * math.sqrt(WINDOW + 1))
+    assert check_finite({"n": torch.tensor(9)}) == 0
+
+
 INTEGERS = [torch.int8, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint64]
 
 
