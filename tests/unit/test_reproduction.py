@@ -135,14 +135,17 @@ def test_a_run_that_an_attack_ended_is_in_the_table(tmp_path, monkeypatch):
 
     def train(name, folder, flags, clients, environments):
         attacked.append((name, list(environments)))
-        if name == "FedAvg":
+        if name.startswith("FedAvg, seed"):
             raise RunFailed("round 4 was abandoned")
-        return _rows(0.5, 0.9, 0.8)
+        return _rows(0.5, 0.9, 0.82 if name.endswith("1") else 0.8)
 
     monkeypatch.setattr(hostile, "train", train)
     monkeypatch.setattr(hostile, "plot", lambda *_: None)
     hostile.run(Path("data"), tmp_path)
-    assert attacked[:2] == [("FedAvg, no attack", []), ("FedAvg", ["8-9"])]
+    assert attacked[:2] == [
+        ("FedAvg, no attack, seed 0", []),
+        ("FedAvg, seed 0", ["8-9"]),
+    ]
     text = (tmp_path / "hostile.md").read_text()
-    assert "round 4 was abandoned" in text
-    assert "| median            | 3      | 0.8000         | 0.9000 " in text
+    assert "3 of 3 runs failed" in text
+    assert "| median            | 0, 1, 2 | 3      | 0.8000 (0.8000–0.8200) | 0.9000 " in text
