@@ -443,8 +443,8 @@ class Runner:
         most = bounds.max_update_norm
         if math.isfinite(most) and (norm := check_finite(update)) > most:
             message = (
-                f"the update's L2 norm is {norm:.6g}, the limit is {most:g} "
-                "(the server's --max-update-norm); a smaller --lr may help"
+                f"the update's L2 norm is {norm:.6g}, the limit is {most:g} (the server's "
+                "--max-update-norm); a smaller --lr may help"
             )
             raise WorkFailed("UPDATE_TOO_LONG", message)
 
