@@ -37,7 +37,7 @@ from common.errors import FolkmootError, InputError, RunFailed, TensorError
 from common.logs import get_logger
 from common.printable import printable
 from common.tasks import describe, load_task
-from common.tensors import Digest, allocate, check_norm, copy_header, digest_bytes, views
+from common.tensors import Digest, allocate, check_finite, copy_header, digest_bytes, views
 from common.training import OnStep, Trained
 from protos import federated_pb2 as pb
 
@@ -440,12 +440,13 @@ class Runner:
         Raises:
             WorkFailed: it is longer.
         """
-        if math.isfinite(bounds.max_update_norm):
-            try:
-                check_norm(update, bounds.max_update_norm)
-            except TensorError as error:
-                message = f"{error} (the server's --max-update-norm); a smaller --lr may help"
-                raise WorkFailed("UPDATE_TOO_LONG", message) from error
+        most = bounds.max_update_norm
+        if math.isfinite(most) and (norm := check_finite(update)) > most:
+            raise WorkFailed(
+                "UPDATE_TOO_LONG",
+                f"the update's L2 norm is {norm:.6g}, and the server takes at most {most:g} (its "
+                "--max-update-norm); a smaller --lr may help",
+            )
 
     def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
         token, check_wanted = self.session_token, self._check_wanted

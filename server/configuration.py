@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.config import parse_options
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.tasks.base import Task
+from common.tasks.registry import BUILT_IN
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
@@ -99,6 +100,7 @@ def parse(
     folder = options.run.run_dir or newest_run(RUNS)
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
+    given = options.run.task
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
     options = parse_options(ServerOptions, program, description, argv, kept)
@@ -112,6 +114,9 @@ def parse(
         training=replace(options.training, hyperparameters=merged),
     )
     _check_same(saved, options.flat(), folder)
+    # The directory may be anyone's, and name any module.
+    if options.run.task not in {*BUILT_IN, given}:
+        raise UnnamedTask(options.run.task)
     return options
 
 

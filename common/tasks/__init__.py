@@ -8,6 +8,7 @@ from common.tasks.registry import (
     load_examples,
     load_task,
     load_task_of_run,
+    naming,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "load_examples",
     "load_task",
     "load_task_of_run",
+    "naming",
 ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.logs import get_logger
 from common.onnx_models import export_onnx
-from common.tasks import Task, describe, load_task
+from common.tasks import Task, describe, load_task_of_run
 from common.tasks.inputs import Images
 from common.tensors import Digest, digest_file, open_mapped
 from server.run_files import Line, RunFiles
@@ -37,10 +37,12 @@ class BestModel:
     Args:
         files: the run directory's.
         folder: for the graph.
+        named: the run's task, if that is none of the built-in ones.
     """
 
-    def __init__(self, files: RunFiles, folder: Path) -> None:
+    def __init__(self, files: RunFiles, folder: Path, named: str | None = None) -> None:
         self._files = files
+        self._named = named
         # Known at the end.
         self._about: Line = {}
         self._source = files.path / "models" / "best.safetensors"
@@ -88,7 +90,7 @@ class BestModel:
         torch.set_num_threads(1)
         if digest_file(self._source) != Digest(self._about["blake3"], self._about["size_bytes"]):
             raise ValueError(f"{self._source} is damaged")
-        task = load_task(str(self._files.options["task"]))
+        task = load_task_of_run(str(self._files.options["task"]), self._named)
         model = task.models[str(self._files.options["model"])]()
         model.load_state_dict(open_mapped(self._source))
         example = _blank(task, Path(str(self._files.options["data_dir"])))
