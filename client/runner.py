@@ -442,11 +442,11 @@ class Runner:
         """
         most = bounds.max_update_norm
         if math.isfinite(most) and (norm := check_finite(update)) > most:
-            raise WorkFailed(
-                "UPDATE_TOO_LONG",
-                f"the update's L2 norm is {norm:.6g}, and the server takes at most {most:g} (its "
-                "--max-update-norm); a smaller --lr may help",
+            message = (
+                f"the update's L2 norm is {norm:.6g}, the limit is {most:g} (the server's "
+                "--max-update-norm); a smaller --lr may help"
             )
+            raise WorkFailed("UPDATE_TOO_LONG", message)
 
     def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
         token, check_wanted = self.session_token, self._check_wanted

@@ -395,8 +395,11 @@ class AdminStub:
     silence means a lost connection. Ends with the run.
     """
     StopRun: _grpc.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
@@ -432,8 +435,11 @@ class AdminAsyncStub(AdminStub):
     silence means a lost connection. Ends with the run.
     """
     StopRun: _aio.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]  # type: ignore[assignment]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
@@ -496,8 +502,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _federated_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.StopRunResponse, _abc.Awaitable[_federated_pb2.StopRunResponse]]:
-        """Ends the run after the current round, as if it were the last. Again is OK.
-        Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """Ends the run after the current round, as if it were the last. The order is
+        durable before it is acknowledged. Again is OK. A run that is stopped before
+        its first round is committed ends as FAILED: it has no trained model.
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+        (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
         """
 
     @_abc_1.abstractmethod

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
+from common.pictures import open_picture
 from common.tasks.inputs import Images
 from scripts.commands import run_app
 from scripts.serving.loading import load_model
-from scripts.serving.model import Answer, Array, Model, open_picture
+from scripts.serving.model import Answer, Array, Model
 
 app = App(
     name="./scripts/predict",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.errors import InputError, TensorError
-from common.tasks import Task, load_task_of_run
+from common.errors import DataError, InputError, TensorError
+from common.tasks import Examples, Task, load_task_of_run
+from common.tasks.registry import describe
 from common.tensors import open_mapped
 from server.checkpoints import RunDirectory
 
@@ -57,6 +58,26 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
             reason = f"the run left the layers {kept!r} at its clients ({reason})"
         raise InputError(f"{path} is no model of {name} as it is here: {reason}") from error
     return TrainedRun(found, model, path, options)
+
+
+def read_test_set(task: Task, data_dir: Path) -> Examples:
+    """Return a task's held-out examples; nothing is downloaded for them.
+
+    Raises:
+        DataError: they are not in `data_dir`, or it is not there.
+        InputError: the task's own code fails.
+    """
+    if task.would_download(data_dir):
+        raise DataError(f"--data-dir: the task's data is not in {data_dir}")
+    try:
+        return task.data(data_dir, train=False)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = describe(error)
+        if isinstance(error, OSError) or not data_dir.exists():
+            raise DataError(f"--data-dir: no data in {data_dir}: {reason}") from error
+        raise InputError(f"--task: its data({str(data_dir)!r}) failed: {reason}") from error
 
 
 def text_task(run: TrainedRun) -> TextTask:

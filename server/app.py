@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from server.metrics import Sinks
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
-from server.rounds import Phase, Policy, State
+from server.rounds import Phase, Policy, State, stopped
 from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
@@ -87,8 +88,8 @@ async def _serve(options: ServerOptions) -> int:
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
-    if coordinator.state.failure:
-        raise RunFailed(coordinator.state.failure)
+    if coordinator.failure:
+        raise RunFailed(coordinator.failure)
     return 0
 
 
@@ -191,7 +192,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -199,9 +200,13 @@ def prepare(
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
+    to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
         state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif to_stop and state.phase is Phase.SELECTING:
+        state = stopped(state)
     elif recovered.record.round or recovered.cohort:
+        state = replace(state, stopping=to_stop)
         log.info(
             "run resumed",
             run_id=run_id,

@@ -3,6 +3,7 @@
 A ledger: others write down what they saw and when, this file adds up. Knows no clock.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,8 @@ class Attempt:
     # None: nothing was evaluated.
     evaluating_since: float | None = None
     refused: set[str] = field(default_factory=set)
+    # Whose training came to NaN or infinity.
+    diverged: set[str] = field(default_factory=set)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_resent: int = 0
@@ -62,6 +65,7 @@ class Attempt:
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
+    loss_is_finite: bool = True
     confusion: list[list[int]] | None = None
     folded: Folded | None = None
     # Of each update in the step; None where the strategy knows no such thing.
@@ -119,7 +123,10 @@ class Attempt:
         score = score_of(accuracy, loss)
         if score is None:
             score = score_of(client_accuracy, client_loss)
-        progress = advance(progress, state.round, score)
+        judged = client_loss if loss is None else loss
+        if not self.loss_is_finite:
+            judged = math.nan
+        progress = advance(progress, state.round, score, judged)
         counted = [updates[client] for client in sorted(state.accepted & updates.keys())]
         trained = weighted_means((update.num_examples, update.metrics) for update in counted)
         row = Row(

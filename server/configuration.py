@@ -24,6 +24,7 @@ from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.run_files import FORMAT
 from server.strategies import choices
 
 if TYPE_CHECKING:
@@ -293,10 +294,12 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     """Return what config.json holds: the resolved options, and the versions they ran with."""
     import torch
 
-    saved = options.flat()
+    groups = asdict(options).values()
+    saved = {name: _kept(value) for group in groups for name, value in group.items()}
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
+        "format": FORMAT,
         "run_id": run_id,
         "options": saved,
         "versions": {
@@ -305,6 +308,14 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _kept(value: object) -> object:
+    """Return an option's value as JSON; a path so that it is the same one from any folder."""
+    if not isinstance(value, Path):
+        return value
+    # What is not there may be a default, which means the folder where a command is given.
+    return str(value.absolute() if value.exists() else value)
 
 
 def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:

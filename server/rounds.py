@@ -295,7 +295,7 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
         case Phase.SELECTING, ClientJoined(client_id):
             return _select_if_enough(policy, _with(state, client_id))
         case Phase.SELECTING, StopRequested():
-            return replace(state, phase=Phase.FINISHED, stopping=True), (Finish(),)
+            return stopped(state), (Finish(),)
         case Phase.REPORTING, ClientJoined(client_id):
             return replace(_with(state, client_id), lost=state.lost - {client_id}), ()
         case Phase.REPORTING, ClientLeft(client_id):
@@ -357,6 +357,16 @@ def resume(policy: Policy, state: State) -> Step:
             *effects,
         )
     return state, effects
+
+
+def stopped(state: State) -> State:
+    """Return the end by an operator's order, between rounds; before the first, the run failed."""
+    failure = None
+    if state.round == 1:
+        failure = (
+            "an operator stopped the run before its first round was committed: no model was trained"
+        )
+    return replace(state, phase=Phase.FINISHED, stopping=True, failure=failure)
 
 
 def _with(state: State, client_id: str) -> State:
@@ -436,7 +446,7 @@ def _abandon(policy: Policy, state: State, reason: str) -> Step:
         )
         return replace(state, phase=Phase.FINISHED, failure=failure), (abandon, Finish())
     if state.stopping:
-        return replace(state, phase=Phase.FINISHED), (abandon, Finish())
+        return stopped(state), (abandon, Finish())
     next_attempt = State(round=state.round, attempt=state.attempt + 1, live=state.live)
     state, effects = _select_if_enough(policy, next_attempt)
     return state, (abandon, *effects)

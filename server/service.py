@@ -180,11 +180,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         session.polls += 1
         poll = session.polls
         session.wake()
-        until = coordinator.clock() + min(remaining - _POLL_MARGIN, longest)
+        # The caller's deadline comes, whether the server runs or not.
+        clock = asyncio.get_running_loop().time
+        until = clock() + min(remaining - _POLL_MARGIN, longest)
         while True:
             self._session(request.session_token, context)
             if coordinator.ended:
-                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
             if session.polls != poll:
@@ -192,7 +194,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             assignment = coordinator.assignments.of_client(session.client_id)
             if assignment is not None:
                 return pb.PollTaskAssignmentResponse(assignment=self._task_assignment(assignment))
-            seconds = until - coordinator.clock()
+            seconds = until - clock()
             if seconds <= 0:
                 return pb.PollTaskAssignmentResponse()
             await session.wait(seconds)

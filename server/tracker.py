@@ -94,7 +94,8 @@ class Tracker:
         # Not as an argument, which any user of this machine could read.
         environment = os.environ | {"MLFLOW_TRACKING_URI": self._target.uri}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.tracking", str(self._folder), *self._flags()),
+            *(sys.executable, *["-P"] * sys.flags.safe_path, "-m", "server.tracking"),
+            *(str(self._folder), *self._flags()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             env=environment,

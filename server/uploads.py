@@ -186,7 +186,11 @@ class Spool:
         damaged, kept = [], set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
-            if update is None or (update.round, update.attempt) != (number, attempt):
+            if (
+                update is None
+                or (update.round, update.attempt) != (number, attempt)
+                or not _is_intact(folder / update.file, update.digest)
+            ):
                 damaged.append(update.client_id if update else path.stem)
                 continue
             kept |= {path.name, update.file}
@@ -388,7 +392,11 @@ class Spool:
     def _validate_and_sync(
         self, path: Path, file: DurableFile, update: StoredUpdate
     ) -> StoredUpdate:
-        """Check the tensors, then make them and their record durable under a provisional name."""
+        """Check the tensors, then make them and their record durable under a provisional name.
+
+        Returns:
+            the update with its norm.
+        """
         check_schema(schema_of(path), self._schema)
         tensors = open_mapped(path)
         norm = check_finite(tensors)
@@ -459,6 +467,7 @@ def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
 
 
 def _stored(upload: _Upload) -> StoredUpdate:
+    """Return what is known of an update before its values are looked at."""
     return StoredUpdate(
         file=upload.path.name,
         task_token=upload.assignment.task_token,
@@ -480,11 +489,16 @@ def _provisional(path: Path) -> Path:
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
         value = read_sealed(path)
-        update = StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
-        intact = digest_file(path.with_name(update.file)) == update.digest
+        return StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return update if intact else None
+
+
+def _is_intact(path: Path, digest: Digest) -> bool:
+    try:
+        return digest_file(path) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _integers(model: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,8 @@ BUILT_IN = {
     "shakespeare": "common.tasks.shakespeare:Shakespeare",
     "next_word": "common.tasks.next_word:NextWord",
 }
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("protos", "server", "client", "common", "scripts")
 
 # Where Python's library and installed packages are, and what is in no file.
 _INSTALLED = (
@@ -30,7 +32,7 @@ def load_task(name: str) -> Task:
     """Import and return a task.
 
     A module outside the installed packages is looked for in the current folder, as
-    `python -m` does.
+    `python -m` does, but after the packages of this project.
 
     Raises:
         InputError: there is no such task; the message says what was looked for.
@@ -42,20 +44,27 @@ def load_task(name: str) -> Task:
             "or your own as package.module:attribute"
         )
     if "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path[:0] = [str(_ROOT), ""]
     try:
         found = getattr(importlib.import_module(module_name), attribute)
         task = found() if isinstance(found, type) else found
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"--task: {name!r}: no module {error.name!r}; "
-            "start from the folder that holds it, or set PYTHONPATH"
-        ) from error
     except Exception as error:
-        raise InputError(f"--task: {name!r}: {describe(error)}") from error
+        raise InputError(f"--task: {name!r}: {_reason(error, module_name)}") from error
     if not isinstance(task, Task):
         raise InputError(f"--task: {name!r} is not a common.tasks.Task")
     return task
+
+
+def _reason(error: Exception, module: str) -> str:
+    """Return why a module's task can't be had, and what to do where that is known."""
+    missing = error.name if isinstance(error, ImportError) else module
+    package = (missing or "").partition(".")[0]
+    own = next((path for path in (Path(package), Path(f"{package}.py")) if path.exists()), None)
+    if package in _PACKAGES and own is not None and Path.cwd() != _ROOT.resolve():
+        return f"{package} is a package of Folkmoot's: give {own} in this folder another name"
+    if isinstance(error, ModuleNotFoundError):
+        return f"no module {missing!r}; start from the folder that holds it, or set PYTHONPATH"
+    return describe(error)
 
 
 def load_task_of_run(name: str, named: str | None) -> Task:

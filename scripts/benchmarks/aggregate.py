@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.tensors import encode, open_mapped
+from common.tensors import digest_file, encode, open_mapped
 from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.servers import folder
 from scripts.benchmarks.tasks import SIZES, Flat
@@ -74,7 +74,7 @@ def _measure(case: Case, place: Path) -> Figure:
     files = [place / f"{number}.safetensors" for number in range(case.updates)]
     for path in files:
         path.write_bytes(encode(Flat(SIZES[case.model]).state_dict()))
-    updates = [SpooledUpdate(path, Contribution(1 + index, 1)) for index, path in enumerate(files)]
+    updates = [_spooled(path, 1 + index) for index, path in enumerate(files)]
     new = place / "new.safetensors"
 
     def aggregate() -> None:
@@ -103,7 +103,7 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
     files = [place / f"{number}.safetensors" for number in range(_COHORT)]
     for path in files:
         path.hardlink_to(first)
-    updates = [SpooledUpdate(path, Contribution(1, 1)) for path in files]
+    updates = [_spooled(path, 1) for path in files]
     # What was freed before, but not yet given back, would hide what is taken now.
     ctypes.CDLL(None).malloc_trim(0)
     rest = peak = _anonymous_memory()
@@ -128,6 +128,10 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
         floor=first.stat().st_size,
         sizes={"parameters": SIZES[model], "updates": _COHORT},
     )
+
+
+def _spooled(path: Path, weight: int) -> SpooledUpdate:
+    return SpooledUpdate(path, path.stem, digest_file(path), Contribution(weight, 1))
 
 
 def _anonymous_memory() -> int:

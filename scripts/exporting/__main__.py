@@ -98,7 +98,7 @@ def _write(
     """
     task, model = source.run.task, source.run.model
     examples = held_out(task, data_dir)
-    example = example_of(task, examples)
+    example = example_of(task, examples, data_dir)
     check_scores(task, model, example)
     written = write(kind, model, example, path)
     found = None if examples is None else evaluate(task, written.scores, examples)

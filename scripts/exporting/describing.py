@@ -19,7 +19,7 @@ from common.tasks.inputs import Images, describe
 from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
-from scripts.trained import TrainedRun, load_trained
+from scripts.trained import TrainedRun, load_trained, read_test_set
 from server.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
@@ -66,11 +66,9 @@ def held_out(task: Task, data_dir: Path) -> Examples | None:
     """Return held-out examples, spread over all; None if the data isn't there."""
     import torch
 
-    if task.would_download(data_dir):
-        return None
     try:
-        examples = task.data(data_dir, train=False)
-    except (DataError, OSError):
+        examples = read_test_set(task, data_dir)
+    except DataError:
         return None
     count = len(examples.inputs)
     if not count:
@@ -79,11 +77,11 @@ def held_out(task: Task, data_dir: Path) -> Examples | None:
     return Examples(examples.inputs[chosen], examples.targets[chosen])
 
 
-def example_of(task: Task, examples: Examples | None) -> torch.Tensor:
+def example_of(task: Task, examples: Examples | None, data_dir: Path) -> torch.Tensor:
     """Return inputs to check a file with: held-out ones, or else such as the task takes.
 
     Raises:
-        InputError: there are no held-out ones, and the task doesn't say what it takes.
+        InputError: `data_dir` has no held-out ones, and the task doesn't say what it takes.
     """
     import torch
 
@@ -96,8 +94,8 @@ def example_of(task: Task, examples: Examples | None) -> torch.Tensor:
     length = getattr(task, "length", None)
     if task.inputs is None or length is None:
         raise InputError(
-            "--data-dir: there is no held-out data, and the task's `inputs` do not say what a "
-            "model takes; name the folder of the data"
+            f"--data-dir: there is no held-out data in {data_dir}, and the task's `inputs` do not "
+            "say what a model takes; name the folder of the data"
         )
     return torch.randint(len(task.inputs), (_CHECKED, length))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.tasks import Task, load_task_of_run
+from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
 from server.run_files import Line, Lines, RunFiles
 
@@ -141,7 +142,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
         "server.jsonl": log,
     }
     try:
-        lost = run.missing_rows
+        lost, lines_lost = run.missing_rows, run.missing_lines
         # The rows first: what the others tell of a round that ends meanwhile is left out.
         found = {name: lines.all() for name, lines in sources.items()}
     except OSError as error:
@@ -154,6 +155,9 @@ def collect(path: Path, named: str | None = None) -> Facts:
     rows = _rows(found["metrics.jsonl"])
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
+    notes += [
+        f"{name} lacks {count} rows of committed rounds" for name, count in lines_lost.items()
+    ]
     clients = _clients(found["clients.jsonl"], rows)
     if rows and not clients:
         notes.append("clients.jsonl has no rows: nothing is known about single clients")
@@ -234,12 +238,7 @@ def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
         client.loss = numbers.get("validation_loss", client.loss)
         client.seconds += [numbers["seconds"]] if "seconds" in numbers else []
         client.bytes_up += int(numbers.get("bytes_up", 0))
-    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], _natural(c.name)))
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Order client-2 before client-10."""
-    return len(name), name
+    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], natural(c.name)))
 
 
 def _task(options: Mapping[str, Any], named: str | None, notes: list[str]) -> Task | None:

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.extras import require
 from common.tasks.inputs import Images, Inputs, Symbols
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Array = NDArray[Any]
-
-# Decoded, a picture takes up to 16 bytes a pixel.
-MOST_PIXELS = 16_000_000
-_PICTURES = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -186,27 +180,3 @@ class Model:
             Answer(names[index] if names else str(index), float(probabilities[index]))
             for index in order
         ]
-
-
-def open_picture(content: bytes) -> Image:
-    """Return a picture, turned as its camera was held.
-
-    Raises:
-        InputError: it is none of the known kinds, damaged, or too large.
-    """
-    require("serve", "a picture", "PIL")
-    from PIL import Image, ImageOps
-
-    try:
-        picture = Image.open(BytesIO(content), formats=_PICTURES)
-        width, height = picture.size
-        if width * height > MOST_PIXELS:
-            raise InputError(
-                f"a picture has {width}×{height} pixels; at most {MOST_PIXELS:,} in all"
-            )
-        return ImageOps.exif_transpose(picture)
-    except InputError:
-        raise
-    # Decoders raise all sorts of things at what is no picture.
-    except Exception as error:
-        raise InputError(f"no readable picture; use one of {', '.join(_PICTURES)}") from error

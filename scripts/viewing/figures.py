@@ -198,9 +198,16 @@ def _add_line(
 
 
 def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
-    """Add the clients' weighted mean, and the band from their minimum to their maximum."""
+    """Add the clients' mean, median and lowest, and a band from the 10th percentile to the highest.
+
+    Where an older run has no percentile, the band begins with the lowest.
+    """
     rounds = column(rows, "round")
-    low, high = column(rows, f"client_{name}_min"), column(rows, f"client_{name}_max")
+    low, lowest = column(rows, f"client_{name}_p10"), column(rows, f"client_{name}_min")
+    high = column(rows, f"client_{name}_max")
+    begins = "10th percentile"
+    if np.isnan(low).all():
+        low, begins = lowest, "lowest"
     known = ~(np.isnan(low) | np.isnan(high))
     if known.any():
         bound = {"mode": "lines", "line": {"width": 0, "color": ORANGE}, "legendgroup": "spread"}
@@ -208,7 +215,7 @@ def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
         figure.add_scatter(
             x=rounds[known],
             y=low[known],
-            name="clients, lowest",
+            name=f"clients, {begins}",
             showlegend=False,
             hovertemplate=hover,
             **bound,
@@ -216,13 +223,16 @@ def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
         figure.add_scatter(
             x=rounds[known],
             y=high[known],
-            name="clients, lowest to highest",
+            name=f"clients, {begins} to highest",
             fill="tonexty",
             fillcolor="rgba(239, 135, 51, 0.18)",
             hovertemplate=hover,
             **bound,
         )
     _add_line(figure, rows, f"client_{name}", "clients' own data, mean", ORANGE)
+    _add_line(figure, rows, f"client_{name}_median", "clients, median", ORANGE, dash="dash")
+    if begins != "lowest":
+        _add(figure, rounds, lowest, "clients, lowest", GREY, dash="dot")
 
 
 def _add_stack(

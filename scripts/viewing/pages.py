@@ -58,6 +58,7 @@ _VALUES = {
     "accuracy, the server's": "global_accuracy",
     "accuracy, the clients' mean": "client_accuracy",
     "accuracy, the clients' lowest": "client_accuracy_min",
+    "accuracy, the clients' 10th percentile": "client_accuracy_p10",
     "loss, the server's": "global_loss",
     "loss, the clients' mean": "client_loss",
     "loss in local training": "train_loss",
@@ -221,6 +222,7 @@ def _headline(run: Run) -> None:
         warnings.append(
             f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
         )
+    warnings += [f"{name} lacks {count} rows." for name, count in run.missing_lines.items()]
     if warnings:
         st.warning(" ".join(warnings))
     if not rows and not missing:

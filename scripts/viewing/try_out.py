@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from common.errors import DataError
+from common.pictures import open_picture
 from common.tasks.inputs import Images
 from scripts.viewing import figures
 from scripts.viewing.drawing import sheet
@@ -29,6 +29,8 @@ _EXAMPLE, _DRAWN, _FILE = "An example of the test set", "A drawing", "A picture 
 # Of more classes, the likeliest are shown.
 _MOST_CLASSES = 10
 _SHOWN_PIXELS = 224
+# More than most cameras have; what is packed into a small file may be larger.
+_MOST_PIXELS = 80_000_000
 
 
 def show(run: Run) -> None:
@@ -70,10 +72,10 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
-def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:
-    if _trained.task.would_download(Path(data_dir)):
-        raise DataError(f"--data-dir: the data of {task} is not in {data_dir}")
-    return _trained.task.data(Path(data_dir), train=False)
+def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:  # noqa: ARG001
+    from scripts.trained import read_test_set
+
+    return read_test_set(_trained.task, Path(data_dir))
 
 
 def _on_picture(trained: TrainedRun, images: Images) -> None:
@@ -98,10 +100,8 @@ def _on_picture(trained: TrainedRun, images: Images) -> None:
 
 
 def _uploaded() -> Image | None:
-    from scripts.viewing.prediction import picture
-
     file = st.file_uploader("Picture", ["png", "jpg", "jpeg", "gif", "bmp", "webp"])
-    return None if file is None else picture(file.getvalue())
+    return None if file is None else open_picture(file.getvalue(), _MOST_PIXELS)
 
 
 def _on_example(trained: TrainedRun, images: Images | None = None) -> None:

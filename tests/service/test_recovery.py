@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from common.durable import read_sealed, seal
+from common.errors import RunFailed
 from tests.service.harness import OUTCOME, LiveServer, update
 
 OPTIONS = {"min_clients": 3, "quorum": 3, "rounds": 1}
@@ -99,3 +100,27 @@ def test_a_run_that_was_killed_in_an_abandonment_ends_with_the_same_model(tmp_pa
     kill(folder)
     assert lived(folder, resume=True) == expected
     assert sorted(path.name for path in (folder / "rounds").iterdir()) == ["00000", "00001"]
+
+
+def test_an_update_that_is_damaged_after_it_was_accepted_is_not_counted(tmp_path):
+    expected, folder = lived(tmp_path / "undisturbed"), tmp_path / "run"
+    with LiveServer(folder, **OPTIONS) as server:
+        (client, work), *others = join_all(server)
+        push(client, work)
+        (path,) = (folder / "rounds/00001/updates").glob("*.safetensors")
+        data = path.read_bytes()
+        path.write_bytes(data[:-4] + b"\0\0\0\0")
+        for other in others:
+            assert push(*other).outcome == OUTCOME.OUTCOME_ACCEPTED
+        with pytest.raises(RunFailed) as caught:
+            server.ended()
+    assert str(caught.value) == (
+        f"{path}: the update of client 'a' is not what was accepted; "
+        "go on with --resume, and it is trained again"
+    )
+    with LiveServer(folder, **OPTIONS, resume=True) as server:
+        assert server.coordinator.state.accepted == {"b", "c"}
+        client = server.join("a")
+        assert push(client, client.assignment()).outcome == OUTCOME.OUTCOME_ACCEPTED
+        server.ended()
+    assert (folder / "models" / "global.safetensors").read_bytes() == expected

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import grpc
 import pytest
@@ -100,6 +101,22 @@ def test_a_waiting_poll_keeps_its_session_beyond_the_lease(tmp_path):
         # Longer than the lease: polls last 2 s at least.
         assert not client.poll(timeout=5).HasField("assignment")
         assert client.heartbeat()
+
+
+def test_time_in_which_the_server_did_not_run_is_nobodys_fault(tmp_path):
+    """A deadline does not pass in it."""
+    with LiveServer(tmp_path / "run", report_deadline=3.0) as server:
+        a, b = server.join("a"), server.join("b", partition=1)
+        work = {client: client.assignment() for client in (a, b)}
+        server._loop.call_soon_threadsafe(time.sleep, 3.5)
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert (run.live_client_count, run.round.attempt) == (2, 1)
+        assert run.round.time_remaining.ToMilliseconds() > 0
+        for client in (a, b):
+            outcome = client.push(work[client], update()).outcome
+            assert outcome == pb.PushUpdateResponse.OUTCOME_ACCEPTED
+        # And then it goes on.
+        server.wait_for(lambda run: (run.round.number, run.round.attempt) == (2, 2))
 
 
 def test_a_poll_without_time_is_refused(server):

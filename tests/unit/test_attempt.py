@@ -140,11 +140,17 @@ def test_the_best_round_is_chosen_by_the_server_if_it_evaluates_else_by_the_clie
     clients = {"a": (1, {"accuracy": 0.9})}
     metrics = {"accuracy": 0.6, "loss": 2.0, "f1": 0.1}
     row, progress = row_of(ledger(global_metrics=metrics, evaluations=clients))
-    assert progress == Progress(best_round=4, best_score=0.6)
+    assert progress == Progress(best_round=4, best_score=0.6, first_loss=2.0, last_loss=2.0)
     assert (row.best_round, row.global_accuracy, row.global_loss) == (4, 0.6, 2.0)
     assert row.global_metrics == {"f1": 0.1}
     _, progress = row_of(ledger(evaluations=clients))
     assert progress.best_score == 0.9
+
+
+def test_a_loss_that_is_not_finite_is_known_though_no_row_holds_it():
+    row, progress = row_of(ledger(loss_is_finite=False, global_metrics={"accuracy": 0.1}))
+    assert row.global_loss is None
+    assert (progress.worse, progress.last_loss) == (1, None)
 
 
 def test_bytes_add_up_by_client():

@@ -246,6 +246,22 @@ def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
     assert saved["versions"].keys() == {"folkmoot", "torch", "python"}
 
 
+def test_a_path_is_saved_so_that_it_is_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"), "--data-dir", "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert resumed(Path("../run")).run.data_dir == tmp_path / "mine"
+
+
+def test_a_folder_of_data_that_is_nowhere_is_saved_as_it_was_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"))
+    assert resumed(Path("run")).run.data_dir == Path("data")
+
+
 def test_no_password_is_saved(tmp_path):
     save_run(tmp_path, "--mlflow-uri", "https://ann:secret@example.org/mlflow")
     text = (tmp_path / "config.json").read_text()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.durable import seal
+from common.errors import DataError, InputError
 from common.onnx_models import open_session
 from common.tasks import Examples, load_task
 from common.tasks.inputs import load
@@ -20,6 +21,8 @@ from scripts.commands import run_app
 from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
 from scripts.serving.verify import main as verify
+from scripts.trained import read_test_set
+from tests.tasks import Tiny, Unread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 CHEAP = ("safetensors", "pth", "onnx", "onnx-int8")
@@ -273,3 +276,18 @@ def test_a_torch_export_program_holds_no_example_no_pickle_and_no_path_of_this_m
         inputs = examples.inputs[:count]
         with torch.inference_mode():
             torch.testing.assert_close(program.module()(inputs), model_of(run)(inputs))
+
+
+def test_data_that_are_missing_or_fail_are_one_line(tmp_path):
+    class Failing(Tiny):
+        def data(self, data_dir, train):
+            raise KeyError("label")
+
+    gone = tmp_path / "gone"
+    with pytest.raises(DataError, match=f"^--data-dir: no data in {gone}: FileNotFoundError: .*"):
+        read_test_set(Unread(), gone)
+    with pytest.raises(DataError, match=f"^--data-dir: no data in {gone}: KeyError: 'label' "):
+        read_test_set(Failing(), gone)
+    # Where the folder is there, it is the code that is to blame.
+    with pytest.raises(InputError, match=r"^--task: its data\(.*\) failed: KeyError: 'label' \("):
+        read_test_set(Failing(), tmp_path)

@@ -1,14 +1,14 @@
 """Folding update files into a new model file."""
 
+import json
 import os
 import shutil
 
 import pytest
 import torch
 
-from common.errors import TensorError
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
-from server.folding import Overflow, SpooledUpdate, fold
+from server.folding import DamagedUpdate, Overflow, SpooledUpdate, fold
 from server.optimizers import Sgd
 from server.strategies.base import Contribution
 from server.strategies.fedavg import FedAvg
@@ -24,7 +24,7 @@ TRAINED = ("w", "a", "z", "after", "scalar", "none")
 
 
 def spooled(path, count):
-    return SpooledUpdate(path, Contribution(count, 1))
+    return SpooledUpdate(path, "ann", digest_file(path), Contribution(count, 1))
 
 
 def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS, trained=TRAINED):
@@ -235,8 +235,9 @@ def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strate
     base, files = tmp_path / "base.safetensors", []
     base.write_bytes(encode(model))
     for index, update in enumerate(updates):
-        files.append(spooled(tmp_path / f"{index}.safetensors", 1 + index))
-        files[-1].path.write_bytes(encode(update))
+        path = tmp_path / f"{index}.safetensors"
+        path.write_bytes(encode(update))
+        files.append(spooled(path, 1 + index))
     new = tmp_path / "new.safetensors"
     found = fold(base, {}, files, strategy, TRAINED, new, {})
     rows = [torch.cat([update["w"], update["after"]]).double() for update in updates]
@@ -252,8 +253,9 @@ def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
     model = {"w": torch.zeros(3), "m": torch.zeros(3)}
     base, new, control = (tmp_path / name for name in ("base", "new", "control"))
     base.write_bytes(encode(model))
-    file = spooled(tmp_path / "0.safetensors", 4)
-    file.path.write_bytes(encode({"w": torch.ones(3), "m": torch.ones(3)}))
+    path = tmp_path / "0.safetensors"
+    path.write_bytes(encode({"w": torch.ones(3), "m": torch.ones(3)}))
+    file = spooled(path, 4)
     fold(base, {}, [file], Scaffold(Sgd(), 0.1, 2), ("w",), new, {"control": control})
     kept = views(memoryview(bytearray(control.read_bytes())))
     # Half of the clients, and -1 / (1 step * 0.1).
@@ -263,10 +265,60 @@ def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
     }
 
 
-def test_a_damaged_update_is_an_error_that_names_its_file(tmp_path):
-    base = tmp_path / "base.safetensors"
-    base.write_bytes(encode({"w": torch.zeros(4)}))
-    update = tmp_path / "update.safetensors"
-    update.write_bytes(base.read_bytes()[:-1])
-    with pytest.raises(TensorError, match=r"update\.safetensors"):
-        fold(base, {}, [spooled(update, 1)], FedAvg(Sgd()), TRAINED, tmp_path / "n", {})
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "the header": lambda path: flip(path, 12),
+    "the first value": lambda path: flip(path, -8 * (WINDOW + 3)),
+    "the last value": lambda path: flip(path, -1),
+    "a byte less": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a byte more": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "other bytes": lambda path: path.write_bytes(b"x"),
+    "no file": lambda path: path.unlink(),
+    "NaN": lambda path: path.write_bytes(path.read_bytes()[:-8] + b"\xff" * 8),
+    "another update": lambda path: shutil.copy(path.with_name("0"), path),
+    "another tensor": lambda path: path.write_bytes(encode({"v": torch.zeros(WINDOW + 3)})),
+}
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(Sgd()), MultiKrum(Sgd(), 0)], ids=type)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_update_is_an_error_that_names_its_file_and_client(tmp_path, damage, strategy):
+    base, files = tmp_path / "base", []
+    base.write_bytes(encode(random_tensors(9, WINDOW + 3, torch.float64)))
+    for name in "012":
+        (tmp_path / name).write_bytes(encode(random_tensors(int(name), WINDOW + 3, torch.float64)))
+        files.append(spooled(tmp_path / name, 1))
+    fold(base, {}, files, strategy, TRAINED, tmp_path / "new", {})
+    DAMAGES[damage](tmp_path / "1")
+    with pytest.raises(DamagedUpdate, match="/1: the update of client 'ann' is not what was acc"):
+        fold(base, {}, files, strategy, TRAINED, tmp_path / "new", {})
+
+
+def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_other(tmp_path):
+    model = random_tensors(0, WINDOW + 3) | {"n": torch.tensor(3), "b": torch.ones(2)}
+    values = random_tensors(1, WINDOW + 3) | {"n": torch.tensor(2), "b": torch.ones(2)}
+    new = folded(tmp_path, model, [values], counts=[1])
+    header, start, data = {"__metadata__": {"by": "hand"}}, 0, b""
+    for name in ("b", "w", "n"):
+        raw = values[name].numpy().tobytes()
+        offsets = [start, start + len(raw)]
+        dtype, shape = schema_of(tmp_path / "0.safetensors")[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        start, data = offsets[1], data + raw
+    text = json.dumps(header).encode()
+    path = tmp_path / "otherwise"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    base, found = tmp_path / "base.safetensors", tmp_path / "found"
+    fold(base, {}, [spooled(path, 1)], FedAvg(Sgd()), TRAINED, found, {})
+    for name, tensor in views(memoryview(bytearray(found.read_bytes()))).items():
+        assert torch.equal(tensor, new[name])
+
+
+def test_a_model_without_values_is_folded_and_checked(tmp_path):
+    new = folded(tmp_path, {"none": torch.zeros(0)}, [{"none": torch.zeros(0)}], counts=[1])
+    assert new["none"].shape == (0,)

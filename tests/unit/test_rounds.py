@@ -404,7 +404,7 @@ def test_the_run_ends_after_its_last_round_or_early(rounds, event):
 
 
 def test_a_stop_while_waiting_for_clients_ends_the_run():
-    state, effects = play(POLICY, State(), StopRequested())
+    state, effects = play(POLICY, State(round=2), StopRequested())
     assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
 
 
@@ -419,10 +419,22 @@ def test_a_stop_during_a_round_makes_it_the_last():
 
 
 def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
-    state, effects = play(POLICY, reporting(), StopRequested(), deadline())
+    second = play(POLICY, replace(committing(), round=1), Committed(stop_early=False))[0]
+    over = DeadlinePassed(2, 1, Phase.REPORTING)
+    state, effects = play(POLICY, second, StopRequested(), over)
     assert (state.phase, state.failure) == (Phase.FINISHED, None)
     assert isinstance(effects[0], Abandon)
     assert effects[1:] == (Finish(),)
+
+
+@pytest.mark.parametrize(
+    ("before", "events"),
+    [(State(), [StopRequested()]), (reporting(), [StopRequested(), deadline()])],
+)
+def test_a_run_that_is_stopped_before_its_first_round_is_committed_has_failed(before, events):
+    state, effects = play(POLICY, before, *events)
+    assert (state.phase, effects[-1]) == (Phase.FINISHED, Finish())
+    assert "before its first round" in state.failure
 
 
 def test_a_resumed_run_selects_if_enough_clients_are_awaited():

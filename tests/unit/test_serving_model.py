@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
+from common.pictures import MOST_PIXELS, open_picture
 from common.tasks.inputs import Images
 from scripts.serving import metadata as beside
 from scripts.serving.loading import load_model
-from scripts.serving.model import MOST_PIXELS, Answer, open_picture
+from scripts.serving.model import Answer
 from tests.exported import GREY, write_classifier, write_text
 
 

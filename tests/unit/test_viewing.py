@@ -90,9 +90,25 @@ def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_
     server = drawn["server's held-out data"]
     assert list(server.x) == [1, 2, 3]
     assert list(server.y) == [line["global_accuracy"] for line in ROWS]
-    assert list(drawn["clients, lowest"].y) == [line["client_accuracy_min"] for line in rows]
-    band = drawn["clients, lowest to highest"]
-    assert (band.fill, list(band.y)) == ("tonexty", [line["client_accuracy_max"] for line in rows])
+    names = [trace.name for trace in figures.accuracy(rows).data]
+    for name, end in (
+        ("clients, 10th percentile", "p10"),
+        ("clients, 10th percentile to highest", "max"),
+        ("clients, median", "median"),
+        ("clients, lowest", "min"),
+    ):
+        assert list(drawn[name].y) == [line[f"client_accuracy_{end}"] for line in rows]
+    # Between those two alone, one after the other.
+    assert [name for name in names if drawn[name].fill] == [names[1]]
+    assert names[:2] == ["clients, 10th percentile", "clients, 10th percentile to highest"]
+    assert drawn[names[1]].fill == "tonexty"
+
+
+def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
+    rows = [asdict(row(number, client_accuracy_p10=None)) for number in (1, 2)]
+    names = [trace.name for trace in figures.accuracy(rows).data]
+    assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
+    assert names.count("clients, lowest") == 1
 
 
 @pytest.mark.parametrize("rounds", [3, 500])
