@@ -141,7 +141,7 @@ def _centralised(
     points = []
     reached = train(
         task,
-        initial_model(task, run.model or "", run.seed),
+        initial_model(task, run.model or "", run.seed, config.hyperparameters),
         pooled,
         task.data(run.data_dir, train=False),
         config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +49,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
         kind = f"model called {which}" if which else "model yet; wait for its first round"
         raise InputError(f"{run_dir} has no {kind}")
     try:
-        model = found.models[options["model"]]()
+        model = found.build(options["model"], json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(path))
     except (KeyError, RuntimeError, TensorError) as error:
         reason = " ".join(str(error).split())

@@ -24,6 +24,12 @@ from server.run_files import check_format
 log = get_logger()
 
 
+# What a server writes into a run directory before config.json.
+_BEFORE_THE_CONFIG = frozenset(
+    {".lock", "rounds", "models", "operator.token", "operator.token.tmp", "config.json.tmp"}
+)
+
+
 class ModelFile(NamedTuple):
     """A model of the run: its version, where its bytes lie, and their digest."""
 
@@ -90,6 +96,8 @@ class RunDirectory:
         try:
             (self.path / "rounds").mkdir(parents=True, exist_ok=True)
             (self.path / "models").mkdir(exist_ok=True)
+            # Models and updates tell of the data that they come from.
+            self.path.chmod(0o700)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -110,6 +118,15 @@ class RunDirectory:
     def holds_run(self) -> bool:
         """Say whether there is a run here."""
         return (self.path / "config.json").exists() or bool(self._committed())
+
+    def is_unbegun(self) -> bool:
+        """Say whether a server that began a run here was killed before it had saved anything."""
+        if not self.path.is_dir() or self.holds_run():
+            return False
+        kept = {path.name for path in self.path.iterdir()} | {
+            path.name for path in self.path.glob("models/*")
+        }
+        return kept <= _BEFORE_THE_CONFIG
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""
@@ -405,9 +422,12 @@ def newest_run(folder: Path) -> Path:
         InputError: there is none.
     """
     with suppress(FileNotFoundError):
-        runs = [path.parent for path in folder.glob("*/config.json")]
-        if runs:
-            return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+        begun = {path.parent: path.stat().st_mtime for path in folder.glob("*/config.json")}
+        for path in folder.iterdir():
+            if RunDirectory(path).is_unbegun():
+                begun[path] = path.stat().st_mtime
+        if begun:
+            return max(begun, key=lambda path: begun[path])
     raise InputError(f"--resume: there is no run in {folder}/; name its folder with --run-dir")
 
 

@@ -1,33 +1,45 @@
 """The round engine: (policy, state, event) -> (state, effects), and nothing else.
 
-    phase        event                      next phase    effects
-    SELECTING    ClientJoined, enough live  REPORTING     BeginRound, StartDeadline
-    REPORTING    UpdateReceived             REPORTING     KeepUpdate | DropUpdate
-                 ... at the goal            AGGREGATING   KeepUpdate, Aggregate
-                 ClientLeft, WorkFailed     REPORTING
-                 ... nobody left to report  as at the deadline
-                 DeadlinePassed, quorum     AGGREGATING   Aggregate
-                 DeadlinePassed, no quorum  SELECTING     Abandon, and the next attempt
-                 ... the last attempt, or
-                 the run is to stop         FINISHED      Abandon, Finish
-    AGGREGATING  UpdatesRejected            AGGREGATING
-                 ... no quorum without      as without a quorum
-                 Aggregated                 EVALUATING    Evaluate, StartDeadline
-                 ... nothing to evaluate    COMMITTING    Commit
-                 AggregationFailed          as without a quorum
-    EVALUATING   ServerEvaluated,           EVALUATING
-                 ClientEvaluated,
-                 ClientLeft, WorkFailed
-                 ... nothing left to wait for, or
-                 DeadlinePassed and the
-                 server's evaluation is in  COMMITTING    Commit
-    COMMITTING   Committed                  SELECTING     and the next round
-                 ... the last round         FINISHED      Finish
-    SELECTING    StopRequested              FINISHED      Finish
-    any but SELECTING and FINISHED:
-                 StopRequested              unchanged     the current round is the last
-    any but FINISHED:
-                 ClientJoined, ClientLeft   unchanged     kept in `live`
+    phase        event                        next phase    effects
+    SELECTING    ClientJoined                 SELECTING
+                 ... enough live              REPORTING     BeginRound, StartDeadline
+                 ClientLeft                   SELECTING
+                 StopRequested                FINISHED      Finish
+    REPORTING    ClientJoined, StopRequested  REPORTING
+                 UpdateReceived               REPORTING     KeepUpdate | DropUpdate
+                 ... at the goal              AGGREGATING   KeepUpdate, Aggregate
+                 ... nobody left to report    as without a quorum, after KeepUpdate
+                 ClientLeft, WorkFailed       REPORTING
+                 ... nobody left to report    as at the deadline
+                 DeadlinePassed               as at the deadline
+    AGGREGATING  ClientJoined, ClientLeft,
+                 StopRequested                AGGREGATING
+                 UpdatesRejected              AGGREGATING
+                 ... no quorum without them   as without a quorum
+                 Aggregated                   EVALUATING    Evaluate, StartDeadline
+                 ... nothing to evaluate      COMMITTING    Commit
+                 AggregationFailed            as without a quorum
+    EVALUATING   ClientJoined, StopRequested  EVALUATING
+                 ServerEvaluated,
+                 ClientEvaluated, ClientLeft,
+                 WorkFailed, DeadlinePassed   EVALUATING
+                 ... nobody left to wait for  COMMITTING    Commit
+    COMMITTING   ClientJoined, ClientLeft,
+                 StopRequested                COMMITTING
+                 Committed                    SELECTING     and the next round
+                 ... enough live              REPORTING     BeginRound, StartDeadline
+                 ... the last round           FINISHED      Finish
+
+    at the deadline     a quorum is in        AGGREGATING   Aggregate
+                        ... else              as without a quorum
+    without a quorum    another attempt       SELECTING     Abandon
+                        ... enough live       REPORTING     Abandon, BeginRound, StartDeadline
+                        ... the last attempt,
+                        or the run is to stop FINISHED      Abandon, Finish
+
+After StopRequested the current round is the last one. A run that ends by it before its first
+round is committed has failed. A deadline ends the wait for clients, not for the server's own
+evaluation.
 
 Any other (phase, event) pair changes nothing, except that an update which is not wanted is
 answered with DropUpdate. Knows no clock, socket, file or random source: time arrives inside

@@ -1,6 +1,7 @@
 """The learning problems: what a task is, the built-in ones, and finding one by name."""
 
 from common.tasks.base import Examples, Task
+from common.tasks.outputs import Classes, Labels, Map, Outputs, Values
 from common.tasks.registry import (
     BUILT_IN,
     describe,
@@ -12,8 +13,13 @@ from common.tasks.registry import (
 
 __all__ = [
     "BUILT_IN",
+    "Classes",
     "Examples",
+    "Labels",
+    "Map",
+    "Outputs",
     "Task",
+    "Values",
     "describe",
     "failing_data",
     "load_examples",

@@ -122,6 +122,22 @@ def test_an_order_to_stop_outlives_a_killed_server_until_the_run_is_given_more_r
     assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
 
 
+def test_a_server_killed_before_it_saved_anything_begins_by_the_same_command(federation):
+    flags = ("--rounds", 1, "--num-partitions", 2)
+    first = federation.server(*flags, wait=False)
+    until(federation.run_dir.exists, "the run directory")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    again = federation.server(*flags, "--resume")
+    federation.client("0-1")
+    assert again.wait() == 0, again.text
+    assert [row["round"] for row in federation.rows] == [1]
+    # For its owner alone.
+    assert federation.run_dir.stat().st_mode & 0o777 == 0o700
+    files = [path for path in federation.run_dir.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
 def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, another_federation):
     flags = ("--min-clients", 2, "--num-partitions", 2, "--strategy", "fedavgm")
     undisturbed = another_federation.server("--rounds", 4, *flags)

@@ -519,7 +519,27 @@ def test_the_newest_run_is_the_one_begun_last(tmp_path):
         (tmp_path / name / "config.json").write_text("{}")
         os.utime(tmp_path / name / "config.json", (seconds, seconds))
     (tmp_path / "no-run").mkdir()
+    (tmp_path / "no-run" / "notes.txt").touch()
     assert newest_run(tmp_path) == tmp_path / "a"
+
+
+def test_a_run_whose_server_was_killed_before_it_saved_anything_is_the_newest(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    os.utime(tmp_path / "a" / "config.json", (100, 100))
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").touch()
+    killed = tmp_path / "b"
+    killed.mkdir()
+    assert newest_run(tmp_path) == killed
+    with opened(killed) as directory:
+        assert directory.is_unbegun()
+        assert newest_run(tmp_path) == killed
+        directory.begin_initial(b"initial")
+        directory.commit(Record(round=0, model=digest_bytes(b"initial")))
+        assert not directory.is_unbegun()
+    assert not RunDirectory(tmp_path / "mlflow").is_unbegun()
+    assert not RunDirectory(tmp_path / "missing").is_unbegun()
 
 
 def test_without_a_run_there_is_no_newest(tmp_path):

@@ -10,8 +10,8 @@ from common.durable import read_sealed, seal
 from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
-from server.configuration import describe, parse, resolve, train_config
-from server.options import ServerOptions, TrainingOptions
+from server.configuration import describe, parse, resolve, resolve_split, train_config
+from server.options import ServerOptions, SplitOptions, TrainingOptions
 
 FLAGS = """
 --rounds --task --model --local-layers --data-dir --seed --run-dir --resume --config
@@ -165,6 +165,29 @@ def test_the_partitioner_is_the_tasks_own_unless_it_is_given():
     assert resolve(parse(["--partitioner", "iid"]), task).split.partitioner == "iid"
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "partitioner"),
+    [
+        ("tests.tasks:Tiny", False, "dirichlet"),
+        ("tests.tasks:Tiny", True, "dirichlet"),
+        ("tests.tasks:Pairs", True, "iid"),
+        ("tests.kinds:OwnLoss", True, "iid"),
+        ("tests.kinds:Column", False, "iid"),
+        ("tests.kinds:Tags", False, "iid"),
+        ("tests.kinds:Pixels", False, "iid"),
+        ("shakespeare", False, "natural"),
+    ],
+)
+def test_what_has_no_classes_is_not_divided_by_class_unless_that_is_asked_for(
+    name, known, partitioner
+):
+    task = load_task(name)
+    targets = task.data(None, train=False).targets if known else None
+    assert resolve_split(SplitOptions(), task, 0, targets).partitioner == partitioner
+    asked = SplitOptions(partitioner="shards")
+    assert resolve_split(asked, task, 0, targets).partitioner == "shards"
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
 def test_a_natural_split_of_a_task_without_owners_is_refused(name):
     with pytest.raises(InputError, match=r"--partitioner natural: task .* does not say whose"):
@@ -269,6 +292,14 @@ def test_no_password_is_saved(tmp_path):
     assert resumed(tmp_path).tracking.mlflow_uri == "https://example.org/mlflow"
 
 
+def test_a_run_that_was_killed_before_it_saved_anything_begins_by_the_same_command(tmp_path):
+    again = resumed(tmp_path, "--rounds", "7")
+    assert (again.run.resume, again.run.run_dir, again.run.rounds) == (False, tmp_path, 7)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="--resume: there is no run in"):
+        resumed(tmp_path)
+
+
 def test_a_resumed_run_has_its_own_options(tmp_path):
     argv = ["--lr", "0.3", "--partitioner", "shards", "--seed", "5", "--min-clients", "4"]
     before = save_run(tmp_path, *argv, "--hyperparameters", '{"mode": "no", "layers": 2}')
@@ -351,7 +382,7 @@ def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--resume: there is no run in runs/"):
         parse(["--resume"])
     with pytest.raises(InputError, match=r"--resume: there is no run in .*; name its folder"):
-        resumed(tmp_path)
+        resumed(tmp_path / "missing")
 
 
 def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):

@@ -171,12 +171,68 @@ def test_half_a_model_is_refused_with_the_reason(tmp_path, command):
     assert "left the layers 'norm' at its clients" in err
 
 
-@pytest.mark.parametrize("kind", CHEAP)
-def test_a_model_that_returns_no_scores_is_refused_in_a_line(tmp_path, command, kind):
-    name = "tests.tasks:TwoHeaded"
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tests.tasks:TwoHeaded", "the model returns tuple, not one tensor"),
+        ("tests.kinds:TwoInputs", "an input of the task is not one tensor"),
+        ("tests.kinds:Misfit", "the model's outputs are of shape [n, 2], not 1 numbers"),
+    ],
+)
+def test_what_is_not_one_tensor_leaves_torch_as_weights_only(tmp_path, command, name, said):
     run = write_run(tmp_path / "run", name)
-    status, _, err = command(run, "--format", kind, "--task", name)
-    assert (status, err) == (2, "error: the model returns tuple; export takes one tensor\n")
+    for kind in ("onnx", "onnx-int8", "torch-export"):
+        status, _, err = command(run, "--format", kind, "--task", name)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: --format {kind}: {said}")
+        assert err.endswith("; --format safetensors and pth need no such thing\n")
+    for kind in ("safetensors", "pth"):
+        path = tmp_path / f"weights.{kind}"
+        status, out, err = command(run, "--format", kind, "--task", name, "--output", path)
+        assert (status, err) == (0, "")
+        assert f"Outputs:  not described: {said}" in out
+        written = beside.read(path)
+        assert (written.input, written.output, written.outputs) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("Column", {"kind": "values", "names": ["price"], "units": ["EUR"]}),
+        ("Flat", {"kind": "values", "names": ["price"], "units": ["EUR"]}),
+        ("OwnLoss", {"kind": "values", "names": [], "units": []}),
+        ("Tags", {"kind": "labels", "names": ["a", "b", "c"], "threshold": 0.5}),
+        ("Pixels", {"kind": "map", "names": ["dark", "light"]}),
+        ("Lazy", {"kind": "classes", "names": []}),
+    ],
+)
+def test_each_kind_of_outputs_leaves_torch_as_what_it_is(
+    tmp_path, command, monkeypatch, kind, wanted
+):
+    name = f"tests.kinds:{kind}"
+    run = write_run(tmp_path / "run", name)
+    for format_ in CHEAP:
+        path = tmp_path / f"model.{format_}"
+        arguments = ("--format", format_, "--task", name, "--output", path, "--force")
+        status, _, err = command(run, *arguments)
+        assert (status, err) == (0, "")
+        written = beside.read(path)
+        assert written.outputs == wanted
+        assert written.evaluation.keys() >= {"examples", "loss"}
+        monkeypatch.setattr("sys.argv", ["verify", str(path)])
+        assert verify() == 0
+    path = tmp_path / "model.onnx"
+    examples = load_task(name).data(None, train=False)
+    with torch.inference_mode():
+        found = model_of(run)(examples.inputs[:5])
+    torch.testing.assert_close(scores(path, "onnx", None, examples.inputs[:5]), found)
+
+
+def test_eight_bits_without_an_accuracy_are_written_only_if_forced(tmp_path, command):
+    run = write_run(tmp_path / "run", "tests.kinds:Column")
+    status, _, err = command(run, "--format", "onnx-int8", "--task", "tests.kinds:Column")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "its evaluation has no accuracy" in err
 
 
 def test_a_file_that_can_not_be_written_is_said_with_the_flag(tmp_path, command):

@@ -23,6 +23,7 @@ from scripts.viewing.tables import (
     examples_by_client,
     headline,
     own_metrics,
+    own_of_clients,
 )
 from tests.recorded import begin, client_rows, commit, confusion, row
 
@@ -111,6 +112,21 @@ def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
     names = [trace.name for trace in figures.accuracy(rows).data]
     assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
     assert names.count("clients, lowest") == 1
+
+
+def test_what_nobody_measures_has_no_figure():
+    assert figures.accuracy([{"round": 1, "global_loss": 0.5}]) is None
+    assert figures.loss([{"round": 1, "global_accuracy": 0.5}]) is None
+
+
+def test_a_tasks_own_metrics_of_clients_are_values_of_their_map():
+    lines = [
+        {"round": 1, "client_id": "a", "validation_metrics": {"f1": 0.5}, "train_metrics": None},
+        {"round": 1, "client_id": "b", "train_metrics": {"f1": 0.25}},
+    ]
+    assert own_of_clients(lines) == ["training f1", "validation f1"]
+    assert by_client(lines, "validation f1").values[0, 0] == 0.5
+    assert np.isnan(by_client(lines, "validation f1").values[1, 0])
 
 
 @pytest.mark.parametrize("rounds", [3, 500])
