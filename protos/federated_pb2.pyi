@@ -155,20 +155,24 @@ class JoinResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
-    """Opaque and secret."""
+    """Opaque and secret; 1 to 128 characters."""
     run_id: _builtins.str
+    """1 to 255 characters."""
     max_chunk_size_bytes: _builtins.int
+    """1024 or more."""
     max_update_size_bytes: _builtins.int
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """While working."""
+        """While working; 0.1 s or more, and at most a third of the lease."""
 
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
-        """From the last call or waiting poll."""
+        """From the last call or waiting poll; 1 s or more."""
 
     @_builtins.property
-    def max_poll_duration(self) -> _duration_pb2.Duration: ...
+    def max_poll_duration(self) -> _duration_pb2.Duration:
+        """1 s or more."""
+
     @_builtins.property
     def task(self) -> Global___TaskSpec: ...
     @_builtins.property
@@ -328,12 +332,13 @@ class DataSplit(_message.Message):
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     partitioner: Global___DataSplit.Partitioner.ValueType
     num_partitions: _builtins.int
-    """At least 1."""
+    """1 to 1000000."""
     alpha: _builtins.float
     """Concentration, for DIRICHLET and QUANTITY."""
     shards_per_client: _builtins.int
-    """For SHARDS."""
+    """For SHARDS; at least 1."""
     seed: _builtins.int
+    """Not negative."""
     validation_fraction: _builtins.float
     """Of each partition, held out; 0 up to, not including, 1."""
     def __init__(
@@ -598,8 +603,11 @@ class TrainWork(_message.Message):
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     SCAFFOLD_FIELD_NUMBER: _builtins.int
     local_epochs: _builtins.int
+    """1 to 1000000."""
     batch_size: _builtins.int
+    """At least 1."""
     learning_rate: _builtins.float
+    """More than 0, as all of these finite."""
     momentum: _builtins.float
     weight_decay: _builtins.float
     proximal_mu: _builtins.float

@@ -84,7 +84,8 @@ def compare(argv: Sequence[str]) -> int:
         raise InputError("--evaluate-every: with 0 there is no accuracy to compare; leave it out")
     _train_federated(options, rest)
     # As the server resolved them.
-    options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
+    again = ["--run-dir", str(options.run.run_dir), "--resume", "--task", options.run.task]
+    options = parse(again) or options
     federated = _points(
         RunFiles(options.run.run_dir or Path()).metrics.all(), options.training.local_epochs or 1
     )

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.process import exit_status
+from common.tasks import naming
 from scripts.commands import script
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import parse
@@ -54,7 +55,7 @@ def _run(argv: Sequence[str]) -> int:
         return _train(options, argv)
     except KeyboardInterrupt:
         if (folder / "config.json").exists():
-            again = f"{script('quickstart')} --run-dir {folder} --resume"
+            again = f"{script('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
 
@@ -132,7 +133,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
     print(f"Metrics: {folder / 'metrics.jsonl'} and {folder / 'metrics.csv'}")
     print(
         f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
-        f"--rounds {2 * options.run.rounds}"
+        f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"
     )
 
 

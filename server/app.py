@@ -23,7 +23,7 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_examples, load_task
+from common.tasks import Task, load_examples, load_task, naming
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
@@ -71,7 +71,7 @@ async def _serve(options: ServerOptions) -> int:
     task = load_task(options.run.task)
     options, evaluator = _resolve(options, task)
     folder = options.run.run_dir or Path()
-    tracker = Tracker(folder, target_of(options.tracking))
+    tracker = Tracker(folder, target_of(options.tracking), options.run.task)
     directory = RunDirectory(folder)
     token = operator_token(folder)
     access = open_doors(options.security, token)
@@ -92,7 +92,7 @@ async def _serve(options: ServerOptions) -> int:
     except (OSError, TensorError) as error:
         raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
     if number is not None:
-        log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
+        log.info("interrupted", signal=number.name, resume=_again(options, folder))
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
@@ -150,8 +150,14 @@ def mention_interrupted(options: ServerOptions) -> None:
     with suppress(InputError):
         run = RunFiles(before)
         if run.options["task"] == options.run.task and not run.running:
-            again = f"--run-dir {before} --resume"
-            log.info("a new run; the last one of this task was interrupted", to_go_on=again)
+            log.info(
+                "a new run; the last one of this task was interrupted",
+                to_go_on=_again(options, before),
+            )
+
+
+def _again(options: ServerOptions, folder: Path) -> str:
+    return f"--run-dir {folder} --resume{naming(options.run.task)}"
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:

@@ -64,7 +64,7 @@ class Attempt:
     # None: nothing was evaluated.
     evaluating_since: float | None = None
     refused: set[str] = field(default_factory=set)
-    # Whose training came to NaN or infinity.
+    # Whose training came to NaN or infinity, or went too far.
     diverged: set[str] = field(default_factory=set)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)

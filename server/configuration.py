@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.config import parse_options
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.splits import are_classes
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes
+from common.tasks.registry import BUILT_IN
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
@@ -106,6 +107,7 @@ def parse(
         return replace(options, run=replace(options.run, run_dir=folder, resume=False))
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
+    given = options.run.task
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
     options = parse_options(ServerOptions, program, description, argv, kept)
@@ -119,6 +121,9 @@ def parse(
         training=replace(options.training, hyperparameters=merged),
     )
     _check_same(saved, options.flat(), folder)
+    # The directory may be anyone's, and name any module.
+    if options.run.task not in {*BUILT_IN, given}:
+        raise UnnamedTask(options.run.task)
     return options
 
 

@@ -32,8 +32,8 @@ from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
 
-# What a client says when its training came to NaN or infinity.
-_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE")
+# What a client says when its training came to NaN or infinity, or went too far.
+_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
 # Of a row, in the log's line.
 _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),

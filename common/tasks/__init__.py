@@ -9,6 +9,7 @@ from common.tasks.registry import (
     load_examples,
     load_task,
     load_task_of_run,
+    naming,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "load_examples",
     "load_task",
     "load_task_of_run",
+    "naming",
 ]

@@ -173,7 +173,11 @@ class Task(ABC):
         seed: int,
         on_step: OnStep,
     ) -> Metrics:
-        """Train `model` in place and return means such as "loss"; see `common.training.train`."""
+        """Train `model` in place and return means such as "loss"; see `common.training.train`.
+
+        That also says what becomes of a last batch of one example where the model has batch
+        normalisation.
+        """
         return training.train(model, *examples, config, self.loss, seed, on_step)
 
     def evaluate(self, model: torch.nn.Module, examples: Examples) -> Evaluation:

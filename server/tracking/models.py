@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.logs import get_logger
 from common.onnx_models import export_onnx
-from common.tasks import Classes, Outputs, Task, Values, describe, load_task
+from common.tasks import Classes, Outputs, Task, Values, describe, load_task_of_run
 from common.tasks.inputs import Images
 from common.tasks.outputs import describe as describe_outputs
 from common.tensors import Digest, digest_file, open_mapped
@@ -39,10 +39,12 @@ class BestModel:
     Args:
         files: the run directory's.
         folder: for the graph.
+        named: the run's task, if that is none of the built-in ones.
     """
 
-    def __init__(self, files: RunFiles, folder: Path) -> None:
+    def __init__(self, files: RunFiles, folder: Path, named: str | None = None) -> None:
         self._files = files
+        self._named = named
         # Known at the end.
         self._about: Line = {}
         self._source = files.path / "models" / "best.safetensors"
@@ -92,7 +94,7 @@ class BestModel:
         if digest_file(self._source) != Digest(self._about["blake3"], self._about["size_bytes"]):
             raise ValueError(f"{self._source} is damaged")
         options = self._files.options
-        task = load_task(str(options["task"]))
+        task = load_task_of_run(str(options["task"]), self._named)
         model = task.build(str(options["model"]), json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(self._source))
         example = _blank(task, Path(str(options["data_dir"])))

@@ -36,6 +36,12 @@ WRONG_INPUT = {
     "client --partition x": "--partition",
     "client --partition 5-3": "--partition",
     "client --partition 0 --server nowhere": "--server",
+    "client --partition 0 --server 127.0.0.1": "--server: '127.0.0.1' is not HOST:PORT",
+    "client --partition 0 --server 10.0.0.1": "--server: '10.0.0.1' is not HOST:PORT",
+    "client --partition 0 --server ::1": "--server: '::1' is not HOST:PORT",
+    "client --partition 0 --server [::1]:0": "--server: '[::1]:0' is not HOST:PORT",
+    "server --task tests.tasks:Unread": "--task: the data of tests.tasks:Unread can't be read: "
+    "FileNotFoundError: [Errno 2] No such file or directory: 'data/examples' (",
     "client --partition 0 --task nowhere": "--task",
     "client --partition 0 --device mps": "--device",
 }

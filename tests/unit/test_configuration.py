@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.durable import read_sealed, seal
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.tasks import load_task
 from common.training import TrainConfig
 from server.configuration import describe, parse, resolve, resolve_split, train_config
@@ -400,3 +400,12 @@ def test_a_resumed_run_is_insecure_only_if_that_is_said_again(tmp_path):
     save(resolve(given, load_task("digits")), tmp_path)
     assert not resumed(tmp_path).security.insecure
     assert resumed(tmp_path, "--insecure").security.insecure
+
+
+def test_a_resumed_runs_own_task_is_named_again_before_its_code_is_run(tmp_path):
+    save_run(tmp_path, "--task", "tests.tasks:Tiny")
+    with pytest.raises(UnnamedTask, match=r"add --task tests.tasks:Tiny"):
+        resumed(tmp_path)
+    with pytest.raises(InputError, match=r"^--task: the run in .* has tests.tasks:Tiny"):
+        resumed(tmp_path, "--task", "tests.tasks:Owned")
+    assert resumed(tmp_path, "--task", "tests.tasks:Tiny").run.task == "tests.tasks:Tiny"
