@@ -5,6 +5,7 @@ Thin: whatever is decided is decided elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
