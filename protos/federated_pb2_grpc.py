@@ -566,8 +566,8 @@ class AdminServicer:
         """Ends the run after the current round, as if it were the last. The order is
         durable before it is acknowledged. Again is OK. A run that is stopped before
         its first round is committed ends as FAILED: it has no trained model.
-        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
-        disk is full or fails; the run goes on).
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
+        the disk is full or fails; the run goes on).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

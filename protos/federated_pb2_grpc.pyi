@@ -413,8 +413,8 @@ class AdminStub:
     """Ends the run after the current round, as if it were the last. The order is
     durable before it is acknowledged. Again is OK. A run that is stopped before
     its first round is committed ends as FAILED: it has no trained model.
-    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
-    disk is full or fails; the run goes on).
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
+    the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
@@ -453,8 +453,8 @@ class AdminAsyncStub(AdminStub):
     """Ends the run after the current round, as if it were the last. The order is
     durable before it is acknowledged. Again is OK. A run that is stopped before
     its first round is committed ends as FAILED: it has no trained model.
-    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
-    disk is full or fails; the run goes on).
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
+    the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
@@ -520,8 +520,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """Ends the run after the current round, as if it were the last. The order is
         durable before it is acknowledged. Again is OK. A run that is stopped before
         its first round is committed ends as FAILED: it has no trained model.
-        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (NOT_STORED: the
-        disk is full or fails; the run goes on).
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
+        the disk is full or fails; the run goes on).
         """
 
     @_abc_1.abstractmethod

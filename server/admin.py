@@ -111,7 +111,7 @@ class AdminService(pb_grpc.AdminServicer):
             message = (
                 f"the order can't be stored ({error.strerror}); free some space, then try again"
             )
-            raise RequestError(Status.RESOURCE_EXHAUSTED, "NOT_STORED", message) from error
+            raise RequestError(Status.RESOURCE_EXHAUSTED, "ORDER_NOT_STORED", message) from error
         return pb.StopRunResponse(run=self._run())
 
     async def CreateJoinToken(

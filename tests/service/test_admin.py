@@ -106,7 +106,7 @@ def test_an_order_to_stop_that_can_not_be_stored_is_refused_and_the_run_goes_on(
         in_the_way.mkdir()
         with pytest.raises(grpc.RpcError) as caught:
             server.admin.StopRun(pb.StopRunRequest(), timeout=10)
-        assert refusal(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "NOT_STORED")
+        assert refusal(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "ORDER_NOT_STORED")
         run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
         assert run.state == pb.Run.STATE_WAITING
         in_the_way.rmdir()
