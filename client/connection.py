@@ -5,6 +5,7 @@ Turns statuses into this file's few exceptions. Knows nothing about training.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -55,6 +56,8 @@ _HEARTBEAT_SECONDS = 5.0
 # a stream can hang, as when a byte of its framing was damaged.
 _TRANSFER_SECONDS = 300.0
 _DIGEST_ATTEMPTS = 3
+# Each has one call at a time, and a server takes few at a time on one connection.
+_THREADS_A_CHANNEL = 8
 # As a lease may have; a server that is full asks for one.
 _LONGEST_WAIT_SECONDS = 3600.0
 _RETRIED = {
@@ -77,6 +80,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
+    # Otherwise all channels of a process share one connection.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
@@ -104,8 +109,34 @@ class StreamDamaged(FolkmootError):
     """A model's stream is not as federated.proto lays it out."""
 
 
+class _Channel:
+    """A channel, and the methods on it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self.channel = (
+            grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        )
+        self.stub = pb_grpc.CoordinatorStub(self.channel)
+        service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+        # The two that carry chunks, without the generated stub's copies of them.
+        self.pull_model: grpc.UnaryStreamMultiCallable[
+            pb.PullModelRequest, pb.PullModelResponse | Piece
+        ] = self.channel.unary_stream(
+            f"{service}/PullModel",
+            pb.PullModelRequest.SerializeToString,
+            lambda message: decode_message(message, pb.PullModelResponse),
+        )
+        self.push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = (
+            self.channel.stream_unary(
+                f"{service}/PushUpdate", bytes, pb.PushUpdateResponse.FromString
+            )
+        )
+
+
 class Connection:
-    """One channel to one server, shared by the clients of a process.
+    """The channels to one server, shared by the clients of a process.
 
     Args:
         address: HOST:PORT.
@@ -124,33 +155,32 @@ class Connection:
         self._address = address
         self._max_wait = max_wait
         self._stop = stop
-        self._channel = (
-            grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-        )
-        self._stub = pb_grpc.CoordinatorStub(self._channel)
-        service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-        # The two that carry chunks, without the generated stub's copies of them.
-        self._pull_model: grpc.UnaryStreamMultiCallable[
-            pb.PullModelRequest, pb.PullModelResponse | Piece
-        ] = self._channel.unary_stream(
-            f"{service}/PullModel",
-            pb.PullModelRequest.SerializeToString,
-            lambda message: decode_message(message, pb.PullModelResponse),
-        )
-        self._push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = (
-            self._channel.stream_unary(
-                f"{service}/PushUpdate", bytes, pb.PushUpdateResponse.FromString
-            )
-        )
+        self._credentials = credentials
+        self._channels = [_Channel(address, credentials)]
+        self._opening = threading.Lock()
+        self._threads = itertools.count()
+        self._place = threading.local()
         self._jitter = random.Random()
         # When the server was last heard of, by any thread.
         self._contact = 0.0
 
     def close(self) -> None:
         """End all calls, from any thread."""
-        self._channel.close()
+        with self._opening:
+            for channel in self._channels:
+                channel.channel.close()
+
+    @property
+    def _channel(self) -> _Channel:
+        """The channel of the calling thread."""
+        if not hasattr(self._place, "channel"):
+            with self._opening:
+                number = next(self._threads) // _THREADS_A_CHANNEL
+                if number == len(self._channels):
+                    self._channels.append(_Channel(self._address, self._credentials))
+                self._place.channel = self._channels[number]
+        channel: _Channel = self._place.channel
+        return channel
 
     # ------------------------------------------------------------------- calls
 
@@ -162,7 +192,7 @@ class Connection:
             BrokenPromise: the server announced what can't be.
             RunEnded: the run is over.
         """
-        response = self._call(lambda: self._stub.Join(request, timeout=_CALL_SECONDS))
+        response = self._call(lambda: self._channel.stub.Join(request, timeout=_CALL_SECONDS))
         return session_of(response, request.task_names)
 
     def heartbeat(self, session_token: str, task_token: bytes) -> bool:
@@ -173,7 +203,9 @@ class Connection:
         """
         request = pb.HeartbeatRequest(session_token=session_token, task_token=task_token)
         try:
-            return self._stub.Heartbeat(request, timeout=_HEARTBEAT_SECONDS).cancel_requested
+            return self._channel.stub.Heartbeat(
+                request, timeout=_HEARTBEAT_SECONDS
+            ).cancel_requested
         except grpc.RpcError as error:
             if error.code() in _RETRIED:
                 return False
@@ -184,7 +216,7 @@ class Connection:
     def leave(self, session_token: str, reason: str, timeout: float = 2.0) -> bool:
         """End the session; return whether the server heard it. If not, its lease ends it."""
         try:
-            self._stub.Leave(
+            self._channel.stub.Leave(
                 pb.LeaveRequest(session_token=session_token, reason=reason), timeout=timeout
             )
             return True
@@ -200,13 +232,15 @@ class Connection:
         request = pb.PollTaskAssignmentRequest(session_token=session_token)
         # The server answers a second before the deadline; two more are for a slow network.
         timeout = longest + 3.0
-        response = self._call(lambda: self._stub.PollTaskAssignment(request, timeout=timeout))
+        response = self._call(
+            lambda: self._channel.stub.PollTaskAssignment(request, timeout=timeout)
+        )
         check_poll(response)
         return response
 
     def report(self, request: pb.ReportTaskResultRequest) -> None:
         """Report an evaluation or a failure."""
-        self._call(lambda: self._stub.ReportTaskResult(request, timeout=_CALL_SECONDS))
+        self._call(lambda: self._channel.stub.ReportTaskResult(request, timeout=_CALL_SECONDS))
 
     # ---------------------------------------------------------------- transfers
 
@@ -244,7 +278,7 @@ class Connection:
                 read_offset=receiver.offset,
                 part=part,
             )
-            call = self._pull_model(request, timeout=_TRANSFER_SECONDS)
+            call = self._channel.pull_model(request, timeout=_TRANSFER_SECONDS)
             try:
                 for piece in _chunks(call):
                     receiver.write(piece.offset, piece.data)
@@ -299,13 +333,13 @@ class Connection:
             if not first:
                 check_wanted()
                 request = pb.GetUploadRequest(session_token=session_token, task_token=task_token)
-                upload = self._stub.GetUpload(request, timeout=_CALL_SECONDS).upload
+                upload = self._channel.stub.GetUpload(request, timeout=_CALL_SECONDS).upload
                 check_upload(upload)
                 self._contact = time.monotonic()
                 header.write_offset = min(upload.committed_size_bytes, len(update))
             first = False
             messages = _push_messages(header, update, min(chunk_size, CHUNK_SIZE_BYTES))
-            response = self._push_update(messages, timeout=_TRANSFER_SECONDS)
+            response = self._channel.push_update(messages, timeout=_TRANSFER_SECONDS)
             check_push(response)
             if response.outcome == pb.PushUpdateResponse.OUTCOME_NOT_STORED:
                 raise NotStored(response.message)
@@ -337,7 +371,7 @@ class Connection:
             except grpc.RpcError as error:
                 if self._stop.is_set():
                     raise Stopped("asked to end") from error
-                if error.code() not in _RETRIED and not _is_broken_stream(error):
+                if not _is_retried(error):
                     raise self._translate(error) from error
                 problem, wanted = self._unreachable(error), retry_delay(error)
             except NotStored as error:
@@ -436,6 +470,13 @@ def _push_messages(
 def _reason(error: grpc.RpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     return str(info.reason) if _unpack(error, info) else ""
+
+
+def _is_retried(error: grpc.RpcError) -> bool:
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # With a reason of the server's. gRPC's own has none: a message is too large, and stays so.
+        return bool(_reason(error))
+    return error.code() in _RETRIED or _is_broken_stream(error)
 
 
 def _is_broken_stream(error: grpc.RpcError) -> bool:

@@ -68,8 +68,9 @@ def divide(task: Task, data_dir: Path, split: Split) -> Division:
     """
     examples = load_examples(task, data_dir, train=True)
     with failing_data(task):
-        check_targets(split.partitioner, examples.targets.shape)
-        labels = examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy()
+        targets = examples.targets
+        check_targets(split.partitioner, targets.shape, whole=not targets.is_floating_point())
+        labels = targets.reshape(len(targets), -1)[:, 0].numpy()
     if split.partitioner is not Partitioner.NATURAL:
         return Division(examples, partition(labels, split), ())
     with failing_data(task):

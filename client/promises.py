@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 
 from common.errors import InputError, RunFailed
 from common.printable import printable
 from common.splits import Partitioner, Split
-from common.training import TrainConfig
+from common.training import Hyperparameter, TrainConfig
 from protos import federated_pb2 as pb
 
 MOST_TEXT = 1000
@@ -230,14 +231,6 @@ def train_config(message: pb.TrainWork) -> TrainConfig:
     Raises:
         BrokenPromise: a number out of its bounds.
     """
-    values = message.hyperparameters.fields
-    for name, value in values.items():
-        if value.WhichOneof("kind") not in ("number_value", "string_value", "bool_value"):
-            raise BrokenPromise(
-                f"hyperparameters: {printable(name, _MOST_NAME)!r} is no number, string or boolean"
-            )
-        if not math.isfinite(value.number_value):
-            raise BrokenPromise(f"hyperparameters: {printable(name, _MOST_NAME)!r} is not finite")
     return TrainConfig(
         local_epochs=_whole("local_epochs", message.local_epochs, 1, _MOST_EPOCHS),
         batch_size=_whole("batch_size", message.batch_size, least=1),
@@ -245,8 +238,25 @@ def train_config(message: pb.TrainWork) -> TrainConfig:
         momentum=_number("momentum", message.momentum, below=1.0),
         weight_decay=_number("weight_decay", message.weight_decay),
         proximal_mu=_number("proximal_mu", message.proximal_mu),
-        hyperparameters=MessageToDict(message.hyperparameters),
+        hyperparameters=hyperparameters_of(message.hyperparameters),
     )
+
+
+def hyperparameters_of(message: Struct) -> dict[str, Hyperparameter]:
+    """Return hyperparameters; their numbers are floats.
+
+    Raises:
+        BrokenPromise: one is no finite number, string or boolean.
+    """
+    for name, value in message.fields.items():
+        if value.WhichOneof("kind") not in ("number_value", "string_value", "bool_value"):
+            raise BrokenPromise(
+                f"hyperparameters: {printable(name, _MOST_NAME)!r} is no number, string or boolean"
+            )
+        if not math.isfinite(value.number_value):
+            raise BrokenPromise(f"hyperparameters: {printable(name, _MOST_NAME)!r} is not finite")
+    found: dict[str, Hyperparameter] = MessageToDict(message)
+    return found
 
 
 def check_push(response: pb.PushUpdateResponse) -> None:

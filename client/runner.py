@@ -27,6 +27,7 @@ from client.promises import (
     BrokenPromise,
     LimitExceeded,
     Session,
+    hyperparameters_of,
     seconds_of,
     train_config,
 )
@@ -37,7 +38,7 @@ from common.errors import FolkmootError, InputError, RunFailed, TensorError
 from common.logs import get_logger
 from common.printable import printable
 from common.tasks import describe, load_task
-from common.tensors import Digest, allocate, check_norm, copy_header, digest_bytes, views
+from common.tensors import Digest, allocate, check_finite, copy_header, digest_bytes, views
 from common.training import OnStep, Trained
 from protos import federated_pb2 as pb
 
@@ -142,7 +143,12 @@ class Site:
                 )
                 try:
                     self._trainer = Trainer(
-                        task, spec.model_name, self._device, spec.local_tensors, spec.split.seed
+                        task,
+                        spec.model_name,
+                        self._device,
+                        spec.local_tensors,
+                        spec.split.seed,
+                        hyperparameters_of(spec.hyperparameters),
                     )
                 except FolkmootError:
                     raise
@@ -440,12 +446,13 @@ class Runner:
         Raises:
             WorkFailed: it is longer.
         """
-        if math.isfinite(bounds.max_update_norm):
-            try:
-                check_norm(update, bounds.max_update_norm)
-            except TensorError as error:
-                message = f"{error} (the server's --max-update-norm); a smaller --lr may help"
-                raise WorkFailed("UPDATE_TOO_LONG", message) from error
+        most = bounds.max_update_norm
+        if math.isfinite(most) and (norm := check_finite(update)) > most:
+            message = (
+                f"the update's L2 norm is {norm:.6g}, the limit is {most:g} (the server's "
+                "--max-update-norm); a smaller --lr may help"
+            )
+            raise WorkFailed("UPDATE_TOO_LONG", message)
 
     def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
         token, check_wanted = self.session_token, self._check_wanted

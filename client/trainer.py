@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 
@@ -16,7 +17,7 @@ from common.errors import FolkmootError, InputError, TensorError
 from common.seeds import derive_seed
 from common.tasks import Task
 from common.tensors import check_finite, check_schema, specs
-from common.training import Metrics, OnStep, TrainConfig, Trained
+from common.training import Hyperparameter, Metrics, OnStep, TrainConfig, Trained
 
 
 class WorkFailed(FolkmootError):
@@ -36,6 +37,7 @@ class Trainer:
         device: where the model is.
         local: the names of the tensors that stay with each client.
         seed: of what these are at first, for all clients.
+        hyperparameters: what the model is made by, too.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class Trainer:
         device: str,
         local: Iterable[str] = (),
         seed: int = 0,
+        hyperparameters: Mapping[str, Hyperparameter] = MappingProxyType({}),
     ) -> None:
         self._task = task
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "local layers"))
-            self._model = task.models[model_name]().to(device)
+            self._model = task.build(model_name, hyperparameters).to(device)
         self._local = frozenset(local) & self._model.state_dict().keys()
         self._schema = specs(self._model.state_dict())
         self.initial_layers = self.local_layers()

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from common.tasks.outputs import Outputs
+
 Metrics = dict[str, float]
 # Called after each local step with (steps done, steps in all); what it raises ends the training.
 OnStep = Callable[[int, int], None]
 Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+OutputsLike = Callable[["torch.Tensor", "torch.Tensor"], "Outputs | None"]
 Hyperparameter = str | float | bool
 
 _EVALUATION_BATCH_SIZE = 512
@@ -51,7 +54,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     # FedProx's mu: adds mu/2 * |w - w_global|^2 to the loss (Li et al. 2020, arXiv 1812.06127).
     proximal_mu: float = 0.0
-    # For a task that replaces `train`: numbers, strings and booleans by name.
+    # For a task's own `train`, and for its models: numbers, strings and booleans by name.
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
 
 
@@ -94,12 +97,12 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     count, size = len(inputs), config.batch_size
     steps = config.local_epochs * -(-count // size)
-    total, step = torch.zeros((), device=inputs.device), 0
+    total, step = torch.zeros((), device=targets.device), 0
     # Elsewhere, no layer needs looking at.
     singles = _single_examples(model) if 1 in (size, count % size) else nullcontext()
     with singles:
         for _ in range(config.local_epochs):
-            order = torch.randperm(count, generator=generator).to(inputs.device)
+            order = torch.randperm(count, generator=generator).to(targets.device)
             for batch in torch.split(order, size):
                 batch_loss = loss(model(inputs[batch]), targets[batch])
                 # Zeros for a parameter that the batch did not touch.
@@ -152,44 +155,52 @@ def _single_examples(model: torch.nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss: Loss
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss: Loss,
+    outputs_like: OutputsLike | None = None,
 ) -> Evaluation:
-    """Evaluate a classifier, in one pass: "loss" and "accuracy", means over the examples.
+    """Evaluate a model in one pass: "loss" and what its outputs are measured by, means.
 
     The confusion matrix is there where an example has one class, of at most 100.
 
     Args:
-        model: returns scores of shape [batch, classes, ...]; on the examples' device.
+        model: on the examples' device.
         inputs: shape [n, ...], n at least 1.
-        targets: class indices, shape [n, ...].
+        targets: shape [n, ...].
         loss: the mean loss of a batch, from (outputs, targets).
+        outputs_like: says what outputs are, from (outputs, targets); without it, they are
+            classes if their shape and the targets' are those of classes. Of what is nothing
+            known, there is only the loss.
+
+    Raises:
+        InputError: outputs or targets are not such as `outputs_like` says.
     """
     import torch
 
+    from common.tasks.outputs import classes_like
+
+    outputs_like = outputs_like or classes_like
     model.eval()
-    total, correct = 0.0, 0.0
+    sums: Metrics = {}
     confusion: torch.Tensor | None = None
     with torch.inference_mode():
-        for x, y in zip(
-            torch.split(inputs, _EVALUATION_BATCH_SIZE),
-            torch.split(targets, _EVALUATION_BATCH_SIZE),
-            strict=True,
-        ):
-            outputs = model(x)
-            total += loss(outputs, y).item() * len(y)
-            predicted = outputs.argmax(1)
-            correct += (predicted == y).double().mean().item() * len(y)
-            if _are_classes(outputs, y):
-                counts = _count(predicted, y, outputs.shape[1])
-                confusion = counts if confusion is None else confusion + counts
-    metrics = {"loss": total / len(inputs), "accuracy": correct / len(inputs)}
+        for start in range(0, len(targets), _EVALUATION_BATCH_SIZE):
+            batch = slice(start, start + _EVALUATION_BATCH_SIZE)
+            y = targets[batch]
+            found = model(inputs[batch])
+            means = {"loss": loss(found, y).item()}
+            kind = outputs_like(found, y)
+            if kind is not None:
+                means |= kind.measure(found, y)
+                if kind.kind == "classes" and found.shape[1] <= _MOST_CLASSES and y.ndim == 1:
+                    counts = _count(found.argmax(1), y, found.shape[1])
+                    confusion = counts if confusion is None else confusion + counts
+            for name, value in means.items():
+                sums[name] = sums.get(name, 0.0) + value * len(y)
+    metrics = {name: total / len(targets) for name, total in sums.items()}
     return Evaluation(metrics, None if confusion is None else confusion.tolist())
-
-
-def _are_classes(outputs: torch.Tensor, targets: torch.Tensor) -> bool:
-    """Say whether each example has one class, of few."""
-    shapes = (outputs.ndim, targets.ndim) == (2, 1) and outputs.shape[1] <= _MOST_CLASSES
-    return shapes and not targets.is_floating_point()
 
 
 def _count(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:

@@ -141,7 +141,8 @@ class CoordinatorServicer:
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,9 +163,8 @@ class CoordinatorServicer:
         OFFSET_MISMATCH, or the outcome if there is one already; only the newer
         stream then ends the assignment.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-        before any chunk is taken.
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -566,8 +566,8 @@ class AdminServicer:
         """Ends the run after the current round, as if it were the last. The order is
         durable before it is acknowledged. Again is OK. A run that is stopped before
         its first round is committed ends as FAILED: it has no trained model.
-        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
-        the disk is full or fails; the run goes on).
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+        (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -16,7 +16,9 @@ Payloads. A model and an update are each the bytes of one safetensors file
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
 limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
 model; each value is local minus base. A chunk may be empty: a stream that
-resumes where all bytes are held sends one empty last chunk, both ways.
+resumes where all bytes are held sends one empty last chunk, both ways. A
+chunk over max_chunk_size_bytes ends its upload as OUTCOME_INVALID; one that is
+64 KiB over it or more may end the stream by gRPC's own RESOURCE_EXHAUSTED.
 
 Learning. The contract carries tensors, and no code: what a model computes
 from its inputs, how inputs are scaled and what the loss is belong to the task
@@ -39,6 +41,23 @@ bytes that are no message of the method's type are INVALID_ARGUMENT
 (MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
 outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
 no detail.
+
+gRPC's own errors carry no ErrorInfo: a lost connection or a TLS handshake that
+fails (UNAVAILABLE), a deadline (DEADLINE_EXCEEDED), a stream that broke or was
+damaged (CANCELLED, INTERNAL or UNKNOWN), a message that is too large
+(RESOURCE_EXHAUSTED, each time again). Try again on UNAVAILABLE,
+DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN that have a message but
+no ErrorInfo, and on RESOURCE_EXHAUSTED that has ErrorInfo: after RetryInfo's
+time if there is one, else after pauses that grow from 0.2 to 5 s, for as long
+as a server may be away (the Python client's default is 10 minutes).
+
+Bounds on strangers. A connection carries at most 16 calls at a time; gRPC's
+clients let further ones wait, so a process of many sessions opens several
+connections. The first message of a call is whole within 10 s of its headers,
+or the call is UNAVAILABLE (REQUEST_UNFINISHED: try again), sooner where many
+others are unfinished. A connection on which no call of a session or of an
+operator has come is closed after 20 s, after 1 MiB, or when it is the oldest of
+more than 1000. Health's Watch is UNIMPLEMENTED.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
@@ -128,7 +147,8 @@ class CoordinatorStub:
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -145,9 +165,8 @@ class CoordinatorStub:
     OFFSET_MISMATCH, or the outcome if there is one already; only the newer
     stream then ends the assignment.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-    before any chunk is taken.
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
@@ -214,7 +233,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -231,9 +251,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     OFFSET_MISMATCH, or the outcome if there is one already; only the newer
     stream then ends the assignment.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-    before any chunk is taken.
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
@@ -327,7 +346,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -350,9 +370,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         OFFSET_MISMATCH, or the outcome if there is one already; only the newer
         stream then ends the assignment.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-        before any chunk is taken.
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -413,8 +432,8 @@ class AdminStub:
     """Ends the run after the current round, as if it were the last. The order is
     durable before it is acknowledged. Again is OK. A run that is stopped before
     its first round is committed ends as FAILED: it has no trained model.
-    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
-    the disk is full or fails; the run goes on).
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
@@ -453,8 +472,8 @@ class AdminAsyncStub(AdminStub):
     """Ends the run after the current round, as if it were the last. The order is
     durable before it is acknowledged. Again is OK. A run that is stopped before
     its first round is committed ends as FAILED: it has no trained model.
-    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
-    the disk is full or fails; the run goes on).
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
@@ -520,8 +539,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """Ends the run after the current round, as if it were the last. The order is
         durable before it is acknowledged. Again is OK. A run that is stopped before
         its first round is committed ends as FAILED: it has no trained model.
-        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (ORDER_NOT_STORED:
-        the disk is full or fails; the run goes on).
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+        (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
         """
 
     @_abc_1.abstractmethod

@@ -32,8 +32,8 @@ from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
 
-# What a client says when its training came to NaN or infinity.
-_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE")
+# What a client says when its training came to NaN or infinity, or went too far.
+_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
 # Of a row, in the log's line.
 _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
@@ -623,6 +623,11 @@ class Coordinator:
         self._log.info("round committed", **_headline(row))
         self._warn_if_worthless()
         settings = self.settings
+        evaluated = any(count for count, _ in self._attempt.evaluations.values())
+        if settings.target_accuracy is not None and row.accuracy is None and evaluated:
+            self._log.warning(
+                "--target-accuracy has no effect: the clients' evaluation has no accuracy"
+            )
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
 
@@ -680,6 +685,7 @@ def _headline(row: Row) -> dict[str, int | float]:
         **{
             name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
         },
+        **{name: round(value, 4) for name, value in row.own().items()},
         "updates": row.accepted,
         "seconds": round(row.duration_seconds, 2),
     }

@@ -7,15 +7,16 @@ Absent is null, never 0. Knows nothing about models.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.durable import append_lines
 from common.logs import get_logger
 from common.training import Metrics
-from server.run_files import numbers
+from server.run_files import numbers, own_numbers
 
 log = get_logger()
 
@@ -80,11 +81,17 @@ class Row:
         """What a target is compared with: the server's accuracy, else the clients'."""
         return self.client_accuracy if self.global_accuracy is None else self.global_accuracy
 
+    def own(self) -> Metrics:
+        """Return a task's own metrics, as global_<name> and client_<name>."""
+        return own_numbers(asdict(self))
+
     def numbers(self) -> Metrics:
         """Return what is a number and there, by name; of a task's own, as global_<name>."""
         return numbers(asdict(self))
 
 
+# Of a task's own metrics in a table: clients may name what they like.
+_MOST_OWN = 64
 _CSV_COLUMNS = [f.name for f in fields(Row) if not f.name.endswith("_metrics")]
 
 
@@ -103,6 +110,16 @@ def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metric
                 weights[name] = weights.get(name, 0) + count
     # Of finite values, too, a sum may be none.
     return finite_only({name: sums[name] / weights[name] for name in sorted(sums)})
+
+
+def most_reported(reports: Sequence[Mapping[str, float]], count: int) -> frozenset[str]:
+    """Return the names of the metrics that most reports hold; of equals, the first by name.
+
+    >>> sorted(most_reported([{"f1": 1.0, "x": 1.0}, {"f1": 0.5}, {"a": 0.1}], 2))
+    ['a', 'f1']
+    """
+    held = Counter(name for metrics in reports for name in metrics)
+    return frozenset(sorted(held, key=lambda name: (-held[name], name))[:count])
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -148,6 +165,18 @@ def by_class(round_number: int, confusion: Sequence[Sequence[int]]) -> dict[str,
 def finite_only(metrics: Mapping[str, float]) -> Metrics:
     """Return the metrics that are finite numbers: JSON has no NaN, and no mean survives one."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _columns(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> list[str]:
+    """Return a table's columns: the rows', and then a task's own, as they come."""
+    found = dict.fromkeys(columns or _CSV_COLUMNS)
+    for row in rows:
+        found |= dict.fromkeys(sorted(own_numbers(dict(row))))
+    return list(found)[: len(_CSV_COLUMNS) + _MOST_OWN]
+
+
+def _writer(file: IO[str], columns: Sequence[str]) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, columns, extrasaction="ignore")
 
 
 def fields_of(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +228,7 @@ class Sinks:
         append_lines(self._clients, [json.dumps(client) + "\n" for client in clients])
         if evaluation is not None:
             append_lines(self._evaluations, [json.dumps(evaluation) + "\n"])
-        self._append_table([asdict(row)])
+        self._append_table(asdict(row))
         self._counts = self.counts_with(clients, evaluation)
 
     def reconcile(
@@ -228,8 +257,7 @@ class Sinks:
         found = [*(Row(**fields_of(Row, row)) for row in rows), last]
         _mention_lost(self._rows, last.round - 1 - len({row.round for row in found[:-1]}))
         self._write(self._rows, [*rows, asdict(last)])
-        self._table.unlink(missing_ok=True)
-        self._append_table([*rows, asdict(last)])
+        self._write_table([*rows, asdict(last)])
         for path, new in (
             (self._clients, list(clients)),
             (self._evaluations, [] if evaluation is None else [evaluation]),
@@ -243,13 +271,24 @@ class Sinks:
                 path.unlink(missing_ok=True)
         return found
 
-    def _append_table(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        begin = not self._table.exists()
+    def _append_table(self, row: Mapping[str, Any]) -> None:
+        columns: list[str] = []
+        if self._table.exists():
+            with self._table.open(encoding="utf-8", newline="") as file:
+                columns = next(csv.reader(file), [])
+        if columns != _columns([row], columns):
+            self._write_table(self._read(self._rows, row["round"]))
+            return
         with self._table.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore")
-            if begin:
-                writer.writeheader()
-            writer.writerows(rows)
+            _writer(file, columns).writerow({**row, **own_numbers(dict(row))})
+
+    def _write_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        temporary = self._table.with_name(self._table.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = _writer(file, _columns(rows))
+            writer.writeheader()
+            writer.writerows({**row, **own_numbers(dict(row))} for row in rows)
+        temporary.replace(self._table)
 
     @staticmethod
     def _read(path: Path, last_round: int) -> list[dict[str, Any]]:

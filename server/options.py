@@ -136,7 +136,7 @@ class TrainingOptions:
     proximal_mu: NonNegativeFloat | None = None
     "Strength of the pull towards the global model, for --strategy fedprox or fednova."
     hyperparameters: str = "{}"
-    """For tasks with training of their own: a JSON object, e.g. '{"dropout": 0.1}'."""
+    """For a model's constructor or a task's own training: JSON, e.g. '{"dropout": 0.1}'."""
 
 
 @_group("Strategy (if not given: the strategy's own)", 5)

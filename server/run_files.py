@@ -172,12 +172,20 @@ def check_format(path: Path, config: Mapping[str, Any]) -> None:
 
 def numbers(row: Line) -> dict[str, float]:
     """Return what is a number and there in a row of metrics; of a task's own, as global_<name>."""
-    own = {
-        f"{side}_{name}": float(value)
+    return own_numbers(row) | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+
+
+def own_numbers(row: Line) -> dict[str, float]:
+    """Return a task's own metrics in a row of metrics, as global_<name> and client_<name>.
+
+    Those that are called as one of the row's columns are left out.
+    """
+    return {
+        column: float(value)
         for side in ("global", "client")
         for name, value in row.get(f"{side}_metrics", {}).items()
+        if (column := f"{side}_{name}") not in row
     }
-    return own | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
 
 
 def is_running(run_dir: Path) -> bool:

@@ -12,6 +12,7 @@ Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -379,7 +380,9 @@ class Spool:
         upload.update = update
         try:
             if judge.offer(assignment):
-                await asyncio.to_thread(sync_folder, upload.path.parent)
+                # Gone: its attempt has ended in the meantime, and took the folder away.
+                with suppress(FileNotFoundError):
+                    await asyncio.to_thread(sync_folder, upload.path.parent)
                 result = _accepted(update)
             else:
                 result = self._settle(client_id, token, _NOT_WANTED)

@@ -81,6 +81,15 @@ def load_task_of_run(name: str, named: str | None) -> Task:
     return load_task(name)
 
 
+def naming(name: str) -> str:
+    """Return what a command that goes on with a run says of its task, after a space.
+
+    >>> naming("digits"), naming("mine:Task")
+    ('', ' --task mine:Task')
+    """
+    return "" if name in BUILT_IN else f" --task {name}"
+
+
 def load_examples(task: Task, data_dir: Path, *, train: bool) -> Examples:
     """Return a task's training examples, or those that the server evaluates on: at least one.
 

@@ -26,6 +26,8 @@ from server.run_files import Line, Lines, RunFiles
 
 Numbers = Mapping[str, float]
 
+# Of the task's own metrics; clients may name theirs as they like.
+_MOST_OWN = 32
 # Beyond these, names are cut.
 _LONGEST_NAME = 200
 
@@ -103,7 +105,7 @@ class Facts:
 
     @property
     def best_is_known(self) -> bool:
-        """Say whether `best` was called the best, as it is by accuracy."""
+        """Say whether `best` was called the best, as it is by accuracy, or else by loss."""
         return bool(self.rows) and self.best.get("best_round") == self.best["round"]
 
     def total(self, name: str) -> float | None:
@@ -115,6 +117,20 @@ class Facts:
 def accuracy_of(row: Numbers) -> float | None:
     """Return the server's accuracy, else the clients': what the best round is the best by."""
     return row.get("global_accuracy", row.get("client_accuracy"))
+
+
+def loss_of(row: Numbers) -> float | None:
+    """Return the server's loss, else the clients': what it is the best by without an accuracy."""
+    return row.get("global_loss", row.get("client_loss"))
+
+
+def own_names(rows: Sequence[Numbers]) -> list[str]:
+    """Return the columns of the task's own metrics: global_<name> and client_<name>."""
+    ends = ("", "_min", "_p10", "_median", "_max")
+    columns = {f"client_{measure}{end}" for measure in ("accuracy", "loss") for end in ends}
+    columns |= {"global_accuracy", "global_loss"}
+    found = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
 
 
 def plain(value: object) -> str:
@@ -276,7 +292,7 @@ def _by_class(lines: Sequence[Line], task: Task | None, wanted: float | None) ->
         return None
     if confusion.ndim != 2 or len(set(confusion.shape)) > 1 or (confusion < 0).any():
         return None
-    names = [plain(name) for name in task.classes] if task else []
+    names = [plain(name) for name in task.class_names] if task else []
     if len(names) != len(confusion):
         names = [str(number) for number in range(len(confusion))]
     return ByClass(number, names, confusion)

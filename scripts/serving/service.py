@@ -28,14 +28,17 @@ from starlette.requests import ClientDisconnect
 
 from common.errors import InputError
 from common.pictures import MOST_PIXELS, open_pictures
+from common.tasks.outputs import Answer, Label, Map, Share, Value
 from scripts.serving.batching import Batcher, Batching, TooBusy
 from scripts.serving.metadata import Metadata
-from scripts.serving.model import Answer, Array, Model
+from scripts.serving.model import Array, Model
 
 T = TypeVar("T")
 
 MOST_BYTES = 8 << 20
 MOST_INPUTS = 256
+# Of a response's maps; a place takes two bytes and more.
+MOST_PLACES = 4 << 20
 # JSON that is read in less time than it takes to hand it to a thread.
 _SMALL_BYTES = 16 << 10
 # That a request's body may take to arrive.
@@ -65,15 +68,29 @@ class Inputs(BaseModel):
 
 
 class Predictions(BaseModel):
-    """For each input its likeliest answers, the likeliest first."""
+    """For each input its answers, the likeliest first; of numbers, all in their order.
 
-    predictions: list[list[Answer]]
+    Of a map, each input's class at each place, too.
+    """
+
+    predictions: list[list[Answer | Value | Label | Share]]
+    maps: list[Any] | None = None
 
 
 class Health(BaseModel):
     """The service answers."""
 
     status: str
+
+
+# Of a response, by what the outputs are.
+_EXAMPLES = {
+    "classes": '{"predictions": [[{"label": "7", "probability": 0.98}, …], …]}',
+    "next_symbol": '{"predictions": [[{"label": "the", "probability": 0.1}, …], …]}',
+    "values": '{"predictions": [[{"label": "price", "value": 12.5, "unit": "EUR"}, …], …]}',
+    "labels": '{"predictions": [[{"label": "dog", "probability": 0.9, "holds": true}, …], …]}',
+    "map": '{"predictions": [[{"label": "sky", "share": 0.4}, …], …], "maps": [[[0, 1, …], …], …]}',
+}
 
 
 class _Parts(MultiPartParser):
@@ -83,7 +100,7 @@ class _Parts(MultiPartParser):
 
 def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
     """Return the service of one model."""
-    batcher = Batcher(model.probabilities, batching)
+    batcher = Batcher(model.predict, batching)
     decoders = _Decoders()
 
     @asynccontextmanager
@@ -116,8 +133,8 @@ def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
     @app.post(
         "/predict",
         openapi_extra=_request_body(model),
-        response_description="For each input its likeliest answers, the likeliest first: "
-        '{"predictions": [[{"label": "7", "probability": 0.98}, …], …]}',
+        response_description="For each input its answers: " + _EXAMPLES[model.outputs.kind],
+        response_model_exclude_none=True,
         responses=_ERRORS,
     )
     async def predict(
@@ -128,8 +145,8 @@ def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
 
         async def answer() -> Predictions:
             examples = await _examples(request, contents, model, decoders)
-            found = await batcher.probabilities(examples)
-            return Predictions(predictions=[model.likeliest(row, top) for row in found])
+            found = await batcher.rows(examples)
+            return await asyncio.to_thread(_predictions, model, found, top)
 
         return await _unless_gone(request, answer())
 
@@ -142,6 +159,19 @@ def create_app(model: Model, metadata: Metadata, batching: Batching) -> FastAPI:
         return RedirectResponse("/docs")
 
     return app
+
+
+def _predictions(model: Model, found: Sequence[Array], top: int) -> Predictions:
+    maps = None
+    if isinstance(model.outputs, Map):
+        places = sum(row[0].size for row in found)
+        if places > MOST_PLACES:
+            raise InputError(
+                f"the answers have {places:,} places, at most {MOST_PLACES:,} are sent; send "
+                "fewer inputs at once"
+            )
+        maps = [model.places(row) for row in found]
+    return Predictions(predictions=[list(model.answers(row, top)) for row in found], maps=maps)
 
 
 class _Decoders:

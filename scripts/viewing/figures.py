@@ -29,22 +29,28 @@ _MOST_TICKS = 12
 ACCURACY = "accuracy (share of the examples)"
 
 
-def accuracy(rows: Sequence[Line]) -> go.Figure:
-    """Return the accuracy by round: the server's, and the clients' mean with its spread."""
+def accuracy(rows: Sequence[Line]) -> go.Figure | None:
+    """Return the accuracy by round: the server's, and the clients' mean with its spread.
+
+    None where nobody measures one.
+    """
     figure = blank("round", ACCURACY, rounds=len(rows))
     _add_clients(figure, rows, "accuracy")
     _add_line(figure, rows, "fine_tuned_accuracy_median", "clients' median, fine-tuned", PURPLE)
     _add_line(figure, rows, "global_accuracy", "server's held-out data", BLUE)
-    return figure
+    return figure if figure.data else None
 
 
-def loss(rows: Sequence[Line]) -> go.Figure:
-    """Return the loss by round: the server's, the clients' with its spread, and in training."""
+def loss(rows: Sequence[Line]) -> go.Figure | None:
+    """Return the loss by round: the server's, the clients' with its spread, and in training.
+
+    None where nobody measures one.
+    """
     figure = blank("round", "loss (mean over the examples)", rounds=len(rows))
     _add_clients(figure, rows, "loss")
     _add_line(figure, rows, "train_loss", "in local training, mean", GREEN, dash="dot")
     _add_line(figure, rows, "global_loss", "server's held-out data", BLUE)
-    return figure
+    return figure if figure.data else None
 
 
 def own(rows: Sequence[Line]) -> go.Figure | None:
@@ -139,6 +145,25 @@ def probabilities(names: Sequence[str], values: Sequence[float]) -> go.Figure:
     )
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(range=[0, 1])
+    figure.update_yaxes(type="category", autorange="reversed")
+    return figure
+
+
+def values(names: Sequence[str], found: Sequence[float], true: Sequence[float]) -> go.Figure:
+    """Return numbers that a model gives, a bar each, and the true ones if they are known."""
+    figure = blank("value", "", 130 + 26 * len(names))
+    for label, numbers, colour in (("predicted", found, BLUE), ("true", true, GREY)):
+        if len(numbers):
+            figure.add_bar(
+                y=list(names),
+                x=list(numbers),
+                name=label,
+                orientation="h",
+                marker_color=colour,
+                text=[f"{number:.4g}" for number in numbers],
+                hovertemplate="%{y}: %{x:.6~g}",
+            )
+    figure.update_layout(hovermode="closest", showlegend=bool(len(true)))
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 

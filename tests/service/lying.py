@@ -34,7 +34,7 @@ def digest_of(data):
 class Server(pb_grpc.CoordinatorServicer):
     """Trains one round and ends; a context manager. What it says may be changed before."""
 
-    def __init__(self, task=TASK, model="linear"):
+    def __init__(self, task=TASK, model="linear", data=None):
         self.calls = Counter()
         self.failures = []
         self.requests = []
@@ -56,7 +56,7 @@ class Server(pb_grpc.CoordinatorServicer):
         self.assignment = pb.TaskAssignment(
             task_token=b"work",
             round=1,
-            model=self.holds(model_of(task, model)),
+            model=self.holds(data or model_of(task, model)),
             time_remaining=Duration(seconds=600),
             train=pb.TrainWork(local_epochs=1, batch_size=8, learning_rate=0.1),
         )

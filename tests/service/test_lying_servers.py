@@ -27,6 +27,7 @@ from tests.service.lying import (
     poison,
     take_part,
 )
+from tests.tasks import Tiny
 
 STEPS = "scripts.resilience.tasks:Steps"
 
@@ -483,6 +484,21 @@ def test_an_update_that_is_too_long_is_work_that_failed(server, tmp_path):
     take_part(server, tmp_path)
     assert server.calls["push"] == 0
     assert server.requests[0].failure.reason == "UPDATE_TOO_LONG"
+
+
+@pytest.mark.parametrize("failing", ["data", "models"])
+def test_a_tasks_own_code_that_fails_at_the_start_is_wrong_input_with_where(
+    tmp_path, monkeypatch, failing, capfd
+):
+    def fail(*_, **__):
+        raise LookupError("no\nsuch scanner")
+
+    model = model_of()
+    monkeypatch.setattr(Tiny, failing, fail if failing == "data" else {"linear": fail})
+    said = r"^--task: .*LookupError: no such scanner \(.*test_lying_servers\.py, line \d+\)$"
+    with Server(data=model) as server, pytest.raises(InputError, match=said):
+        take_part(server, tmp_path)
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_lease_gets_three_heartbeats(server, tmp_path):

@@ -360,7 +360,7 @@ def test_examples_of_concurrent_requests_share_runs_of_at_most_so_many():
         batcher = Batcher(run, Batching(most=4, wait=60))
         async with batcher.running():
             return await asyncio.gather(
-                *(batcher.probabilities([np.array([n]), np.array([-n])]) for n in range(4))
+                *(batcher.rows([np.array([n]), np.array([-n])]) for n in range(4))
             )
 
     answers = asyncio.run(ask())
@@ -372,7 +372,7 @@ def test_a_batch_waits_no_longer_than_it_may():
     async def ask():
         batcher = Batcher(np.stack, Batching(most=4, wait=0.001))
         async with asyncio.timeout(30), batcher.running():
-            return await batcher.probabilities([np.array([7])])
+            return await batcher.rows([np.array([7])])
 
     assert asyncio.run(ask())[0].item() == 7
 
@@ -386,7 +386,7 @@ def test_one_bad_example_does_not_spoil_the_others_of_its_batch():
     async def ask():
         batcher = Batcher(run, Batching(most=3, wait=60))
         async with batcher.running():
-            asked = (batcher.probabilities([np.array(n)]) for n in (1, -1, 2))
+            asked = (batcher.rows([np.array(n)]) for n in (1, -1, 2))
             return await asyncio.gather(*asked, return_exceptions=True)
 
     good, bad, other = asyncio.run(ask())
@@ -398,8 +398,8 @@ def test_more_than_may_wait_are_refused():
         batcher = Batcher(np.stack, Batching(), most_waiting=3)
         async with batcher.running():
             with pytest.raises(TooBusy):
-                await batcher.probabilities([np.array(0)] * 4)
-            return await batcher.probabilities([np.array(0)] * 3)
+                await batcher.rows([np.array(0)] * 4)
+            return await batcher.rows([np.array(0)] * 3)
 
     assert len(asyncio.run(ask())) == 3
 
@@ -408,7 +408,7 @@ def test_being_too_busy_is_a_503_that_says_when_to_come_back(pictures, monkeypat
     async def refuse(*_):
         raise TooBusy
 
-    monkeypatch.setattr(Batcher, "probabilities", refuse)
+    monkeypatch.setattr(Batcher, "rows", refuse)
     response = pictures.post("/predict", json={"inputs": [LIGHT]})
     refused(response, 503, "too many wait")
     assert response.headers["retry-after"] == "1"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.durable import read_sealed, seal
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.tasks import load_task
 from common.training import TrainConfig
-from server.configuration import describe, parse, resolve, train_config
-from server.options import ServerOptions, TrainingOptions
+from server.configuration import describe, parse, resolve, resolve_split, train_config
+from server.options import ServerOptions, SplitOptions, TrainingOptions
 
 FLAGS = """
 --rounds --task --model --local-layers --data-dir --seed --run-dir --resume --config
@@ -163,6 +163,29 @@ def test_the_partitioner_is_the_tasks_own_unless_it_is_given():
     task.partitioner = "natural"
     assert resolve(parse([]), task).split.partitioner == "natural"
     assert resolve(parse(["--partitioner", "iid"]), task).split.partitioner == "iid"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "partitioner"),
+    [
+        ("tests.tasks:Tiny", False, "dirichlet"),
+        ("tests.tasks:Tiny", True, "dirichlet"),
+        ("tests.tasks:Pairs", True, "iid"),
+        ("tests.kinds:OwnLoss", True, "iid"),
+        ("tests.kinds:Column", False, "iid"),
+        ("tests.kinds:Tags", False, "iid"),
+        ("tests.kinds:Pixels", False, "iid"),
+        ("shakespeare", False, "natural"),
+    ],
+)
+def test_what_has_no_classes_is_not_divided_by_class_unless_that_is_asked_for(
+    name, known, partitioner
+):
+    task = load_task(name)
+    targets = task.data(None, train=False).targets if known else None
+    assert resolve_split(SplitOptions(), task, 0, targets).partitioner == partitioner
+    asked = SplitOptions(partitioner="shards")
+    assert resolve_split(asked, task, 0, targets).partitioner == "shards"
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
@@ -377,3 +400,12 @@ def test_a_resumed_run_is_insecure_only_if_that_is_said_again(tmp_path):
     save(resolve(given, load_task("digits")), tmp_path)
     assert not resumed(tmp_path).security.insecure
     assert resumed(tmp_path, "--insecure").security.insecure
+
+
+def test_a_resumed_runs_own_task_is_named_again_before_its_code_is_run(tmp_path):
+    save_run(tmp_path, "--task", "tests.tasks:Tiny")
+    with pytest.raises(UnnamedTask, match=r"add --task tests.tasks:Tiny"):
+        resumed(tmp_path)
+    with pytest.raises(InputError, match=r"^--task: the run in .* has tests.tasks:Tiny"):
+        resumed(tmp_path, "--task", "tests.tasks:Owned")
+    assert resumed(tmp_path, "--task", "tests.tasks:Tiny").run.task == "tests.tasks:Tiny"

@@ -274,3 +274,26 @@ def test_lines_are_counted_on_over_a_restart_with_those_that_were_lost(tmp_path)
     sinks.reconcile(last, clients_of(last), evaluation_of(last), counts)
     found = sinks.counts_with(clients_of(ROWS[2]), evaluation_of(ROWS[2]))
     assert found == {"clients.jsonl": 6, "evaluations.jsonl": 2}
+
+
+def test_own_metrics_have_columns_from_the_round_that_first_has_them(tmp_path):
+    plain = replace(ROW, global_metrics={}, client_metrics={})
+    rows = [replace(plain, round=1), replace(ROW, round=2), replace(plain, round=3)]
+    write_run(tmp_path / "run", rows)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["global_f1"] for row in found] == ["", "0.5", ""]
+    assert [row["client_f1"] for row in found] == ["", "0.25", ""]
+    assert [row["accepted"] for row in found] == ["2", "2", "2"]
+    before = contents(tmp_path / "run")
+    reconciled(tmp_path / "run", rows)
+    assert contents(tmp_path / "run") == before
+
+
+def test_an_own_metric_does_not_stand_in_for_a_column_nor_make_more_than_there_may_be(tmp_path):
+    named = {f"m{number}": 1.0 for number in range(100)}
+    write_run(tmp_path / "run", [replace(ROW, client_metrics=named | {"loss_min": 9.0})])
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["client_loss_min"] == "0.5"
+    assert sum(name.startswith("client_m") and name[8:].isdecimal() for name in row) == 64

@@ -182,3 +182,17 @@ async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage, tm
     assert stage.files == sorted([kept.name, kept.with_suffix(".json").name])
     assert Spool(schema_of(stage.base)).recover(stage.folder, stage.base, 1, 2) == ["a"]
     assert stage.files == []
+
+
+@on_a_loop
+async def test_an_attempt_that_ends_while_its_folder_is_synced_is_no_fault_of_the_disk(stage):
+    keep = stage.judge.offer
+
+    def keep_and_abandon(assignment):
+        keep(assignment)
+        stage.spool.close()
+        stage.folder.rename(stage.folder.with_name("abandoned"))
+        return True
+
+    stage.judge.offer = keep_and_abandon
+    assert (await stage.send("a", data_of(1.0))).outcome is Outcome.ACCEPTED

@@ -1,11 +1,13 @@
 """What the dashboard shows of a run, up to Plotly's figures; tests/e2e has the page itself."""
 
+import io
 import json
 import math
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from common.errors import InputError, UnnamedTask
 from scripts.viewing import figures, maps
@@ -21,6 +23,7 @@ from scripts.viewing.tables import (
     examples_by_client,
     headline,
     own_metrics,
+    own_of_clients,
 )
 from tests.recorded import begin, client_rows, commit, confusion, row
 
@@ -109,6 +112,21 @@ def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
     names = [trace.name for trace in figures.accuracy(rows).data]
     assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
     assert names.count("clients, lowest") == 1
+
+
+def test_what_nobody_measures_has_no_figure():
+    assert figures.accuracy([{"round": 1, "global_loss": 0.5}]) is None
+    assert figures.loss([{"round": 1, "global_accuracy": 0.5}]) is None
+
+
+def test_a_tasks_own_metrics_of_clients_are_values_of_their_map():
+    lines = [
+        {"round": 1, "client_id": "a", "validation_metrics": {"f1": 0.5}, "train_metrics": None},
+        {"round": 1, "client_id": "b", "train_metrics": {"f1": 0.25}},
+    ]
+    assert own_of_clients(lines) == ["training f1", "validation f1"]
+    assert by_client(lines, "validation f1").values[0, 0] == 0.5
+    assert np.isnan(by_client(lines, "validation f1").values[1, 0])
 
 
 @pytest.mark.parametrize("rounds", [3, 500])
@@ -281,3 +299,16 @@ def test_a_task_of_ones_own_is_named_where_the_dashboard_is_started():
         r"start ./scripts/dashboard again with --task moons\:Moons."
     )
     assert said(InputError("a_b")) == r"a\_b"
+
+
+def test_a_picture_file_is_turned_as_its_camera_was_held(monkeypatch):
+    st = pytest.importorskip("streamlit")
+    from scripts.viewing import try_out
+
+    picture = Image.new("L", (4, 2))
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    monkeypatch.setattr(st, "file_uploader", lambda *_: file)
+    assert try_out._uploaded().size == (2, 4)
