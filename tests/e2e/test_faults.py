@@ -156,7 +156,15 @@ def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, anoth
     assert federation.model == another_federation.model
     assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
     # There is nothing left to do, and that is no error.
-    assert federation.start("server", "--run-dir", federation.run_dir, "--resume").wait() == 0
+    resume = ("server", "--run-dir", federation.run_dir, "--resume")
+    assert federation.start(*resume, "--task", TASK).wait() == 0
+    # Nor does a run directory's own word run a task's code.
+    unnamed = federation.start(*resume)
+    assert unnamed.wait() == 2
+    assert unnamed.errors == [
+        f"error: the run's task is {TASK}, whose code would run here; if you trust it, "
+        f"add --task {TASK}"
+    ]
 
 
 def test_a_client_whose_work_fails_is_dropped_and_the_run_fails_without_a_quorum(federation):
