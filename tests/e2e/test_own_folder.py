@@ -72,7 +72,7 @@ def test_a_run_finds_its_data_from_any_folder_and_says_where_they_are_not(own, t
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     path = {"PYTHONPATH": str(own)}
-    resume = ("--run-dir", "../own/run", "--resume", "--rounds", 2)
+    resume = ("--run-dir", "../own/run", "--resume", "--rounds", 2, "--task", "mine:Mine")
     status, out, err = run(elsewhere, ROOT / "scripts" / "quickstart", *resume, **path)
     assert status == 0, out + err
     assert len(json_lines(own / "run" / "metrics.jsonl")) == 2
