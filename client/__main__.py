@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from client.options import ClientOptions, client_ids
+from client.options import ClientOptions, check_address, client_ids
 from common.config import parse_options
 from common.process import begin_process, exit_status
 
@@ -23,6 +23,7 @@ def _run(argv: Sequence[str]) -> int:
     if options is None:
         return 0
     client_ids(options)
+    check_address(options.server)
     # Imports torch, which --help and wrong flags need not wait for.
     from client.app import serve
 

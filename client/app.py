@@ -5,6 +5,7 @@ The only place that wires objects together.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -41,6 +42,8 @@ def serve(options: ClientOptions) -> int:
     """
     ids = client_ids(options)
     configure_logs()
+    # It would print a traceback about bytes that are no message; the call's error says it, too.
+    logging.getLogger("grpc").addHandler(logging.NullHandler())
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if options.task is not None:

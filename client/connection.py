@@ -5,22 +5,34 @@ Turns statuses into this file's few exceptions. Knows nothing about training.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from client.promises import (
+    MOST_TEXT,
+    Session,
+    check_poll,
+    check_push,
+    check_upload,
+    seconds_of,
+    session_of,
+)
 from common.errors import FolkmootError, InputError, RunFailed
 from common.logs import get_logger
+from common.printable import printable
 from common.tensors import Digest
 from common.training import Trained
 from common.transfer import (
+    CHUNK_SIZE_BYTES,
     DigestMismatch,
     OffsetMismatch,
     PayloadTooLong,
@@ -44,6 +56,10 @@ _HEARTBEAT_SECONDS = 5.0
 # a stream can hang, as when a byte of its framing was damaged.
 _TRANSFER_SECONDS = 300.0
 _DIGEST_ATTEMPTS = 3
+# Each has one call at a time, and a server takes few at a time on one connection.
+_THREADS_A_CHANNEL = 8
+# As a lease may have; a server that is full asks for one.
+_LONGEST_WAIT_SECONDS = 3600.0
 _RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -64,6 +80,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
+    # Otherwise all channels of a process share one connection.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
@@ -87,8 +105,38 @@ class NotStored(FolkmootError):
     """The server can't store an update now: send it again later."""
 
 
+class StreamDamaged(FolkmootError):
+    """A model's stream is not as federated.proto lays it out."""
+
+
+class _Channel:
+    """A channel, and the methods on it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self.channel = (
+            grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        )
+        self.stub = pb_grpc.CoordinatorStub(self.channel)
+        service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+        # The two that carry chunks, without the generated stub's copies of them.
+        self.pull_model: grpc.UnaryStreamMultiCallable[
+            pb.PullModelRequest, pb.PullModelResponse | Piece
+        ] = self.channel.unary_stream(
+            f"{service}/PullModel",
+            pb.PullModelRequest.SerializeToString,
+            lambda message: decode_message(message, pb.PullModelResponse),
+        )
+        self.push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = (
+            self.channel.stream_unary(
+                f"{service}/PushUpdate", bytes, pb.PushUpdateResponse.FromString
+            )
+        )
+
+
 class Connection:
-    """One channel to one server, shared by the clients of a process.
+    """The channels to one server, shared by the clients of a process.
 
     Args:
         address: HOST:PORT.
@@ -104,50 +152,48 @@ class Connection:
         max_wait: float,
         stop: threading.Event,
     ) -> None:
-        host, colon, port = address.rpartition(":")
-        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
-            raise InputError(f"--server: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
         self._address = address
         self._max_wait = max_wait
         self._stop = stop
-        self._channel = (
-            grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-        )
-        self._stub = pb_grpc.CoordinatorStub(self._channel)
-        service = "/" + pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-        # The two that carry chunks, without the generated stub's copies of them.
-        self._pull_model: grpc.UnaryStreamMultiCallable[
-            pb.PullModelRequest, pb.PullModelResponse | Piece
-        ] = self._channel.unary_stream(
-            f"{service}/PullModel",
-            pb.PullModelRequest.SerializeToString,
-            lambda message: decode_message(message, pb.PullModelResponse),
-        )
-        self._push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = (
-            self._channel.stream_unary(
-                f"{service}/PushUpdate", bytes, pb.PushUpdateResponse.FromString
-            )
-        )
+        self._credentials = credentials
+        self._channels = [_Channel(address, credentials)]
+        self._opening = threading.Lock()
+        self._threads = itertools.count()
+        self._place = threading.local()
         self._jitter = random.Random()
         # When the server was last heard of, by any thread.
         self._contact = 0.0
 
     def close(self) -> None:
         """End all calls, from any thread."""
-        self._channel.close()
+        with self._opening:
+            for channel in self._channels:
+                channel.channel.close()
+
+    @property
+    def _channel(self) -> _Channel:
+        """The channel of the calling thread."""
+        if not hasattr(self._place, "channel"):
+            with self._opening:
+                number = next(self._threads) // _THREADS_A_CHANNEL
+                if number == len(self._channels):
+                    self._channels.append(_Channel(self._address, self._credentials))
+                self._place.channel = self._channels[number]
+        channel: _Channel = self._place.channel
+        return channel
 
     # ------------------------------------------------------------------- calls
 
-    def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+    def join(self, request: pb.JoinRequest) -> Session:
         """Join, waiting for a server that is not there yet.
 
         Raises:
             InputError: this client can't take part: another task, or a partition too many.
+            BrokenPromise: the server announced what can't be.
             RunEnded: the run is over.
         """
-        return self._call(lambda: self._stub.Join(request, timeout=_CALL_SECONDS))
+        response = self._call(lambda: self._channel.stub.Join(request, timeout=_CALL_SECONDS))
+        return session_of(response, request.task_names)
 
     def heartbeat(self, session_token: str, task_token: bytes) -> bool:
         """Renew the lease once, without trying again; return whether to cancel the work.
@@ -157,16 +203,20 @@ class Connection:
         """
         request = pb.HeartbeatRequest(session_token=session_token, task_token=task_token)
         try:
-            return self._stub.Heartbeat(request, timeout=_HEARTBEAT_SECONDS).cancel_requested
+            return self._channel.stub.Heartbeat(
+                request, timeout=_HEARTBEAT_SECONDS
+            ).cancel_requested
         except grpc.RpcError as error:
             if error.code() in _RETRIED:
                 return False
             raise self._translate(error) from error
+        except ValueError:  # The channel was closed under the call.
+            return False
 
     def leave(self, session_token: str, reason: str, timeout: float = 2.0) -> bool:
         """End the session; return whether the server heard it. If not, its lease ends it."""
         try:
-            self._stub.Leave(
+            self._channel.stub.Leave(
                 pb.LeaveRequest(session_token=session_token, reason=reason), timeout=timeout
             )
             return True
@@ -174,15 +224,23 @@ class Connection:
             return False
 
     def poll(self, session_token: str, longest: float) -> pb.PollTaskAssignmentResponse:
-        """Wait for work for up to `longest` seconds."""
+        """Wait for work for up to `longest` seconds.
+
+        Raises:
+            BrokenPromise: the work is none that can be done.
+        """
         request = pb.PollTaskAssignmentRequest(session_token=session_token)
         # The server answers a second before the deadline; two more are for a slow network.
         timeout = longest + 3.0
-        return self._call(lambda: self._stub.PollTaskAssignment(request, timeout=timeout))
+        response = self._call(
+            lambda: self._channel.stub.PollTaskAssignment(request, timeout=timeout)
+        )
+        check_poll(response)
+        return response
 
     def report(self, request: pb.ReportTaskResultRequest) -> None:
         """Report an evaluation or a failure."""
-        self._call(lambda: self._stub.ReportTaskResult(request, timeout=_CALL_SECONDS))
+        self._call(lambda: self._channel.stub.ReportTaskResult(request, timeout=_CALL_SECONDS))
 
     # ---------------------------------------------------------------- transfers
 
@@ -191,12 +249,13 @@ class Connection:
         session_token: str,
         model: pb.ModelRef,
         payload: memoryview,
+        check_wanted: Callable[[], None],
         *,
         control: bool = False,
     ) -> None:
         """Fill `payload` with the safetensors bytes of a model, or of its control variate.
 
-        Goes on after each broken stream.
+        Goes on after each broken stream, until `check_wanted` raises.
 
         Raises:
             WorkLost: the run has moved on.
@@ -212,16 +271,21 @@ class Connection:
         part = parts.PART_CONTROL if control else parts.PART_UNSPECIFIED
 
         def attempt() -> pb.PullModelRequest:
+            check_wanted()
             request = pb.PullModelRequest(
                 session_token=session_token,
                 model_version=model.version,
                 read_offset=receiver.offset,
                 part=part,
             )
-            for piece in self._pull_model(request, timeout=_TRANSFER_SECONDS):
-                if isinstance(piece, Piece):
+            call = self._channel.pull_model(request, timeout=_TRANSFER_SECONDS)
+            try:
+                for piece in _chunks(call):
                     receiver.write(piece.offset, piece.data)
                     self._contact = time.monotonic()
+                    check_wanted()
+            finally:
+                call.cancel()
             return request
 
         for _ in range(_DIGEST_ATTEMPTS):
@@ -229,7 +293,7 @@ class Connection:
                 self._call(attempt)
                 receiver.finish()
                 return
-            except (OffsetMismatch, PayloadTooLong, DigestMismatch) as error:
+            except (StreamDamaged, OffsetMismatch, PayloadTooLong, DigestMismatch) as error:
                 log.warning("pulled model is damaged; pulling again", problem=str(error))
                 receiver.reset()
         raise RunFailed(f"model {model.version} came damaged {_DIGEST_ATTEMPTS} times")
@@ -242,10 +306,13 @@ class Connection:
         update: memoryview,
         digest: Digest,
         trained: Trained,
+        check_wanted: Callable[[], None],
+        chunk_size: int,
     ) -> pb.PushUpdateResponse:
         """Upload an update, resuming after each broken stream; return its final response.
 
-        That is ACCEPTED, NOT_WANTED or INVALID.
+        That is ACCEPTED, NOT_WANTED or INVALID. A stream that broke is resumed until `check_wanted`
+        raises; no chunk has more than `chunk_size` bytes.
 
         Raises:
             RunFailed: the server never gets the right bytes.
@@ -264,13 +331,16 @@ class Connection:
         def attempt() -> pb.PushUpdateResponse:
             nonlocal first
             if not first:
+                check_wanted()
                 request = pb.GetUploadRequest(session_token=session_token, task_token=task_token)
-                upload = self._stub.GetUpload(request, timeout=_CALL_SECONDS).upload
+                upload = self._channel.stub.GetUpload(request, timeout=_CALL_SECONDS).upload
+                check_upload(upload)
                 self._contact = time.monotonic()
                 header.write_offset = min(upload.committed_size_bytes, len(update))
             first = False
-            messages = _push_messages(header, update)
-            response = self._push_update(messages, timeout=_TRANSFER_SECONDS)
+            messages = _push_messages(header, update, min(chunk_size, CHUNK_SIZE_BYTES))
+            response = self._channel.push_update(messages, timeout=_TRANSFER_SECONDS)
+            check_push(response)
             if response.outcome == pb.PushUpdateResponse.OUTCOME_NOT_STORED:
                 raise NotStored(response.message)
             return response
@@ -278,7 +348,6 @@ class Connection:
         # Each mismatch tells where to go on; more than a few mean that something is wrong.
         for _ in range(2 * _DIGEST_ATTEMPTS):
             response = self._call(attempt)
-            header.write_offset = response.upload.committed_size_bytes
             if response.outcome not in (
                 pb.PushUpdateResponse.OUTCOME_OFFSET_MISMATCH,
                 pb.PushUpdateResponse.OUTCOME_DIGEST_MISMATCH,
@@ -302,7 +371,7 @@ class Connection:
             except grpc.RpcError as error:
                 if self._stop.is_set():
                     raise Stopped("asked to end") from error
-                if error.code() not in _RETRIED and not _is_broken_stream(error):
+                if not _is_retried(error):
                     raise self._translate(error) from error
                 problem, wanted = self._unreachable(error), retry_delay(error)
             except NotStored as error:
@@ -322,15 +391,17 @@ class Connection:
                     problem=problem,
                     for_up_to_seconds=self._max_wait,
                 )
-            if wanted is None:
+            # Who is told to come again at once, always, would do nothing else.
+            if wanted is None or wanted < _FIRST_DELAY_SECONDS:
                 self._stop.wait(delay * self._jitter.uniform(0.5, 1.0))
             else:
+                wanted = min(wanted, _LONGEST_WAIT_SECONDS)
                 self._stop.wait(wanted * self._jitter.uniform(1.0, 1.2))
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
 
     def _unreachable(self, error: grpc.RpcError) -> str:
         """Return what is the matter with a server that may be there later."""
-        problem = str(error.details())
+        problem = printable(str(error.details()), MOST_TEXT)
         if self._contact:
             return problem
         if any(words in problem for words in _UNTRUSTED):
@@ -343,19 +414,22 @@ class Connection:
         return problem
 
     def _translate(self, error: grpc.RpcError) -> FolkmootError:
-        reason, details = _reason(error), error.details() or error.code().name
+        reason = _reason(error)
+        details = printable(error.details() or error.code().name, MOST_TEXT)
         match reason:
             case "SESSION_UNKNOWN":
                 return SessionLost(details)
             case "SESSION_SUPERSEDED":
-                return RunFailed(f"{details}; give each process its own --partition")
+                return RunFailed(
+                    f"{details}; give each process its own --partition, or else --client-id"
+                )
             case "RUN_ENDED":
                 return RunEnded(details)
             case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":
                 return WorkLost(details)
             case "TASK_MISMATCH":
                 return InputError(f"--task: {details}")
-            case "PARTITION_OUT_OF_RANGE":
+            case "PARTITION_OUT_OF_RANGE" | "PARTITION_TAKEN":
                 return InputError(f"--partition: {details}")
             case "JOIN_TOKEN_INVALID":
                 return InputError(f"--join-token-file: {details}")
@@ -368,15 +442,41 @@ class Connection:
         return RunFailed(f"the server at {self._address} answered {error.code().name}: {details}")
 
 
-def _push_messages(header: pb.PushUpdateHeader, update: memoryview) -> Iterator[bytes]:
+def _chunks(messages: Iterable[pb.PullModelResponse | Piece]) -> Iterator[Piece]:
+    """Yield a model's chunks, each of which brings it on.
+
+    Raises:
+        StreamDamaged: one does not, or the header is not exactly once there, and first.
+    """
+    ended = False
+    for index, message in enumerate(messages):
+        if isinstance(message, Piece) != (index > 0):
+            raise StreamDamaged("the first message of a stream must be its only header")
+        if isinstance(message, Piece):
+            if ended or not (message.data or message.last):
+                raise StreamDamaged("a chunk after the last, or an empty one before it")
+            yield message
+            ended = message.last
+
+
+def _push_messages(
+    header: pb.PushUpdateHeader, update: memoryview, chunk_size: int
+) -> Iterator[bytes]:
     yield pb.PushUpdateRequest(header=header).SerializeToString()
-    for piece in pieces(update, header.write_offset):
+    for piece in pieces(update, header.write_offset, chunk_size):
         yield encode_piece(piece)
 
 
 def _reason(error: grpc.RpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     return str(info.reason) if _unpack(error, info) else ""
+
+
+def _is_retried(error: grpc.RpcError) -> bool:
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # With a reason of the server's. gRPC's own has none: a message is too large, and stays so.
+        return bool(_reason(error))
+    return error.code() in _RETRIED or _is_broken_stream(error)
 
 
 def _is_broken_stream(error: grpc.RpcError) -> bool:
@@ -391,10 +491,13 @@ def _is_broken_stream(error: grpc.RpcError) -> bool:
 def retry_delay(error: grpc.RpcError) -> float | None:
     """Return after how many seconds the server wants to be asked again, if it says so."""
     info = error_details_pb2.RetryInfo()
-    return info.retry_delay.ToMilliseconds() / 1000 if _unpack(error, info) else None
+    return seconds_of(info.retry_delay) if _unpack(error, info) else None
 
 
 def _unpack(error: grpc.RpcError, detail: Message) -> bool:
     """Fill `detail` from the error's detail of that kind; return whether there is one."""
-    status = rpc_status.from_call(error)
-    return any(found.Unpack(detail) for found in (status.details if status else ()))
+    try:
+        status = rpc_status.from_call(error)
+        return any(found.Unpack(detail) for found in (status.details if status else ()))
+    except (ValueError, DecodeError):  # Another status than the call's, or none at all.
+        return False

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from common.errors import DataError, InputError
 from common.splits import Indices, Partitioner, Split, check_targets, hold_out, partition
-from common.tasks import Examples, Task
+from common.tasks import Examples, Task, failing_data, load_examples
 
 
 class LocalData(NamedTuple):
@@ -54,7 +54,8 @@ def load_partitions(
                 "(the server's --num-partitions)"
             )
         training, validation = hold_out(parts[index], split, index)
-        held[index] = LocalData(take(training), take(validation))
+        with failing_data(task):
+            held[index] = LocalData(take(training), take(validation))
     return held
 
 
@@ -65,17 +66,15 @@ def divide(task: Task, data_dir: Path, split: Split) -> Division:
         DataError: the data is missing or can't be read.
         InputError: it can't be divided so.
     """
-    examples = task.data(data_dir, train=True)
-    if len(examples.inputs) != len(examples.targets) or not len(examples.inputs):
-        raise DataError(
-            f"--data-dir: the task gave {len(examples.inputs)} inputs and "
-            f"{len(examples.targets)} targets; there must be as many of both, and some"
-        )
-    check_targets(split.partitioner, examples.targets.shape)
-    labels = examples.targets.reshape(len(examples.targets), -1)[:, 0].numpy()
+    examples = load_examples(task, data_dir, train=True)
+    with failing_data(task):
+        targets = examples.targets
+        check_targets(split.partitioner, targets.shape, whole=not targets.is_floating_point())
+        labels = targets.reshape(len(targets), -1)[:, 0].numpy()
     if split.partitioner is not Partitioner.NATURAL:
         return Division(examples, partition(labels, split), ())
-    owners = task.owners(data_dir)
+    with failing_data(task):
+        owners = task.owners(data_dir)
     if len(owners) != len(labels):
         raise DataError(
             f"--data-dir: the task gave {len(labels)} examples and {len(owners)} owners; "

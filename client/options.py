@@ -62,6 +62,19 @@ class ClientOptions:
     security: SecurityOptions = SecurityOptions()
 
 
+def check_address(address: str) -> None:
+    """Check --server, before anything else is made of it.
+
+    Raises:
+        InputError: it is not HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    known = bool(host) and (bracketed or ":" not in host)
+    if not (known and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InputError(f"--server: {address!r} is not HOST:PORT, e.g. 127.0.0.1:7070")
+
+
 def partitions(text: str | None) -> range:
     """Return the partitions that "3" or "0-9" names.
 

@@ -5,31 +5,41 @@ A process runs one `Runner` a partition, each in a thread; they share a `Site`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from google.protobuf.json_format import MessageToDict
 
 from client import scaffold
 from client.connection import Connection, RunEnded, SessionLost, Stopped, WorkLost
 from client.data import LocalData, load_partitions
 from client.progress import StepProgress
+from client.promises import (
+    MOST_TEXT,
+    Bounds,
+    BrokenPromise,
+    LimitExceeded,
+    Session,
+    hyperparameters_of,
+    seconds_of,
+    train_config,
+)
 from client.state import ClientState
 from client.trainer import Trainer, WorkFailed
 from common import __version__, tracing
-from common.errors import FolkmootError, InputError, RunFailed
+from common.errors import FolkmootError, InputError, RunFailed, TensorError
 from common.logs import get_logger
-from common.splits import Partitioner, Split
+from common.printable import printable
 from common.tasks import describe, load_task
-from common.tensors import Digest, allocate, copy_header, digest_bytes, views
-from common.training import OnStep, TrainConfig, Trained
+from common.tensors import Digest, allocate, check_finite, copy_header, digest_bytes, views
+from common.training import OnStep, Trained
 from protos import federated_pb2 as pb
 
 if TYPE_CHECKING:
@@ -40,6 +50,9 @@ log = get_logger()
 
 # A model's file has a header, too.
 _HEADER_ALLOWANCE = 16 << 20
+# A poll that is answered sooner, and with nothing to do, is not asked again at once.
+_LEAST_WAIT_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 
 class PulledModel(NamedTuple):
@@ -47,6 +60,14 @@ class PulledModel(NamedTuple):
 
     payload: memoryview
     tensors: dict[str, torch.Tensor]
+
+
+class Means(NamedTuple):
+    """What a client works with, in one session."""
+
+    trainer: Trainer
+    data: LocalData
+    session: Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +121,13 @@ class Site:
         # The last update's bytes, once it is pushed: new memory costs more than a copy into old.
         self._spare: memoryview | None = None
 
-    def prepare(self, spec: pb.TaskSpec, partition: int) -> tuple[Trainer, LocalData]:
+    def prepare(self, session: Session, partition: int) -> tuple[Trainer, LocalData]:
         """Return the trainer and a partition's data, loaded when they are first asked for.
 
         Raises:
             InputError: the task's code or data is missing, or does not fit the run.
         """
+        spec = session.task
         with self._loading:
             key = spec.SerializeToString(deterministic=True)
             if self._trainer is None or key != self._spec:
@@ -117,11 +139,23 @@ class Site:
                     )
                 began = time.monotonic()
                 self._data = load_partitions(
-                    task, self._data_dir, split_of(spec.split), self._partitions, self._device
+                    task, self._data_dir, session.split, self._partitions, self._device
                 )
-                self._trainer = Trainer(
-                    task, spec.model_name, self._device, spec.local_tensors, spec.split.seed
-                )
+                try:
+                    self._trainer = Trainer(
+                        task,
+                        spec.model_name,
+                        self._device,
+                        spec.local_tensors,
+                        spec.split.seed,
+                        hyperparameters_of(spec.hyperparameters),
+                    )
+                except FolkmootError:
+                    raise
+                except Exception as error:  # the task's own code, which may raise anything
+                    raise InputError(
+                        f"--task: {spec.task_name}: model {spec.model_name}: {describe(error)}"
+                    ) from error
                 self._spec = key
                 seconds = round(time.monotonic() - began, 1)
                 log.info("data loaded", task=spec.task_name, seconds=seconds)
@@ -131,17 +165,20 @@ class Site:
         self,
         session_token: str,
         model: pb.ModelRef,
+        trainer: Trainer,
+        check_wanted: Callable[[], None],
         *,
         control: bool = False,
     ) -> PulledModel:
         """Return a model, or its control variate, pulled once for all clients of the process.
 
         Raises:
-            RunFailed: it is larger than the task's model, so no memory is taken for it.
+            BrokenPromise: it is larger than the task's model, so no memory is taken for it; or it
+                has other tensors.
         """
         wanted = Digest(model.digest.blake3, model.digest.size_bytes)
-        most = (self._trainer.model_size_bytes if self._trainer else 0) + _HEADER_ALLOWANCE
-        if not 0 < wanted.size_bytes <= most:
+        most = trainer.model_size_bytes + _HEADER_ALLOWANCE
+        if wanted.size_bytes > most:
             raise RunFailed(
                 f"the server's model has {wanted.size_bytes} bytes, the task's model here at most "
                 f"{most}; install the server's version of the task"
@@ -152,8 +189,12 @@ class Site:
                 held = None
                 self._pulled.pop(control, None)
                 payload = self._take_spare(wanted.size_bytes)
-                self.connection.pull(session_token, model, payload, control=control)
-                held = self._pulled[control] = (wanted, PulledModel(payload, views(payload)))
+                self.connection.pull(session_token, model, payload, check_wanted, control=control)
+                held = self._pulled[control] = (wanted, PulledModel(payload, _tensors(payload)))
+            try:
+                trainer.check_model(held[1].tensors)
+            except TensorError as error:
+                raise BrokenPromise(f"it sent tensors of another model: {error}") from error
             return held[1]
 
     def update_of(self, base: PulledModel) -> memoryview:
@@ -191,6 +232,11 @@ class Runner:
     heartbeat_interval: float = 1.0
     last_beat: float = 0.0
     task_token: bytes = b""
+    # Of the work done last; a server that gives it again has no use for what came of it.
+    done_token: bytes = b""
+    # Of the work in hand: when the server has no more use for it.
+    deadline: float = math.inf
+    pause_seconds: float = 0.0
     lost: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     unanswered: Pushable | None = field(default=None, repr=False)
@@ -210,6 +256,7 @@ class Runner:
                 return
             except SessionLost:
                 log.warning("session lost; joining again")
+                self._pause()
             except RunEnded:
                 log.info("the run has ended")
                 return
@@ -226,14 +273,20 @@ class Runner:
         try:
             if self.site.connection.heartbeat(token, task_token) and task_token == self.task_token:
                 self.cancelled.set()
-        except (SessionLost, RunFailed):
+        except FolkmootError:
             self.lost.set()
+
+    def _pause(self) -> None:
+        """Wait before the server is asked again, longer each time until there is work to do."""
+        longer = max(_FIRST_PAUSE_SECONDS, 2 * self.pause_seconds)
+        self.pause_seconds = min(longer, _LONGEST_PAUSE_SECONDS)
+        self.site.stop.wait(self.pause_seconds)
 
     def _take_part(self) -> None:
         site, connection = self.site, self.site.connection
         joined = self._join()
         self.lost.clear()
-        self.heartbeat_interval = joined.heartbeat_interval.ToMilliseconds() / 1000
+        self.heartbeat_interval = joined.heartbeat_interval
         self.session_token, self.busy = joined.session_token, True
         if self.run_id not in ("", joined.run_id):
             log.warning("the server has another run now", run_id=joined.run_id, before=self.run_id)
@@ -241,21 +294,22 @@ class Runner:
         structlog.contextvars.bind_contextvars(run_id=joined.run_id)
         log.info("joined", task=joined.task.task_name, partition=self.partition)
         try:
-            trainer, data = site.prepare(joined.task, self.partition)
-            longest = joined.max_poll_duration.ToMilliseconds() / 1000
+            trainer, data = site.prepare(joined, self.partition)
             while True:
-                self.busy = False
-                response = connection.poll(self.session_token, longest)
+                self.busy, asked = False, time.monotonic()
+                response = connection.poll(self.session_token, joined.max_poll_duration)
                 self.busy = True
                 if response.HasField("run_end"):
                     raise _ending(response.run_end)
                 if response.HasField("assignment"):
-                    self._work(response.assignment, trainer, data)
+                    self._work(response.assignment, Means(trainer, data, joined))
+                elif time.monotonic() - asked < _LEAST_WAIT_SECONDS:
+                    self._pause()
         except (RunEnded, InputError, RunFailed) as error:
             connection.leave(self.session_token, type(error).__name__)
             raise
 
-    def _join(self) -> pb.JoinResponse:
+    def _join(self) -> Session:
         """Join, one client of the process after the other.
 
         What the server refuses in one of them ends them all, before another takes part in a round.
@@ -276,20 +330,34 @@ class Runner:
                 site.stop.set()
                 raise
 
-    def _work(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
+    def _work(self, assignment: pb.TaskAssignment, means: Means) -> None:
         self.cancelled.clear()
         self.task_token = assignment.task_token
+        self.deadline = math.inf
+        if assignment.HasField("time_remaining"):
+            self.deadline = time.monotonic() + seconds_of(assignment.time_remaining)
         structlog.contextvars.bind_contextvars(round=assignment.round)
         try:
+            if self.task_token == self.done_token:
+                self._pause()
+            self._check_wanted()
             if assignment.WhichOneof("work") == "train":
-                self._train(assignment, trainer, data)
+                self._train(assignment, means)
             else:
-                self._evaluate(assignment, trainer, data)
-        except WorkLost:
-            log.info("work is not wanted any more")
+                self._evaluate(assignment, means)
+            if self.task_token != self.done_token:
+                self.pause_seconds = 0.0
+            self.done_token = self.task_token
+        except WorkLost as lost:
+            log.info("work is not wanted any more", why=str(lost))
+            self.done_token = self.task_token
         except WorkFailed as error:
             log.warning("work failed", reason=error.reason, message=str(error))
             self._report_failure(error.reason, str(error))
+            self._pause()
+        except LimitExceeded as error:
+            self._report_failure("LIMIT_EXCEEDED", str(error))
+            raise
         except FolkmootError:
             raise
         except Exception as error:  # the task's own code, which may raise anything
@@ -300,51 +368,13 @@ class Runner:
             self.task_token = b""
             structlog.contextvars.unbind_contextvars("round")
 
-    def _train(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
-        site = self.site
-        ready = self.unanswered
+    def _train(self, assignment: pb.TaskAssignment, means: Means) -> None:
+        site, ready = self.site, self.unanswered
         work = (assignment.task_token, assignment.model.digest.blake3, assignment.seed)
         if ready is None or ready.work != work:
             self.unanswered = None
-            with self._span("pull", assignment):
-                base = site.pull(self.session_token, assignment.model)
-                control = self._control(assignment)
-            payload = site.update_of(base)
-            config, update = train_config(assignment.train), views(payload)
-            with (
-                site.turn,
-                site.progress.of(self.client_id, assignment.round) as advance,
-                self._span("train", assignment) as span,
-            ):
-                self._check_wanted()
-                began = time.monotonic()
-                correction = self._correction(assignment, control)
-                trained = trainer.train(
-                    self._with_own_layers(base, assignment, trainer),
-                    update,
-                    data,
-                    config,
-                    assignment.seed,
-                    self._on_step(advance),
-                    correction,
-                )
-                if correction is not None:
-                    steps, rate = trained.num_steps, config.learning_rate
-                    own = scaffold.next_control(correction, update, steps, rate)
-                    self._state("control").save(assignment.round, own, assignment.previous_round)
-                if trainer.initial_layers:
-                    own_layers, previous = trainer.local_layers(), assignment.previous_round
-                    self._state("layers").save(assignment.round, own_layers, previous)
-                span.note(examples=trained.num_examples, steps=trained.num_steps)
-            ready = self.unanswered = Pushable(
-                work=work, payload=payload, digest=digest_bytes(payload), trained=trained
-            )
-            log.info(
-                "trained",
-                examples=trained.num_examples,
-                seconds=round(time.monotonic() - began, 2),
-                **{name: round(value, 4) for name, value in trained.metrics.items()},
-            )
+            ready = self.unanswered = self._trained(assignment, means, work)
+        means.session.bounds.check_metrics(ready.trained.metrics)
         with self._span("push", assignment) as span:
             response = site.connection.push(
                 self.session_token,
@@ -353,6 +383,8 @@ class Runner:
                 ready.payload,
                 ready.digest,
                 ready.trained,
+                self._check_wanted,
+                means.session.max_chunk_size_bytes,
             )
             outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
             span.note(outcome=outcome, bytes=ready.digest.size_bytes)
@@ -361,7 +393,72 @@ class Runner:
         why = {"why": response.message} if response.message else {}
         log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
 
-    def _control(self, assignment: pb.TaskAssignment) -> scaffold.Tensors | None:
+    def _trained(
+        self, assignment: pb.TaskAssignment, means: Means, work: tuple[bytes, str, int]
+    ) -> Pushable:
+        """Pull the model and train it."""
+        site, (trainer, data, session) = self.site, means
+        session.bounds.check_examples(len(data.train.inputs))
+        with self._span("pull", assignment):
+            base = self._pull(assignment.model, trainer)
+            control = self._control(assignment, trainer)
+        payload = site.update_of(base)
+        session.bounds.check_size(len(payload))
+        config, update = train_config(assignment.train), views(payload)
+        with (
+            site.turn,
+            site.progress.of(self.client_id, assignment.round) as advance,
+            self._span("train", assignment) as span,
+        ):
+            self._check_wanted()
+            began = time.monotonic()
+            correction = self._correction(assignment, trainer, control)
+            trained = trainer.train(
+                self._with_own_layers(base, assignment, trainer),
+                update,
+                data,
+                config,
+                assignment.seed,
+                self._on_step(advance),
+                correction,
+            )
+            self._check_norm(update, session.bounds)
+            if correction is not None:
+                steps, rate = trained.num_steps, config.learning_rate
+                trained_ones = {k: v for k, v in update.items() if k in trainer.trainable}
+                own = scaffold.next_control(correction, trained_ones, steps, rate)
+                self._state("control").save(assignment.round, own, assignment.previous_round)
+            if trainer.initial_layers:
+                own_layers, previous = trainer.own_layers(), assignment.previous_round
+                self._state("layers").save(assignment.round, own_layers, previous)
+            span.note(examples=trained.num_examples, steps=trained.num_steps)
+        log.info(
+            "trained",
+            examples=trained.num_examples,
+            seconds=round(time.monotonic() - began, 2),
+            **{name: round(value, 4) for name, value in trained.metrics.items()},
+        )
+        return Pushable(work=work, payload=payload, digest=digest_bytes(payload), trained=trained)
+
+    def _check_norm(self, update: Mapping[str, torch.Tensor], bounds: Bounds) -> None:
+        """Check the L2 norm of an update, if the server has a limit.
+
+        Raises:
+            WorkFailed: it is longer.
+        """
+        most = bounds.max_update_norm
+        if math.isfinite(most) and (norm := check_finite(update)) > most:
+            message = (
+                f"the update's L2 norm is {norm:.6g}, the limit is {most:g} (the server's "
+                "--max-update-norm); a smaller --lr may help"
+            )
+            raise WorkFailed("UPDATE_TOO_LONG", message)
+
+    def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
+        token, check_wanted = self.session_token, self._check_wanted
+        return self.site.pull(token, model, trainer, check_wanted, control=control)
+
+    def _control(self, assignment: pb.TaskAssignment, trainer: Trainer) -> scaffold.Tensors | None:
         """Return the server's control variate, empty if it is all zeros; None: not SCAFFOLD."""
         work = assignment.train
         if not work.HasField("scaffold"):
@@ -369,14 +466,14 @@ class Runner:
         if not work.scaffold.HasField("control"):
             return {}
         control = pb.ModelRef(version=assignment.model.version, digest=work.scaffold.control)
-        return self.site.pull(self.session_token, control, control=True).tensors
+        return self._pull(control, trainer, control=True).tensors
 
     def _correction(
-        self, assignment: pb.TaskAssignment, control: scaffold.Tensors | None
+        self, assignment: pb.TaskAssignment, trainer: Trainer, control: scaffold.Tensors | None
     ) -> dict[str, torch.Tensor] | None:
         if control is None:
             return None
-        own = self._state("control").load(assignment.previous_round)
+        own = self._own("control", assignment, trainer)
         # Who lost its own counts, like the server, on being like the others: no correction.
         return scaffold.correction(control, control if own is None else own)
 
@@ -384,19 +481,31 @@ class Runner:
         self, model: PulledModel, assignment: pb.TaskAssignment, trainer: Trainer
     ) -> dict[str, torch.Tensor]:
         """Return a model's tensors with those that stay here, as they were when last counted."""
-        trainer.check_travels(model.tensors)
         if not trainer.initial_layers:
             return model.tensors
-        own = self._state("layers").load(assignment.previous_round)
-        return model.tensors | (own or trainer.initial_layers)
+        own = self._own("layers", assignment, trainer)
+        return model.tensors | trainer.initial_layers | (own or {})
+
+    def _own(
+        self, name: str, assignment: pb.TaskAssignment, trainer: Trainer
+    ) -> dict[str, torch.Tensor] | None:
+        """Return what was kept when the server last counted an update of this client.
+
+        None: it is lost, or of another model, as where the task was changed since.
+        """
+        kept = self._state(name).load(assignment.previous_round)
+        if kept is not None and not trainer.has(kept):
+            log.warning("what was kept is of another model", round=assignment.previous_round)
+            return None
+        return kept
 
     def _state(self, name: str) -> ClientState:
         return ClientState(self.site.state_dir, self.run_id, f"{self.client_id}-{name}")
 
-    def _evaluate(self, assignment: pb.TaskAssignment, trainer: Trainer, data: LocalData) -> None:
-        site = self.site
+    def _evaluate(self, assignment: pb.TaskAssignment, means: Means) -> None:
+        site, (trainer, data, session) = self.site, means
         with self._span("pull", assignment):
-            base = site.pull(self.session_token, assignment.model)
+            base = self._pull(assignment.model, trainer)
         work = assignment.evaluate
         with (
             site.turn,
@@ -411,6 +520,8 @@ class Runner:
                 assignment.seed,
                 self._on_step(advance),
             )
+        session.bounds.check_examples(num_examples)
+        session.bounds.check_metrics(metrics)
         report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
         site.connection.report(
             pb.ReportTaskResultRequest(
@@ -437,7 +548,9 @@ class Runner:
         if self.lost.is_set():
             raise SessionLost("the session is gone")
         if self.cancelled.is_set():
-            raise WorkLost("the work is not wanted any more")
+            raise WorkLost("the server cancelled it")
+        if time.monotonic() > self.deadline:
+            raise WorkLost("the round's deadline has passed")
 
     def _on_step(self, advance: Callable[[int, int], None]) -> OnStep:
         def on_step(done: int, total: int) -> None:
@@ -447,39 +560,14 @@ class Runner:
         return on_step
 
 
+def _tensors(payload: memoryview) -> dict[str, torch.Tensor]:
+    try:
+        return views(payload)
+    except TensorError as error:
+        raise BrokenPromise(f"what it sent as a model is none: {error}") from error
+
+
 def _ending(end: pb.RunEnd) -> FolkmootError:
     if end.failure_message:
-        return RunFailed(f"the run failed: {end.failure_message}")
+        return RunFailed(f"the run failed: {printable(end.failure_message, MOST_TEXT)}")
     return RunEnded("the run has ended")
-
-
-def split_of(message: pb.DataSplit) -> Split:
-    """Return the split that a server announced.
-
-    Raises:
-        InputError: this version of the client does not know the partitioner.
-    """
-    name = pb.DataSplit.Partitioner.Name(message.partitioner).removeprefix("PARTITIONER_")
-    if name not in Partitioner.__members__:
-        raise InputError(f"the server divides the data by {name}, which this client can't")
-    return Split(
-        partitioner=Partitioner[name],
-        num_partitions=message.num_partitions,
-        alpha=message.alpha,
-        shards_per_client=message.shards_per_client,
-        seed=message.seed,
-        validation_fraction=message.validation_fraction,
-    )
-
-
-def train_config(message: pb.TrainWork) -> TrainConfig:
-    """Return the configuration in an assignment."""
-    return TrainConfig(
-        local_epochs=message.local_epochs,
-        batch_size=message.batch_size,
-        learning_rate=message.learning_rate,
-        momentum=message.momentum,
-        weight_decay=message.weight_decay,
-        proximal_mu=message.proximal_mu,
-        hyperparameters=MessageToDict(message.hyperparameters),
-    )

@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 
 from client.data import LocalData
-from common.errors import FolkmootError, InputError, RunFailed, TensorError
+from common.errors import FolkmootError, InputError, TensorError
 from common.seeds import derive_seed
 from common.tasks import Task
-from common.tensors import check_finite
-from common.training import Metrics, OnStep, TrainConfig, Trained
+from common.tensors import check_finite, check_schema, specs
+from common.training import Hyperparameter, Metrics, OnStep, TrainConfig, Trained
 
 
 class WorkFailed(FolkmootError):
@@ -36,6 +37,7 @@ class Trainer:
         device: where the model is.
         local: the names of the tensors that stay with each client.
         seed: of what these are at first, for all clients.
+        hyperparameters: what the model is made by, too.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Trainer:
         device: str,
         local: Iterable[str] = (),
         seed: int = 0,
+        hyperparameters: Mapping[str, Hyperparameter] = MappingProxyType({}),
     ) -> None:
         self._task = task
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "local layers"))
-            self._model = task.models[model_name]().to(device)
+            self._model = task.build(model_name, hyperparameters).to(device)
         self._local = frozenset(local) & self._model.state_dict().keys()
+        self._schema = specs(self._model.state_dict())
         self.initial_layers = self.local_layers()
 
     @property
@@ -64,17 +68,36 @@ class Trainer:
         tensors = self._model.state_dict()
         return {name: tensors[name].to("cpu", copy=True) for name in sorted(self._local)}
 
-    def check_travels(self, base: Mapping[str, torch.Tensor]) -> None:
-        """Check that a model of the server has none of the tensors that stay here.
+    def own_layers(self) -> dict[str, torch.Tensor]:
+        """Return of `local_layers` what work has changed: a frozen part needs keeping nowhere."""
+        return {
+            name: value
+            for name, value in self.local_layers().items()
+            if not torch.equal(value, self.initial_layers[name])
+        }
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The names of the parameters that local steps change."""
+        named = self._model.named_parameters(remove_duplicate=False)
+        return frozenset(name for name, value in named if value.requires_grad)
+
+    def check_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Check that tensors are those of the task's model that travel.
 
         Raises:
-            RunFailed: it has one.
+            TensorError: one is missing, unknown, of another dtype or shape, or stays here.
         """
-        unexpected = sorted(self._local & base.keys())
+        unexpected = sorted(self._local & tensors.keys())
         if unexpected:
-            raise RunFailed(
-                f"the server sent {unexpected[0]!r}, which its --local-layers keeps at the clients"
-            )
+            raise TensorError(f"tensor {unexpected[0]!r} stays with the clients (--local-layers)")
+        travelling = {k: v for k, v in self._schema.items() if k not in self._local}
+        check_schema(specs(tensors), travelling)
+
+    def has(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Say whether the task's model has tensors of these names and shapes."""
+        known = {name: spec.shape for name, spec in self._schema.items()}
+        return all(known.get(name) == value.shape for name, value in tensors.items())
 
     def train(
         self,
@@ -164,7 +187,7 @@ class Trainer:
         hooks = [
             parameter.register_hook(adding(correction[name].to(parameter)))  # type: ignore[no-untyped-call]
             for name, parameter in self._model.named_parameters()
-            if name in correction
+            if name in correction and parameter.requires_grad
         ]
         try:
             yield

@@ -12,6 +12,8 @@ from typing import IO
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
+from common.printable import printable
+
 Logger = structlog.stdlib.BoundLogger
 
 
@@ -87,6 +89,10 @@ class _JsonFile:
 
 
 def _for_a_person(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        # What another machine said, too. A traceback has lines.
+        if isinstance(value, str) and key != "exception":
+            event[key] = printable(value)
     event["timestamp"] = event["timestamp"][11:19]
     event.pop("run_id", None)
     if event.get("attempt") == 1:

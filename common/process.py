@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from common.errors import InputError, RunFailed
+from common.printable import printable
 
 # Where the system sets no limit.
 _MOST_DESCRIPTORS = 10_240
@@ -67,5 +68,6 @@ def _status(run: Callable[[], int]) -> int:
     try:
         return run()
     except (InputError, RunFailed) as error:
-        sys.stderr.write(f"error: {error}\n")
+        # It may hold what another machine said.
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2 if isinstance(error, InputError) else 1

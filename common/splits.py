@@ -46,18 +46,30 @@ class Split:
     validation_fraction: float
 
 
-def check_targets(partitioner: Partitioner, shape: Sequence[int]) -> None:
-    """Refuse a scheme that divides by class where an example has more than one target.
+def check_targets(partitioner: Partitioner, shape: Sequence[int], *, whole: bool) -> None:
+    """Refuse a scheme that divides by class where targets are no classes.
+
+    Args:
+        partitioner: the scheme.
+        shape: of all targets, [n, ...].
+        whole: they are whole numbers.
 
     Raises:
-        InputError: it does; `shape` is that of all targets, [n, ...].
+        InputError: it does, and they are not.
     """
+    if partitioner not in _BY_CLASS or are_classes(shape, whole=whole):
+        return
     count = math.prod(shape[1:])
-    if partitioner in _BY_CLASS and count != 1:
-        raise InputError(
-            f"--partitioner: {partitioner.value} divides by class, but this task's examples have "
-            f"{count} targets each, not one class; use iid, quantity, natural or none"
-        )
+    what = f"have {count} targets each" if count != 1 else "have real numbers as targets"
+    raise InputError(
+        f"--partitioner: {partitioner.value} divides by class, but this task's examples {what}, "
+        "not one class; use iid, quantity, natural or none"
+    )
+
+
+def are_classes(shape: Sequence[int], *, whole: bool) -> bool:
+    """Say whether all targets, of shape [n, ...], are one class for each example."""
+    return whole and math.prod(shape[1:]) == 1
 
 
 def partition(labels: NDArray[np.int64], split: Split, owners: Sequence[str] = ()) -> list[Indices]:
@@ -100,10 +112,10 @@ def partition(labels: NDArray[np.int64], split: Split, owners: Sequence[str] = (
 def hold_out(indices: Indices, split: Split, index: int) -> tuple[Indices, Indices]:
     """Divide one partition into its training and its validation part.
 
-    The validation part is the validation fraction of the partition, rounded down, so
-    that a partition of one example still trains.
+    The validation part is the validation fraction of the partition, rounded down, and never all of
+    it, so that a partition of one example still trains.
     """
-    count = int(len(indices) * split.validation_fraction)
+    count = min(int(len(indices) * split.validation_fraction), len(indices) - 1)
     rng = np.random.default_rng(derive_seed(split.seed, "validation", index))
     shuffled = rng.permutation(indices)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])

@@ -51,6 +51,10 @@ class TensorSpec(NamedTuple):
 
 Schema = dict[str, TensorSpec]
 
+_NAMES = {name: specified for specified, name in _DTYPES.items()}
+# As torch has it.
+_MOST_DIMENSIONS = 64
+
 
 class Digest(NamedTuple):
     """BLAKE3 (64 lower-case hexadecimal digits) and size in bytes of a payload."""
@@ -153,9 +157,11 @@ def _header(payload: memoryview) -> tuple[list[tuple[str, TensorSpec, int, int]]
             for name, entry in header.items()
         ]
         for _, spec, *offsets in entries:
-            if not all(type(n) is int and n >= 0 for n in (*spec.shape, *offsets)):
+            if not all(type(n) is int and 0 <= n < 2**64 for n in (*spec.shape, *offsets)):
                 raise TypeError
             if len(offsets) != 2 or not isinstance(spec.dtype, str):
+                raise TypeError
+            if len(spec.shape) > _MOST_DIMENSIONS:
                 raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TensorError("not a safetensors file: its header is damaged") from error
@@ -195,6 +201,14 @@ def schema_of(path: Path) -> Schema:
             }
     except (SafetensorError, OSError) as error:
         raise TensorError(f"{path.name} is not a readable safetensors file: {error}") from error
+
+
+def specs(tensors: Mapping[str, torch.Tensor]) -> Schema:
+    """Return the dtypes and shapes of tensors in memory."""
+    return {
+        name: TensorSpec(_NAMES.get(str(value.dtype).removeprefix("torch."), "?"), (*value.shape,))
+        for name, value in tensors.items()
+    }
 
 
 def check_schema(schema: Schema, expected: Schema) -> None:

@@ -5,17 +5,21 @@ A task may bring its own in their place. Knows nothing about partitions or the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
+    from common.tasks.outputs import Outputs
+
 Metrics = dict[str, float]
 # Called after each local step with (steps done, steps in all); what it raises ends the training.
 OnStep = Callable[[int, int], None]
 Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+OutputsLike = Callable[["torch.Tensor", "torch.Tensor"], "Outputs | None"]
 Hyperparameter = str | float | bool
 
 _EVALUATION_BATCH_SIZE = 512
@@ -50,7 +54,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     # FedProx's mu: adds mu/2 * |w - w_global|^2 to the loss (Li et al. 2020, arXiv 1812.06127).
     proximal_mu: float = 0.0
-    # For a task that replaces `train`: numbers, strings and booleans by name.
+    # For a task's own `train`, and for its models: numbers, strings and booleans by name.
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
 
 
@@ -64,6 +68,10 @@ def train(
     on_step: OnStep,
 ) -> Metrics:
     """Train `model` in place; the local update of FedAvg (McMahan et al. 2017, algorithm 1).
+
+    Where a batch gives a layer of batch normalisation one value per channel, as the last batch may
+    with its one example, there is no variance to normalise by: that layer takes its running
+    statistics then, and leaves them as they are.
 
     Args:
         model: on the same device as the examples.
@@ -89,75 +97,110 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     count, size = len(inputs), config.batch_size
     steps = config.local_epochs * -(-count // size)
-    total, step = torch.zeros((), device=inputs.device), 0
-    for _ in range(config.local_epochs):
-        order = torch.randperm(count, generator=generator).to(inputs.device)
-        for batch in torch.split(order, size):
-            batch_loss = loss(model(inputs[batch]), targets[batch])
-            # Zeros for a parameter that the batch did not touch.
-            gradients = list(torch.autograd.grad(batch_loss, parameters, materialize_grads=True))
-            with torch.no_grad():
-                if config.proximal_mu:
-                    for gradient, parameter, anchor in zip(
-                        gradients, parameters, anchors, strict=True
-                    ):
-                        gradient.add_(parameter - anchor, alpha=config.proximal_mu)
-                sgd(
-                    parameters,
-                    gradients,
-                    velocities,
-                    lr=config.learning_rate,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
+    total, step = torch.zeros((), device=targets.device), 0
+    # Elsewhere, no layer needs looking at.
+    singles = _single_examples(model) if 1 in (size, count % size) else nullcontext()
+    with singles:
+        for _ in range(config.local_epochs):
+            order = torch.randperm(count, generator=generator).to(targets.device)
+            for batch in torch.split(order, size):
+                batch_loss = loss(model(inputs[batch]), targets[batch])
+                # Zeros for a parameter that the batch did not touch.
+                gradients = list(
+                    torch.autograd.grad(batch_loss, parameters, materialize_grads=True)
                 )
-            total += batch_loss.detach() * len(batch)
-            step += 1
-            on_step(step, steps)
+                with torch.no_grad():
+                    if config.proximal_mu:
+                        for gradient, parameter, anchor in zip(
+                            gradients, parameters, anchors, strict=True
+                        ):
+                            gradient.add_(parameter - anchor, alpha=config.proximal_mu)
+                    sgd(
+                        parameters,
+                        gradients,
+                        velocities,
+                        lr=config.learning_rate,
+                        momentum=config.momentum,
+                        weight_decay=config.weight_decay,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                    )
+                total += batch_loss.detach() * len(batch)
+                step += 1
+                on_step(step, steps)
     return {"loss": total.item() / (count * config.local_epochs)}
 
 
+@contextmanager
+def _single_examples(model: torch.nn.Module) -> Iterator[None]:
+    """Let batch normalisation take its running statistics where there is no variance."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    def choose(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # More than one value for each channel.
+        layer.training = inputs[0].numel() > inputs[0].shape[1]
+
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    # One that its task has frozen stays so.
+    learning = [layer for layer in layers if layer.training and layer.track_running_stats]
+    hooks = [layer.register_forward_pre_hook(choose) for layer in learning]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in learning:
+            layer.training = True
+
+
 def evaluate(
-    model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss: Loss
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss: Loss,
+    outputs_like: OutputsLike | None = None,
 ) -> Evaluation:
-    """Evaluate a classifier, in one pass: "loss" and "accuracy", means over the examples.
+    """Evaluate a model in one pass: "loss" and what its outputs are measured by, means.
 
     The confusion matrix is there where an example has one class, of at most 100.
 
     Args:
-        model: returns scores of shape [batch, classes, ...]; on the examples' device.
+        model: on the examples' device.
         inputs: shape [n, ...], n at least 1.
-        targets: class indices, shape [n, ...].
+        targets: shape [n, ...].
         loss: the mean loss of a batch, from (outputs, targets).
+        outputs_like: says what outputs are, from (outputs, targets); without it, they are
+            classes if their shape and the targets' are those of classes. Of what is nothing
+            known, there is only the loss.
+
+    Raises:
+        InputError: outputs or targets are not such as `outputs_like` says.
     """
     import torch
 
+    from common.tasks.outputs import classes_like
+
+    outputs_like = outputs_like or classes_like
     model.eval()
-    total, correct = 0.0, 0.0
+    sums: Metrics = {}
     confusion: torch.Tensor | None = None
     with torch.inference_mode():
-        for x, y in zip(
-            torch.split(inputs, _EVALUATION_BATCH_SIZE),
-            torch.split(targets, _EVALUATION_BATCH_SIZE),
-            strict=True,
-        ):
-            outputs = model(x)
-            total += loss(outputs, y).item() * len(y)
-            predicted = outputs.argmax(1)
-            correct += (predicted == y).double().mean().item() * len(y)
-            if _are_classes(outputs, y):
-                counts = _count(predicted, y, outputs.shape[1])
-                confusion = counts if confusion is None else confusion + counts
-    metrics = {"loss": total / len(inputs), "accuracy": correct / len(inputs)}
+        for start in range(0, len(targets), _EVALUATION_BATCH_SIZE):
+            batch = slice(start, start + _EVALUATION_BATCH_SIZE)
+            y = targets[batch]
+            found = model(inputs[batch])
+            means = {"loss": loss(found, y).item()}
+            kind = outputs_like(found, y)
+            if kind is not None:
+                means |= kind.measure(found, y)
+                if kind.kind == "classes" and found.shape[1] <= _MOST_CLASSES and y.ndim == 1:
+                    counts = _count(found.argmax(1), y, found.shape[1])
+                    confusion = counts if confusion is None else confusion + counts
+            for name, value in means.items():
+                sums[name] = sums.get(name, 0.0) + value * len(y)
+    metrics = {name: total / len(targets) for name, total in sums.items()}
     return Evaluation(metrics, None if confusion is None else confusion.tolist())
-
-
-def _are_classes(outputs: torch.Tensor, targets: torch.Tensor) -> bool:
-    """Say whether each example has one class, of few."""
-    shapes = (outputs.ndim, targets.ndim) == (2, 1) and outputs.shape[1] <= _MOST_CLASSES
-    return shapes and not targets.is_floating_point()
 
 
 def _count(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ class OffsetMismatch(FolkmootError):
 
 
 class PayloadTooLong(FolkmootError):
-    """More bytes came than were announced."""
+    """More bytes came than were announced, or than a chunk may have."""
 
 
 class DigestMismatch(FolkmootError):
@@ -69,12 +69,14 @@ class Receiver:
 
         Raises:
             OffsetMismatch: there is a gap or an overlap.
-            PayloadTooLong: there are more bytes than announced.
+            PayloadTooLong: there are more bytes than announced, or than a chunk may have.
 
         Nothing is written then.
         """
         if offset != self.offset:
             raise OffsetMismatch(f"chunk at offset {offset}, expected {self.offset}")
+        if len(data) > CHUNK_SIZE_BYTES:
+            raise PayloadTooLong(f"a chunk of {len(data)} bytes; it may have {CHUNK_SIZE_BYTES}")
         if offset + len(data) > self.expected.size_bytes:
             raise PayloadTooLong(f"more bytes than the {self.expected.size_bytes} announced")
         self._store(offset, data)

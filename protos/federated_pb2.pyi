@@ -16,7 +16,9 @@ Payloads. A model and an update are each the bytes of one safetensors file
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
 limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
 model; each value is local minus base. A chunk may be empty: a stream that
-resumes where all bytes are held sends one empty last chunk, both ways.
+resumes where all bytes are held sends one empty last chunk, both ways. A
+chunk over max_chunk_size_bytes ends its upload as OUTCOME_INVALID; one that is
+64 KiB over it or more may end the stream by gRPC's own RESOURCE_EXHAUSTED.
 
 Learning. The contract carries tensors, and no code: what a model computes
 from its inputs, how inputs are scaled and what the loss is belong to the task
@@ -39,6 +41,23 @@ bytes that are no message of the method's type are INVALID_ARGUMENT
 (MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
 outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
 no detail.
+
+gRPC's own errors carry no ErrorInfo: a lost connection or a TLS handshake that
+fails (UNAVAILABLE), a deadline (DEADLINE_EXCEEDED), a stream that broke or was
+damaged (CANCELLED, INTERNAL or UNKNOWN), a message that is too large
+(RESOURCE_EXHAUSTED, each time again). Try again on UNAVAILABLE,
+DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN that have a message but
+no ErrorInfo, and on RESOURCE_EXHAUSTED that has ErrorInfo: after RetryInfo's
+time if there is one, else after pauses that grow from 0.2 to 5 s, for as long
+as a server may be away (the Python client's default is 10 minutes).
+
+Bounds on strangers. A connection carries at most 16 calls at a time; gRPC's
+clients let further ones wait, so a process of many sessions opens several
+connections. The first message of a call is whole within 10 s of its headers,
+or the call is UNAVAILABLE (REQUEST_UNFINISHED: try again), sooner where many
+others are unfinished. A connection on which no call of a session or of an
+operator has come is closed after 20 s, after 1 MiB, or when it is the oldest of
+more than 1000. Health's Watch is UNIMPLEMENTED.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
@@ -136,20 +155,24 @@ class JoinResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
-    """Opaque and secret."""
+    """Opaque and secret; 1 to 128 characters."""
     run_id: _builtins.str
+    """1 to 255 characters."""
     max_chunk_size_bytes: _builtins.int
+    """1024 or more."""
     max_update_size_bytes: _builtins.int
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """While working."""
+        """While working; 0.1 s or more, and at most a third of the lease."""
 
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
-        """From the last call or waiting poll."""
+        """From the last call or waiting poll; 1 s or more."""
 
     @_builtins.property
-    def max_poll_duration(self) -> _duration_pb2.Duration: ...
+    def max_poll_duration(self) -> _duration_pb2.Duration:
+        """1 s or more."""
+
     @_builtins.property
     def task(self) -> Global___TaskSpec: ...
     @_builtins.property
@@ -225,6 +248,7 @@ class TaskSpec(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     LOCAL_TENSORS_FIELD_NUMBER: _builtins.int
+    HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     task_name: _builtins.str
     """In the task registry, or "package.module:attribute"."""
     model_name: _builtins.str
@@ -238,6 +262,12 @@ class TaskSpec(_message.Message):
         goes on with those of `previous_round`.
         """
 
+    @_builtins.property
+    def hyperparameters(self) -> _struct_pb2.Struct:
+        """The model is made by those that it has a parameter for, whole numbers as
+        integers; TrainWork's are the same.
+        """
+
     def __init__(
         self,
         *,
@@ -245,10 +275,11 @@ class TaskSpec(_message.Message):
         model_name: _builtins.str = ...,
         split: Global___DataSplit | None = ...,
         local_tensors: _abc.Iterable[_builtins.str] | None = ...,
+        hyperparameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_tensors", b"local_tensors", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "local_tensors", b"local_tensors", "model_name", b"model_name", "split", b"split", "task_name", b"task_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,12 +332,13 @@ class DataSplit(_message.Message):
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     partitioner: Global___DataSplit.Partitioner.ValueType
     num_partitions: _builtins.int
-    """At least 1."""
+    """1 to 1000000."""
     alpha: _builtins.float
     """Concentration, for DIRICHLET and QUANTITY."""
     shards_per_client: _builtins.int
-    """For SHARDS."""
+    """For SHARDS; at least 1."""
     seed: _builtins.int
+    """Not negative."""
     validation_fraction: _builtins.float
     """Of each partition, held out; 0 up to, not including, 1."""
     def __init__(
@@ -459,6 +491,10 @@ Global___PollTaskAssignmentResponse: _TypeAlias = PollTaskAssignmentResponse  # 
 
 @_typing.final
 class RunEnd(_message.Message):
+    """The server ends once all clients have left, or 10 s after the run's end. Whoever
+    polls later gets UNAVAILABLE, as from a server that is down for another reason.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
@@ -567,8 +603,11 @@ class TrainWork(_message.Message):
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     SCAFFOLD_FIELD_NUMBER: _builtins.int
     local_epochs: _builtins.int
+    """1 to 1000000."""
     batch_size: _builtins.int
+    """At least 1."""
     learning_rate: _builtins.float
+    """More than 0, as all of these finite."""
     momentum: _builtins.float
     weight_decay: _builtins.float
     proximal_mu: _builtins.float

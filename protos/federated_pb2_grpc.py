@@ -91,7 +91,9 @@ class CoordinatorServicer:
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
         UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
-        FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+        FAILED_PRECONDITION (RUN_ENDED; PARTITION_TAKEN: another client holds it, as
+        long as its session lasts; not with PARTITIONER_NONE, where the partition
+        only numbers the client), RESOURCE_EXHAUSTED (CLIENTS_FULL;
         JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
         again), UNAVAILABLE (SHUTTING_DOWN).
         """
@@ -139,7 +141,8 @@ class CoordinatorServicer:
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,9 +163,8 @@ class CoordinatorServicer:
         OFFSET_MISMATCH, or the outcome if there is one already; only the newer
         stream then ends the assignment.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-        before any chunk is taken.
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,7 +183,10 @@ class CoordinatorServicer:
 
     def ReportTaskResult(self, request, context):
         """Reports a small result, or that the work can't be done. The first report
-        for a task_token counts; a repeat is OK and changes nothing.
+        for a task_token counts; a repeat is OK and changes nothing, up to the end of
+        the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+        returns it again. The next attempt, which may begin at once, has work of its
+        own; a client whose work fails each time must leave.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
         ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
         (WORK_MISMATCH: an evaluation for training work).
@@ -558,8 +563,11 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """Ends the run after the current round, as if it were the last. Again is OK.
-        Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """Ends the run after the current round, as if it were the last. The order is
+        durable before it is acknowledged. Again is OK. A run that is stopped before
+        its first round is committed ends as FAILED: it has no trained model.
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+        (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

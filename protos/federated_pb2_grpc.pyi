@@ -16,7 +16,9 @@ Payloads. A model and an update are each the bytes of one safetensors file
 most JoinResponse.max_chunk_size_bytes, so no message nears gRPC's default
 limit of 4 MiB. An update has the tensor names, dtypes and shapes of its base
 model; each value is local minus base. A chunk may be empty: a stream that
-resumes where all bytes are held sends one empty last chunk, both ways.
+resumes where all bytes are held sends one empty last chunk, both ways. A
+chunk over max_chunk_size_bytes ends its upload as OUTCOME_INVALID; one that is
+64 KiB over it or more may end the stream by gRPC's own RESOURCE_EXHAUSTED.
 
 Learning. The contract carries tensors, and no code: what a model computes
 from its inputs, how inputs are scaled and what the loss is belong to the task
@@ -39,6 +41,23 @@ bytes that are no message of the method's type are INVALID_ARGUMENT
 (MESSAGE_INVALID). PushUpdate is the exception: a field of its header that is
 outside its bounds is OUTCOME_INVALID. INTERNAL is a bug of the server and has
 no detail.
+
+gRPC's own errors carry no ErrorInfo: a lost connection or a TLS handshake that
+fails (UNAVAILABLE), a deadline (DEADLINE_EXCEEDED), a stream that broke or was
+damaged (CANCELLED, INTERNAL or UNKNOWN), a message that is too large
+(RESOURCE_EXHAUSTED, each time again). Try again on UNAVAILABLE,
+DEADLINE_EXCEEDED and CANCELLED, on INTERNAL and UNKNOWN that have a message but
+no ErrorInfo, and on RESOURCE_EXHAUSTED that has ErrorInfo: after RetryInfo's
+time if there is one, else after pauses that grow from 0.2 to 5 s, for as long
+as a server may be away (the Python client's default is 10 minutes).
+
+Bounds on strangers. A connection carries at most 16 calls at a time; gRPC's
+clients let further ones wait, so a process of many sessions opens several
+connections. The first message of a call is whole within 10 s of its headers,
+or the call is UNAVAILABLE (REQUEST_UNFINISHED: try again), sooner where many
+others are unfinished. A connection on which no call of a session or of an
+operator has come is closed after 20 s, after 1 MiB, or when it is the oldest of
+more than 1000. Health's Watch is UNIMPLEMENTED.
 
 Identity. With mutual TLS, each method of Coordinator is UNAUTHENTICATED
 (CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED) or PERMISSION_DENIED (NOT_A_CLIENT:
@@ -95,7 +114,9 @@ class CoordinatorStub:
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
     UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
-    FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+    FAILED_PRECONDITION (RUN_ENDED; PARTITION_TAKEN: another client holds it, as
+    long as its session lasts; not with PARTITIONER_NONE, where the partition
+    only numbers the client), RESOURCE_EXHAUSTED (CLIENTS_FULL;
     JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
     again), UNAVAILABLE (SHUTTING_DOWN).
     """
@@ -126,7 +147,8 @@ class CoordinatorStub:
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -143,9 +165,8 @@ class CoordinatorStub:
     OFFSET_MISMATCH, or the outcome if there is one already; only the newer
     stream then ends the assignment.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-    before any chunk is taken.
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
@@ -156,7 +177,10 @@ class CoordinatorStub:
     """
     ReportTaskResult: _grpc.UnaryUnaryMultiCallable[_federated_pb2.ReportTaskResultRequest, _federated_pb2.ReportTaskResultResponse]
     """Reports a small result, or that the work can't be done. The first report
-    for a task_token counts; a repeat is OK and changes nothing.
+    for a task_token counts; a repeat is OK and changes nothing, up to the end of
+    the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+    returns it again. The next attempt, which may begin at once, has work of its
+    own; a client whose work fails each time must leave.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
     ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
     (WORK_MISMATCH: an evaluation for training work).
@@ -176,7 +200,9 @@ class CoordinatorAsyncStub(CoordinatorStub):
     instance_id ends the older session: the newest process wins.
     Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
     UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
-    FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+    FAILED_PRECONDITION (RUN_ENDED; PARTITION_TAKEN: another client holds it, as
+    long as its session lasts; not with PARTITIONER_NONE, where the partition
+    only numbers the client), RESOURCE_EXHAUSTED (CLIENTS_FULL;
     JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
     again), UNAVAILABLE (SHUTTING_DOWN).
     """
@@ -207,7 +233,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
     poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+    come between chunks, once it has ended.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -224,9 +251,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     OFFSET_MISMATCH, or the outcome if there is one already; only the newer
     stream then ends the assignment.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-    DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-    before any chunk is taken.
+    INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+    chunk is taken; the session's also at the next chunk, once it has ended.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_federated_pb2.GetUploadRequest, _federated_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Gets how much of an upload the server holds: 0 if it has not begun. Never
@@ -237,7 +263,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     ReportTaskResult: _aio.UnaryUnaryMultiCallable[_federated_pb2.ReportTaskResultRequest, _federated_pb2.ReportTaskResultResponse]  # type: ignore[assignment]
     """Reports a small result, or that the work can't be done. The first report
-    for a task_token counts; a repeat is OK and changes nothing.
+    for a task_token counts; a repeat is OK and changes nothing, up to the end of
+    the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+    returns it again. The next attempt, which may begin at once, has work of its
+    own; a client whose work fails each time must leave.
     Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
     ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
     (WORK_MISMATCH: an evaluation for training work).
@@ -260,7 +289,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         instance_id ends the older session: the newest process wins.
         Errors: INVALID_ARGUMENT (TASK_MISMATCH, PARTITION_OUT_OF_RANGE),
         UNAUTHENTICATED (JOIN_TOKEN_INVALID), PERMISSION_DENIED (CLIENT_ID_TAKEN),
-        FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED (CLIENTS_FULL;
+        FAILED_PRECONDITION (RUN_ENDED; PARTITION_TAKEN: another client holds it, as
+        long as its session lasts; not with PARTITIONER_NONE, where the partition
+        only numbers the client), RESOURCE_EXHAUSTED (CLIENTS_FULL;
         JOINING_PACED: too many at once; google.rpc.RetryInfo tells when to come
         again), UNAVAILABLE (SHUTTING_DOWN).
         """
@@ -315,7 +346,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
         poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream).
+        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
+        come between chunks, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -338,9 +370,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         OFFSET_MISMATCH, or the outcome if there is one already; only the newer
         stream then ends the assignment.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED),
-        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header),
-        DEADLINE_EXCEEDED (HEADER_LATE: none came within 30 s; call again), all
-        before any chunk is taken.
+        INVALID_ARGUMENT (HEADER_MISSING: the first message is no header), before any
+        chunk is taken; the session's also at the next chunk, once it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -363,7 +394,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.ReportTaskResultResponse, _abc.Awaitable[_federated_pb2.ReportTaskResultResponse]]:
         """Reports a small result, or that the work can't be done. The first report
-        for a task_token counts; a repeat is OK and changes nothing.
+        for a task_token counts; a repeat is OK and changes nothing, up to the end of
+        the next attempt. The work is over with it, as with OUTCOME_INVALID: no poll
+        returns it again. The next attempt, which may begin at once, has work of its
+        own; a client whose work fails each time must leave.
         Errors: NOT_FOUND (SESSION_UNKNOWN), ABORTED (SESSION_SUPERSEDED;
         ROUND_CLOSED: the result is not wanted any more: poll), INVALID_ARGUMENT
         (WORK_MISMATCH: an evaluation for training work).
@@ -395,8 +429,11 @@ class AdminStub:
     silence means a lost connection. Ends with the run.
     """
     StopRun: _grpc.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]
     """Creates a token that admits clients which have no certificate.
@@ -432,8 +469,11 @@ class AdminAsyncStub(AdminStub):
     silence means a lost connection. Ends with the run.
     """
     StopRun: _aio.UnaryUnaryMultiCallable[_federated_pb2.StopRunRequest, _federated_pb2.StopRunResponse]  # type: ignore[assignment]
-    """Ends the run after the current round, as if it were the last. Again is OK.
-    Errors: FAILED_PRECONDITION (RUN_ENDED).
+    """Ends the run after the current round, as if it were the last. The order is
+    durable before it is acknowledged. Again is OK. A run that is stopped before
+    its first round is committed ends as FAILED: it has no trained model.
+    Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+    (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_federated_pb2.CreateJoinTokenRequest, _federated_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Creates a token that admits clients which have no certificate.
@@ -496,8 +536,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _federated_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federated_pb2.StopRunResponse, _abc.Awaitable[_federated_pb2.StopRunResponse]]:
-        """Ends the run after the current round, as if it were the last. Again is OK.
-        Errors: FAILED_PRECONDITION (RUN_ENDED).
+        """Ends the run after the current round, as if it were the last. The order is
+        durable before it is acknowledged. Again is OK. A run that is stopped before
+        its first round is committed ends as FAILED: it has no trained model.
+        Errors: FAILED_PRECONDITION (RUN_ENDED), RESOURCE_EXHAUSTED
+        (ORDER_NOT_STORED: the disk is full or fails; the run goes on).
         """
 
     @_abc_1.abstractmethod

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from common.config import finite
 from common.errors import InputError, RunFailed
+from common.printable import printable
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.commands import run_app
@@ -135,7 +136,7 @@ def _watch_lines(seen: Iterable[Seen], as_json: bool) -> pb.Run:
     shown, problem, run = "", "", pb.Run()
     for run, _, problem_now in seen:
         if bool(problem_now) != bool(problem):
-            lost = f"no connection: {problem_now}; trying again"
+            lost = f"no connection: {printable(problem_now)}; trying again"
             said = lost if problem_now else "connected again"
             print(said, file=sys.stderr, flush=True)
         problem = problem_now
@@ -273,7 +274,7 @@ def main() -> int:
     try:
         return run_app(app)
     except grpc.RpcError as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+        print(f"error: {printable(_explain(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

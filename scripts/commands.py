@@ -1,6 +1,8 @@
 """Runs a command line that has several commands, and ends as all of this project's do."""
 
+import shlex
 import sys
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
@@ -28,3 +30,9 @@ def run_app(app: App) -> int:
     # Beside what is printed, which may go into a pipe.
     configure_logs(readable=True)
     return exit_status(run)
+
+
+def script(name: str) -> str:
+    """Return what runs a script from where the user stands: in the clone's root, ./scripts/NAME."""
+    path = Path(__file__).with_name(name)
+    return f"./scripts/{name}" if Path.cwd() == path.parents[1] else shlex.quote(str(path))

@@ -84,7 +84,8 @@ def compare(argv: Sequence[str]) -> int:
         raise InputError("--evaluate-every: with 0 there is no accuracy to compare; leave it out")
     _train_federated(options, rest)
     # As the server resolved them.
-    options = parse(["--run-dir", str(options.run.run_dir), "--resume"]) or options
+    again = ["--run-dir", str(options.run.run_dir), "--resume", "--task", options.run.task]
+    options = parse(again) or options
     federated = _points(
         RunFiles(options.run.run_dir or Path()).metrics.all(), options.training.local_epochs or 1
     )
@@ -141,7 +142,7 @@ def _centralised(
     points = []
     reached = train(
         task,
-        initial_model(task, run.model or "", run.seed),
+        initial_model(task, run.model or "", run.seed, config.hyperparameters),
         pooled,
         task.data(run.data_dir, train=False),
         config,

@@ -27,7 +27,7 @@ from cyclopts.validators import Number
 from client.options import ClientOptions, client_ids
 from common.errors import InputError
 from common.tls import CLIENT, OPERATOR
-from scripts.commands import run_app
+from scripts.commands import run_app, script
 
 _PORT = 7070
 # RFC 1123, section 2.1; not all digits and dots, which are an address. 0.0.0.0 is no address.
@@ -92,7 +92,7 @@ def new(
     _issue(authority, folder / "operator", "operator", [uri], usage, days)
     (folder / "server_address").write_text(f"{host[0]}:{_PORT}\n", encoding="utf-8")
     print(f"server:   python -m server --config {place}/server.toml")
-    print(f"operator: ./scripts/admin status --certs {folder}/operator")
+    print(f"operator: {script('admin')} status --certs {folder}/operator")
     for number in range(clients):
         client(f"client-{number}", partition=str(number), folder=folder, days=days)
 

@@ -31,7 +31,7 @@ app = App(
 def perplexity(
     *,
     run_dir: Path,
-    data_dir: Path = Path("data"),
+    data_dir: Path | None = None,
     task: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -39,7 +39,7 @@ def perplexity(
 
     Args:
         run_dir: The run directory of a text task, such as next_word or shakespeare.
-        data_dir: The data directory of the run; both parts of its text are read.
+        data_dir: Folder of the text, both parts of which are read; the run's own if not given.
         task: The run's task if it is your own: its code is run here.
         json: Print a JSON object.
     """
@@ -53,7 +53,9 @@ def perplexity(
         print(f"{value:8.2f}  {names.get(name, name)}")
 
 
-def perplexities(run_dir: Path, data_dir: Path, named: str | None = None) -> dict[str, float]:
+def perplexities(
+    run_dir: Path, data_dir: Path | None = None, named: str | None = None
+) -> dict[str, float]:
     """Return the held-out perplexity of a run's best model, of "unigram" and of "bigram".
 
     Raises:
@@ -61,6 +63,7 @@ def perplexities(run_dir: Path, data_dir: Path, named: str | None = None) -> dic
     """
     trained = load_trained(run_dir, task=named)
     task, model = text_task(trained), trained.model
+    data_dir = data_dir or Path(trained.options.get("data_dir", "data"))
     train, held_out = (task.data(data_dir, train=train) for train in (True, False))
     if len(train.inputs) < 2:
         raise InputError(f"--data-dir: {data_dir} has too little text to count words in")

@@ -13,10 +13,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.process import exit_status
+from common.tasks import naming
+from scripts.commands import script
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
-from server.run_files import Line, RunFiles
+from server.run_files import Line, RunFiles, own_numbers
 
 _PROCESSES = 5
 _DESCRIPTION = (
@@ -53,7 +55,7 @@ def _run(argv: Sequence[str]) -> int:
         return _train(options, argv)
     except KeyboardInterrupt:
         if (folder / "config.json").exists():
-            again = f"./scripts/quickstart --run-dir {folder} --resume"
+            again = f"{script('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
 
@@ -86,31 +88,52 @@ def _line(row: Line, rounds: int) -> str:
         shown.append(f"accuracy {accuracy:.4f}")
     if loss is not None:
         shown.append(f"loss {loss:.4f}")
+    shown += [f"{name.replace('_', ' ')} {own:.4f}" for name, own in _own_of_server(row).items()]
     shown.append(f"{row['accepted']} of {row['cohort_size']} updates")
     shown.append(f"{row['duration_seconds']:.1f} s")
     return "   ".join(shown)
 
 
+def _own_of_server(row: Line) -> dict[str, float]:
+    return {
+        name.removeprefix("global_"): value
+        for name, value in own_numbers(row).items()
+        if name.startswith("global_")
+    }
+
+
 def _report(folder: Path, options: ServerOptions) -> None:
     rows = RunFiles(folder).metrics.all()
-    table = Table(*_COLUMNS, title=f"{options.run.task}, {len(rows)} rounds")
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in _COLUMNS.values()))
+    shown = [{**row, **own_numbers(row)} for row in rows]
+    own = dict.fromkeys(name for row in rows for name in own_numbers(row))
+    names = {**_COLUMNS, **{name.replace("_", " "): name for name in own}}
+    # What nobody measures has no column.
+    columns = {
+        label: name
+        for label, name in names.items()
+        if any(row.get(name) is not None for row in shown)
+    }
+    table = Table(*columns, title=f"{options.run.task}, {len(rows)} rounds")
+    for row in shown:
+        table.add_row(*(_cell(name, row.get(name)) for name in columns.values()))
     console = Console()
     console.print(table)
     last = rows[-1]
-    if last["global_accuracy"] is not None:
-        best = next(row for row in rows if row["round"] == last["best_round"])
-        print(
-            f"Final accuracy on held-out data: {last['global_accuracy']:.4f} "
-            f"(best: {best['global_accuracy']:.4f} in round {best['round']})"
-        )
+    for measure in ("accuracy", "loss"):
+        name = f"global_{measure}"
+        if last[name] is not None:
+            best = next(row for row in rows if row["round"] == last["best_round"])
+            print(
+                f"Final {measure} on held-out data: {last[name]:.4f} "
+                f"(best: {best[name]:.4f} in round {best['round']})"
+            )
+            break
     models = folder / "models"
     print(f"Model:   {models / 'global.safetensors'} and {models / 'global.pth'}")
     print(f"Metrics: {folder / 'metrics.jsonl'} and {folder / 'metrics.csv'}")
     print(
-        f"Go on:   ./scripts/quickstart --run-dir {folder} --resume "
-        f"--rounds {2 * options.run.rounds}"
+        f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
+        f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"
     )
 
 

@@ -15,6 +15,7 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
+from common.printable import printable
 from protos import federated_pb2 as pb
 from scripts.names import natural
 
@@ -48,14 +49,14 @@ def run_line(run: pb.Run) -> str:
     """Return the run as it is now."""
     attempt = f", attempt {run.round.attempt}" if run.round.attempt > 1 else ""
     parts = [
-        f"{run.run_id}: {_state(run)}",
+        f"{printable(run.run_id)}: {_state(run)}",
         f"round {run.round.number} of {run.target_round_count} {_phase(run.round)}{attempt}",
         f"{run.round.accepted_count} of {run.round.report_goal} updates",
         f"{run.live_client_count} clients",
         f"model {run.model.version} {run.model.digest.blake3[:12]}",
     ]
     if run.failure_message:
-        parts.append(run.failure_message)
+        parts.append(printable(run.failure_message))
     return " | ".join(parts)
 
 
@@ -80,7 +81,7 @@ def clients_table(clients: Sequence[pb.Client], *, wide: bool = True) -> Table:
     for client in clients:
         state = _state_of(client)
         table.add_row(
-            Text(client.client_id, no_wrap=True, overflow="ellipsis"),
+            Text(printable(client.client_id), no_wrap=True, overflow="ellipsis"),
             Text(state, _STATES[state]),
             _time(client.state_duration),
             str(client.partition) if client.HasField("partition") else "-",
@@ -110,7 +111,7 @@ class LiveView:
         notes = [note for note in (self.run.failure_message, self.problem) if note]
         yield self._heading()
         for note in notes:
-            yield Text(note, "bold red", no_wrap=True, overflow="ellipsis")
+            yield Text(printable(note), "bold red", no_wrap=True, overflow="ellipsis")
         yield self._bars()
         space = max(2, height - _FIXED_LINES - len(notes))
         num_rounds = min(len(self.rounds), max(space // 3, space - len(self.clients)))
@@ -129,8 +130,8 @@ class LiveView:
         attempt = f", attempt {now.attempt}" if now.attempt > 1 else ""
         colour = "bold red" if run.failure_message else "bold green"
         heading = Text.assemble(
-            (run.run_id, "bold"),
-            f"  {run.task_name}  ",
+            (printable(run.run_id), "bold"),
+            f"  {printable(run.task_name)}  ",
             ("no connection", "bold red") if self.problem else (_state(run), colour),
             f"  round {now.number} {_phase(now)}{attempt}  {run.live_client_count} clients",
             no_wrap=True,

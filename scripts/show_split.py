@@ -56,14 +56,19 @@ def show(
         json: Print JSON, one object a partition.
     """
     found = load_task(task)
-    options = resolve_split(split, found, seed)
+    # By class or not: as the server finds it in the held-out data.
+    given = split.partitioner or found.partitioner
+    targets = None if given else found.data(data_dir, train=False).targets
+    options = resolve_split(split, found, seed, targets)
     how = data_split(options)
     divided = parts_of(found, data_dir, how)
     parts = divided.parts
     title = f"{task}, {how.partitioner.value}: {divided.summary()}"
     names = [part.name for part in parts]
     try:
-        draw(names, divided.sizes, divided.counts, title, found.classes).savefig(output, dpi=120)
+        draw(names, divided.sizes, divided.counts, title, found.class_names).savefig(
+            output, dpi=120
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"--output: can't write {output}: {error}") from error
     if json:

@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 
 from common.errors import InputError, RunFailed
 from common.extras import require
-from scripts.commands import run_app
+from scripts.commands import run_app, script
 from scripts.training import end_on_signals
 
 _END_SECONDS = 5.0
@@ -72,7 +72,7 @@ def tracking(
     try:
         _wait_for(server, url, folder / "server.log")
         print(f"MLflow on {url}, kept in {folder}; Ctrl-C ends it.")
-        print(f"Report a training to it:  ./scripts/quickstart --mlflow-uri {url}", flush=True)
+        print(f"Report a training to it:  {script('quickstart')} --mlflow-uri {url}", flush=True)
         server.wait()
         raise RunFailed(f"MLflow ended; {folder / 'server.log'} tells why")
     except KeyboardInterrupt:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.errors import InputError, TensorError
-from common.tasks import Task, load_task_of_run
+from common.errors import DataError, InputError, TensorError
+from common.tasks import Examples, Task, load_examples, load_task_of_run
 from common.tensors import open_mapped
 from server.checkpoints import RunDirectory
 
@@ -48,7 +49,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
         kind = f"model called {which}" if which else "model yet; wait for its first round"
         raise InputError(f"{run_dir} has no {kind}")
     try:
-        model = found.models[options["model"]]()
+        model = found.build(options["model"], json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(path))
     except (KeyError, RuntimeError, TensorError) as error:
         reason = " ".join(str(error).split())
@@ -57,6 +58,17 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
             reason = f"the run left the layers {kept!r} at its clients ({reason})"
         raise InputError(f"{path} is no model of {name} as it is here: {reason}") from error
     return TrainedRun(found, model, path, options)
+
+
+def read_test_set(task: Task, data_dir: Path) -> Examples:
+    """Return a task's held-out examples; nothing is downloaded for them.
+
+    Raises:
+        DataError: they are not in `data_dir`, or the task's own code fails.
+    """
+    if not task.would_download(data_dir):
+        return load_examples(task, data_dir, train=False)
+    raise DataError(f"--data-dir: the task's data is not in {data_dir}")
 
 
 def text_task(run: TrainedRun) -> TextTask:

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from common.errors import InputError
 from common.process import begin_process, exit_status
 from server.configuration import parse
 
@@ -16,10 +19,20 @@ def _run(argv: Sequence[str]) -> int:
     options = parse(argv)
     if options is None:
         return 0
+    folder = options.run.run_dir or Path()
+    # First, so that --resume knows of a run whose server is killed from here on.
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True)
     # Imports torch, which --help and wrong flags need not wait for.
     from server.app import serve
 
-    return serve(options)
+    try:
+        return serve(options)
+    except InputError:
+        # What did not begin leaves nothing behind.
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 if __name__ == "__main__":

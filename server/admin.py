@@ -17,7 +17,7 @@ from server.edge import Context, duration, model_ref
 from server.join_tokens import JoinToken, JoinTokens
 from server.limits import MAX_CLIENT_ID, check_length, invalid
 from server.roster import ClientSummary, Roster
-from server.rounds import Phase, StopRequested
+from server.rounds import Phase
 
 _DEFAULT_PAGE = 50
 _LARGEST_PAGE = 1000
@@ -105,7 +105,13 @@ class AdminService(pb_grpc.AdminServicer):
         coordinator = self._coordinator
         if coordinator.state.phase is Phase.FINISHED:
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
-        coordinator.apply(StopRequested())
+        try:
+            await coordinator.stop()
+        except OSError as error:
+            message = (
+                f"the order can't be stored ({error.strerror}); free some space, then try again"
+            )
+            raise RequestError(Status.RESOURCE_EXHAUSTED, "ORDER_NOT_STORED", message) from error
         return pb.StopRunResponse(run=self._run())
 
     async def CreateJoinToken(
@@ -156,7 +162,7 @@ class AdminService(pb_grpc.AdminServicer):
             round=current,
             model=model_ref(coordinator.newest_model),
             live_client_count=len(coordinator.sessions),
-            failure_message=state.failure or "",
+            failure_message=coordinator.failure or "",
             start_time=self._start_time,
         )
 

@@ -9,7 +9,9 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_task
+from common.tasks import Task, load_examples, load_task, naming
 from common.tensors import digest_file, encode, schema_of
+from common.training import Hyperparameter
 from server import configuration
 from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
 from server.checkpoints import Record, Recovered, RunDirectory, export_pth
@@ -33,7 +36,7 @@ from server.metrics import Sinks
 from server.options import LimitOptions, ServerOptions
 from server.ports import Ports, listen, start
 from server.progress import should_stop
-from server.rounds import Phase, Policy, State
+from server.rounds import Phase, Policy, State, stopped
 from server.run_files import RunFiles, find_runs
 from server.strategies.registry import build
 from server.terminal import show_progress
@@ -44,6 +47,8 @@ log = get_logger()
 
 # An update has its model's tensors and its own header, which may be a little longer.
 _HEADER_ALLOWANCE = 64 * 1024
+# A model is tried on these before a run begins.
+_TRIED_EXAMPLES = 2
 # How long the last clients may take to hear of the end and leave.
 _FAREWELL_SECONDS = 10.0
 
@@ -55,6 +60,8 @@ def serve(options: ServerOptions) -> int:
         InputError: wrong input.
         RunFailed: the run can't go on.
     """
+    # Whatever is written into the run directory is for its owner alone.
+    os.umask(0o077)
     return asyncio.run(_serve(options))
 
 
@@ -62,11 +69,10 @@ async def _serve(options: ServerOptions) -> int:
     torch.set_num_threads(options.process.threads)
     tracing.configure(options.process.otlp_endpoint, "folkmoot-server")
     task = load_task(options.run.task)
-    options = configuration.resolve(options, task)
+    options, evaluator = _resolve(options, task)
     folder = options.run.run_dir or Path()
-    tracker = Tracker(folder, target_of(options.tracking))
+    tracker = Tracker(folder, target_of(options.tracking), options.run.task)
     directory = RunDirectory(folder)
-    evaluator = _evaluator(options, task)
     token = operator_token(folder)
     access = open_doors(options.security, token)
     # First, so that a port in use leaves no half-made run behind.
@@ -76,20 +82,33 @@ async def _serve(options: ServerOptions) -> int:
         keep_secret(folder / OPERATOR_TOKEN, token)
         run_id = open_run(options, directory)
         configure_logs(folder / "server.jsonl")
-        coordinator = prepare(options, task, directory, run_id, evaluator)
-        if coordinator.state.phase is Phase.FINISHED:
-            log.info("the run has ended already; a larger --rounds goes on with it", run_id=run_id)
-        number = await _run(options, ports, coordinator, tracker)
+        with _logged_failure():
+            coordinator = prepare(options, task, directory, run_id, evaluator)
+            if coordinator.state.phase is Phase.FINISHED:
+                log.info(
+                    "the run has ended already; a larger --rounds goes on with it", run_id=run_id
+                )
+            number = await _run(options, ports, coordinator, tracker)
     except (OSError, TensorError) as error:
         raise RunFailed(f"{folder}: {error}; mend it, then go on with --resume") from error
     if number is not None:
-        log.info("interrupted", signal=number.name, resume=f"--run-dir {folder} --resume")
+        log.info("interrupted", signal=number.name, resume=_again(options, folder))
         sys.stderr.flush()
         # A thread may still fold or evaluate; whatever it does is not committed.
         os._exit(128 + number)
-    if coordinator.state.failure:
-        raise RunFailed(coordinator.state.failure)
+    if coordinator.failure:
+        raise RunFailed(coordinator.failure)
     return 0
+
+
+@contextmanager
+def _logged_failure() -> Iterator[None]:
+    """Log why the server ends, if an error ends it."""
+    try:
+        yield
+    except Exception as error:
+        log.critical("server failed", reason=str(error) or type(error).__name__)
+        raise
 
 
 async def _run(
@@ -131,18 +150,40 @@ def mention_interrupted(options: ServerOptions) -> None:
     with suppress(InputError):
         run = RunFiles(before)
         if run.options["task"] == options.run.task and not run.running:
-            again = f"--run-dir {before} --resume"
-            log.info("a new run; the last one of this task was interrupted", to_go_on=again)
+            log.info(
+                "a new run; the last one of this task was interrupted",
+                to_go_on=_again(options, before),
+            )
 
 
-def _evaluator(options: ServerOptions, task: Task) -> Evaluator | None:
+def _again(options: ServerOptions, folder: Path) -> str:
+    return f"--run-dir {folder} --resume{naming(options.run.task)}"
+
+
+def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
+    """Return the resolved options, and what evaluates on held-out data if that is wanted.
+
+    Raises:
+        InputError: wrong input; or the model, the data and what the task says do not fit.
+    """
+    options = configuration.resolve(given, task)
     if options.evaluation.evaluate_every == 0:
-        return None
-    model = task.models[options.run.model or ""]()
-    held_out = task.data(options.run.data_dir, train=False)
+        return options, None
+    hyperparameters = configuration.train_config(options.training).hyperparameters
+    model = task.build(options.run.model or "", hyperparameters)
+    held_out = load_examples(task, options.run.data_dir, train=False)
+    targets = held_out.targets
+    split = configuration.resolve_split(given.split, task, options.run.seed, targets)
+    options = replace(options, split=split)
     # The clients find it in the training data, but the server's operator is the one to know.
-    check_targets(Partitioner(options.split.partitioner), held_out.targets.shape)
-    return Evaluator(task, model, held_out)
+    whole = not targets.is_floating_point()
+    check_targets(Partitioner(split.partitioner), targets.shape, whole=whole)
+    evaluator = Evaluator(task, model, held_out)
+    if options.evaluation.target_accuracy is not None:
+        configuration.check_accuracy(options, evaluator.try_out().metrics)
+    elif type(task).evaluate is Task.evaluate:
+        evaluator.try_out(_TRIED_EXAMPLES)
+    return options, evaluator
 
 
 def open_run(options: ServerOptions, directory: RunDirectory) -> str:
@@ -175,7 +216,8 @@ def prepare(
     Raises:
         CheckpointError: the last commit is damaged.
     """
-    model = initial_model(task, options.run.model or "", options.run.seed)
+    training = configuration.train_config(options.training)
+    model = initial_model(task, options.run.model or "", options.run.seed, training.hyperparameters)
     parameters = model.named_parameters(remove_duplicate=False)
     # Integers have no gradient, even where they are parameters.
     trained = frozenset(name for name, value in parameters if value.is_floating_point())
@@ -185,7 +227,7 @@ def prepare(
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
     sinks = Sinks(directory.path)
-    rows = sinks.reconcile(record.row, record.clients, record.evaluation)
+    rows = sinks.reconcile(record.row, record.clients, record.evaluation, record.lines)
     accuracy = record.row.accuracy if record.row else None
     ended = record.round >= options.run.rounds or should_stop(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
@@ -193,16 +235,19 @@ def prepare(
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
+    to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
         state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
+    elif to_stop and state.phase is Phase.SELECTING:
+        state = stopped(state)
     elif recovered.record.round or recovered.cohort:
+        state = replace(state, stopping=to_stop)
         log.info(
             "run resumed",
             run_id=run_id,
             committed_round=record.round,
             accepted=sorted(state.accepted),
         )
-    training = configuration.train_config(options.training)
     strategy = build(options.strategy, training, options.split.num_partitions)
     return Coordinator(
         settings=RunSettings(
@@ -231,11 +276,13 @@ def prepare(
     )
 
 
-def initial_model(task: Task, name: str, seed: int) -> torch.nn.Module:
+def initial_model(
+    task: Task, name: str, seed: int, hyperparameters: Mapping[str, Hyperparameter]
+) -> torch.nn.Module:
     """Return a run's initial model, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
-        return task.models[name]()
+        return task.build(name, hyperparameters)
 
 
 def _begin_run(model: torch.nn.Module, local: frozenset[str], directory: RunDirectory) -> Recovered:

@@ -3,16 +3,23 @@
 A ledger: others write down what they saw and when, this file adds up. Knows no clock.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.training import Metrics
 from server.folding import Folded
-from server.metrics import Row, spread, weighted_means
+from server.limits import MAX_METRICS
+from server.metrics import Row, most_reported, spread, weighted_means
 from server.progress import Progress, advance, score_of
 from server.rounds import State
 from server.uploads import StoredUpdate
+
+# Of a client's metrics, those with a column of clients.jsonl.
+_IN_COLUMNS = frozenset(
+    f"{when}{name}" for when in ("", "fine_tuned_") for name in ("accuracy", "loss")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,8 @@ class RoundSummary:
     refused: int
     dropped: int
     metrics: Metrics = field(default_factory=dict)
+    # Of these, those that only this task has.
+    own: Metrics = field(default_factory=dict)
 
 
 @dataclass
@@ -55,6 +64,8 @@ class Attempt:
     # None: nothing was evaluated.
     evaluating_since: float | None = None
     refused: set[str] = field(default_factory=set)
+    # Whose training came to NaN or infinity, or went too far.
+    diverged: set[str] = field(default_factory=set)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_resent: int = 0
@@ -62,6 +73,7 @@ class Attempt:
     # num_examples and means of each client's evaluation of the candidate.
     evaluations: dict[str, tuple[int, Metrics]] = field(default_factory=dict)
     global_metrics: Metrics = field(default_factory=dict)
+    loss_is_finite: bool = True
     confusion: list[list[int]] | None = None
     folded: Folded | None = None
     # Of each update in the step; None where the strategy knows no such thing.
@@ -114,12 +126,17 @@ class Attempt:
             raise ValueError("a round is committed after its updates were aggregated")
         own = dict(self.global_metrics)
         mean = weighted_means(self.evaluations[c] for c in sorted(self.evaluations))
+        kept = most_reported([metrics for _, metrics in self.evaluations.values()], MAX_METRICS)
+        mean = {name: value for name, value in mean.items() if name in kept}
         accuracy, loss = own.pop("accuracy", None), own.pop("loss", None)
         client_accuracy, client_loss = mean.pop("accuracy", None), mean.pop("loss", None)
         score = score_of(accuracy, loss)
         if score is None:
             score = score_of(client_accuracy, client_loss)
-        progress = advance(progress, state.round, score)
+        judged = client_loss if loss is None else loss
+        if not self.loss_is_finite:
+            judged = math.nan
+        progress = advance(progress, state.round, score, judged)
         counted = [updates[client] for client in sorted(state.accepted & updates.keys())]
         trained = weighted_means((update.num_examples, update.metrics) for update in counted)
         row = Row(
@@ -204,9 +221,16 @@ class Attempt:
                     "seconds": self.report_seconds.get(client),
                     "bytes_down": self.bytes_down.get(client),
                     "bytes_up": self.bytes_up.get(client),
+                    "train_metrics": _own(update.metrics) if update else {},
+                    "validation_metrics": _own(evaluation),
                 }
             )
         return rows
+
+
+def _own(metrics: Mapping[str, float]) -> Metrics:
+    """Return the metrics that have no columns."""
+    return {name: value for name, value in metrics.items() if name not in _IN_COLUMNS}
 
 
 def committed(row: Row) -> RoundSummary:
@@ -221,4 +245,5 @@ def committed(row: Row) -> RoundSummary:
         refused=row.refused,
         dropped=row.dropped,
         metrics=row.numbers(),
+        own=row.own(),
     )

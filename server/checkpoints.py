@@ -17,10 +17,17 @@ from common.durable import link, read_sealed, seal, sync_file, sync_folder, writ
 from common.errors import CheckpointError, InputError
 from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
-from server.metrics import Row
+from server.metrics import Row, fields_of
 from server.progress import Progress
+from server.run_files import check_format
 
 log = get_logger()
+
+
+# What a server writes into a run directory before config.json.
+_BEFORE_THE_CONFIG = frozenset(
+    {".lock", "rounds", "models", "operator.token", "operator.token.tmp", "config.json.tmp"}
+)
 
 
 class ModelFile(NamedTuple):
@@ -48,6 +55,8 @@ class Record:
     clients: tuple[dict[str, Any], ...] = ()
     # By class, on the server's held-out data.
     evaluation: dict[str, Any] | None = None
+    # Of clients.jsonl and evaluations.jsonl with this round's, by file.
+    lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,8 @@ class RunDirectory:
         try:
             (self.path / "rounds").mkdir(parents=True, exist_ok=True)
             (self.path / "models").mkdir(exist_ok=True)
+            # Models and updates tell of the data that they come from.
+            self.path.chmod(0o700)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -108,6 +119,15 @@ class RunDirectory:
         """Say whether there is a run here."""
         return (self.path / "config.json").exists() or bool(self._committed())
 
+    def is_unbegun(self) -> bool:
+        """Say whether a server that began a run here was killed before it had saved anything."""
+        if not self.path.is_dir() or self.holds_run():
+            return False
+        kept = {path.name for path in self.path.iterdir()} | {
+            path.name for path in self.path.glob("models/*")
+        }
+        return kept <= _BEFORE_THE_CONFIG
+
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""
         write_json(self.path / "config.json", seal(config))
@@ -116,14 +136,39 @@ class RunDirectory:
         """Return the run's configuration.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, it is damaged, or a newer Folkmoot wrote it.
         """
         path = self.path / "config.json"
         remedy = "put back a copy of it, or begin a new run"
         config = _read_sealed(path, remedy)
+        check_format(self.path, config)
         if not {"run_id", "options"} <= config.keys():
-            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}")
+            raise CheckpointError(f"{path} lacks what a configuration has; {remedy}")
         return config
+
+    def order_stop(self, rounds: int) -> None:
+        """Make an operator's order durable: the current round is the last one.
+
+        Args:
+            rounds: the run's --rounds; the order is void once the run is given more.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        write_json(self.path / "stop.json", seal({"rounds": rounds}))
+
+    def is_to_stop(self, rounds: int) -> bool:
+        """Say whether there is an order to stop that a run of so many rounds has to follow.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self.path / "stop.json"
+        if not path.exists():
+            return False
+        remedy = "put back a copy of it, or move it elsewhere to go on without the order"
+        ordered = _read_sealed(path, remedy).get("rounds")
+        return not isinstance(ordered, int) or rounds <= ordered
 
     # --------------------------------------------------------------- one round
 
@@ -190,8 +235,7 @@ class RunDirectory:
         write_json(folder / "record.json", seal(asdict(record)))
         sync_folder(folder.parent)
         self._publish("global", record)
-        if record.progress.best_round == record.round or record.progress.best_round is None:
-            self._publish("best", record)
+        self._publish_if_best(record)
         self._set_aside(self.updates_folder(record.round))
         return ModelFile(record.round, self.model_path(record.round), record.model)
 
@@ -238,6 +282,14 @@ class RunDirectory:
             tensors.rename(self._spare / tensors.name)
         shutil.rmtree(updates, ignore_errors=True)
 
+    def _publish_if_best(self, record: Record) -> bool:
+        """Publish a model that is the best so far, or that no other was compared with."""
+        best = record.progress.best_round in (record.round, None)
+        # What nobody has trained is no best model.
+        if best and record.round:
+            self._publish("best", record)
+        return best
+
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
         link(self.model_path(record.round), self.path / "models" / f"{name}.safetensors")
@@ -282,9 +334,7 @@ class RunDirectory:
                 shutil.rmtree(folder)
         # What a crash between the commit and its publication left undone.
         self._publish("global", record)
-        if record.progress.best_round in (record.round, None):
-            self._publish("best", record)
-        else:
+        if not self._publish_if_best(record):
             self._check_best()
         return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
 
@@ -309,23 +359,24 @@ class RunDirectory:
 
     def _load_record(self, number: int) -> Record:
         folder = self.round_folder(number)
-        remedy = f"delete {folder} to resume from an earlier round"
+        remedy = self._way_back(number)
         value = _read_sealed(folder / "record.json", remedy)
         try:
+            row = value.get("row")
             record = Record(
-                round=value["round"],
-                model=Digest(*value["model"]),
-                state={name: Digest(*digest) for name, digest in value["state"].items()},
-                contributed=value["contributed"],
-                live=tuple(value["live"]),
-                progress=Progress(**value["progress"]),
-                row=Row(**value["row"]) if value["row"] else None,
-                clients=tuple(value["clients"]),
-                evaluation=value["evaluation"],
+                **fields_of(Record, value)
+                | {
+                    "model": Digest(*value["model"]),
+                    "state": {k: Digest(*digest) for k, digest in value.get("state", {}).items()},
+                    "live": tuple(value.get("live", ())),
+                    "progress": Progress(**fields_of(Progress, value.get("progress", {}))),
+                    "row": Row(**fields_of(Row, row)) if row else None,
+                    "clients": tuple(value.get("clients", ())),
+                }
             )
         except (KeyError, TypeError, AttributeError) as error:
             name = folder / "record.json"
-            raise CheckpointError(f"{name} is of another version of Folkmoot; {remedy}") from error
+            raise CheckpointError(f"{name} lacks what a record has; {remedy}") from error
         if record.round != number:
             raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
@@ -337,7 +388,10 @@ class RunDirectory:
         path = self.round_folder(number) / "cohort.json"
         if not path.exists():
             return None
-        remedy = f"delete {path.parent} to begin round {number} again"
+        remedy = (
+            f"put back a copy of it, or move {path.parent} out of the run directory: the round "
+            "then begins again"
+        )
         value = _read_sealed(path, remedy)
         try:
             return Cohort(
@@ -345,10 +399,20 @@ class RunDirectory:
                 attempt=value["attempt"],
                 cohort=tuple(value["cohort"]),
                 goal=value["goal"],
-                live=tuple(value["live"]),
+                live=tuple(value.get("live", value["cohort"])),
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is of another version of Folkmoot; {remedy}") from error
+            raise CheckpointError(f"{path} lacks what a cohort has; {remedy}") from error
+
+    def _way_back(self, number: int) -> str:
+        """Return what to do about a committed round that is damaged."""
+        before = [earlier for earlier in self._committed() if earlier < number]
+        if not before:
+            return "put back a copy of it, or begin a new run"
+        return (
+            f"put back a copy of it, or move {self.round_folder(number)} out of the run directory: "
+            f"the run then goes on after round {before[-1]}"
+        )
 
 
 def newest_run(folder: Path) -> Path:
@@ -358,9 +422,12 @@ def newest_run(folder: Path) -> Path:
         InputError: there is none.
     """
     with suppress(FileNotFoundError):
-        runs = [path.parent for path in folder.glob("*/config.json")]
-        if runs:
-            return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+        begun = {path.parent: path.stat().st_mtime for path in folder.glob("*/config.json")}
+        for path in folder.iterdir():
+            if RunDirectory(path).is_unbegun():
+                begun[path] = path.stat().st_mtime
+        if begun:
+            return max(begun, key=lambda path: begun[path])
     raise InputError(f"--resume: there is no run in {folder}/; name its folder with --run-dir")
 
 

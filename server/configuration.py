@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.config import parse_options
-from common.errors import InputError
-from common.tasks.base import Task
+from common.errors import InputError, UnnamedTask
+from common.splits import are_classes
+from common.tasks.base import Scheme, Task
+from common.tasks.outputs import Classes
+from common.tasks.registry import BUILT_IN
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.run_files import FORMAT
 from server.strategies import choices
 
 if TYPE_CHECKING:
+    import torch
+
     from common.splits import Split
 
 T = TypeVar("T")
@@ -97,8 +103,11 @@ def parse(
     from server.checkpoints import RunDirectory, newest_run
 
     folder = options.run.run_dir or newest_run(RUNS)
+    if RunDirectory(folder).is_unbegun():  # Nothing of it is lost: it begins.
+        return replace(options, run=replace(options.run, run_dir=folder, resume=False))
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
+    given = options.run.task
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
     options = parse_options(ServerOptions, program, description, argv, kept)
@@ -112,6 +121,9 @@ def parse(
         training=replace(options.training, hyperparameters=merged),
     )
     _check_same(saved, options.flat(), folder)
+    # The directory may be anyone's, and name any module.
+    if options.run.task not in {*BUILT_IN, given}:
+        raise UnnamedTask(options.run.task)
     return options
 
 
@@ -128,6 +140,7 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     split = resolve_split(options.split, task, options.run.seed)
     _check_cohort(options.cohort, split)
     _check_evaluation(options)
+    _check_target(options, task)
     _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
     momentum = _first(given.momentum, default.momentum)
@@ -188,18 +201,35 @@ def _check_cohort(cohort: CohortOptions, split: SplitOptions) -> None:
             )
 
 
-def resolve_split(options: SplitOptions, task: Task, seed: int) -> SplitOptions:
+def resolve_split(
+    options: SplitOptions, task: Task, seed: int, targets: torch.Tensor | None = None
+) -> SplitOptions:
     """Return the options with the task's own partitioner and --seed for what was not given.
+
+    Args:
+        options: as they were given.
+        task: to be split.
+        seed: of the run.
+        targets: of the task's held-out data, if they are at hand: whether they are classes.
 
     Raises:
         InputError: the task can't be split so.
     """
-    partitioner = _first(options.partitioner, task.partitioner)
+    partitioner = _first(options.partitioner, _first(task.partitioner, _usual(task, targets)))
     # Known without the training data, which a server need not have.
     if partitioner == "natural" and type(task).owners is Task.owners:
         task.owners(Path())
     partition_seed = _first(options.partition_seed, seed)
     return replace(options, partitioner=partitioner, partition_seed=partition_seed)
+
+
+def _usual(task: Task, targets: torch.Tensor | None) -> Scheme:
+    """Return the scheme for tasks that name none: by class, if there are classes."""
+    if targets is not None:
+        found = are_classes(targets.shape, whole=not targets.is_floating_point())
+    else:
+        found = task.outputs is None or type(task.outputs) is Classes
+    return "dirichlet" if found else "iid"
 
 
 def data_split(options: SplitOptions) -> Split:
@@ -233,6 +263,30 @@ def _check_evaluation(options: ServerOptions) -> None:
                 )
 
 
+def _check_target(options: ServerOptions, task: Task) -> None:
+    """Refuse a target that the task is known never to reach."""
+    said = task.outputs
+    if said is not None and not isinstance(said, Classes) and type(task).evaluate is Task.evaluate:
+        check_accuracy(options, ())
+
+
+def check_accuracy(options: ServerOptions, metrics: Container[str]) -> None:
+    """Refuse --target-accuracy where an evaluation has no accuracy.
+
+    Args:
+        options: of the run.
+        metrics: the names of what is evaluated.
+
+    Raises:
+        InputError: it is given, and there is none.
+    """
+    if options.evaluation.target_accuracy is not None and "accuracy" not in metrics:
+        raise InputError(
+            f"--target-accuracy: the evaluation of {options.run.task} has no accuracy, only "
+            "classes have; leave it out (--patience goes by the loss)"
+        )
+
+
 def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
     pattern = options.run.local_layers
     if not pattern:
@@ -242,7 +296,7 @@ def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
             "--local-layers: the server has none of the layers that stay at the clients, and "
             "can't evaluate without; add --evaluate-every 0: the clients evaluate"
         )
-    names = list(task.models[model]().state_dict())
+    names = list(task.build(model, _hyperparameters(options, task)).state_dict())
     local = local_tensors(names, pattern)
     if not local or len(local) == len(names):
         some = ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
@@ -288,10 +342,12 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
     """Return what config.json holds: the resolved options, and the versions they ran with."""
     import torch
 
-    saved = options.flat()
+    groups = asdict(options).values()
+    saved = {name: _kept(value) for group in groups for name, value in group.items()}
     if options.tracking.mlflow_uri:
         saved["mlflow_uri"] = without_credentials(options.tracking.mlflow_uri)
     return {
+        "format": FORMAT,
         "run_id": run_id,
         "options": saved,
         "versions": {
@@ -300,6 +356,19 @@ def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _hyperparameters(options: ServerOptions, task: Task) -> dict[str, Hyperparameter]:
+    """Return the task's own and those that are given."""
+    return {**task.defaults.hyperparameters, **_parsed(options.training.hyperparameters)}
+
+
+def _kept(value: object) -> object:
+    """Return an option's value as JSON; a path so that it is the same one from any folder."""
+    if not isinstance(value, Path):
+        return value
+    # What is not there may be a default, which means the folder where a command is given.
+    return str(value.absolute() if value.exists() else value)
 
 
 def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:

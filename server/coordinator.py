@@ -5,6 +5,7 @@ the other, in a task of their own. Knows nothing about gRPC.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,17 +20,20 @@ from server.aggregation import capped_weights, outliers
 from server.assignments import Assignment, Assignments, Work, task_token
 from server.attempt import Attempt, RoundSummary, Traffic, committed
 from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
+from server.clock import RunningClock
 from server.evaluation import Evaluator
 from server.folding import DamagedUpdate, SpooledUpdate, fold
 from server.limits import BLAKE3, Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
-from server.progress import should_stop
+from server.progress import should_stop, worthless
 from server.rounds import Phase, Policy, State
 from server.sessions import Activity, Sessions
 from server.strategies.base import CannotAggregate, Contribution, Strategy
 from server.strategies.scaffold import CONTROL
 from server.uploads import Announcement, Spool
 
+# What a client says when its training came to NaN or infinity, or went too far.
+_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
 # Of a row, in the log's line.
 _HEADLINE = (
     *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
@@ -90,9 +94,11 @@ class Coordinator:
         self.settings = settings
         self.policy = policy
         self.state = state
+        self._look_seconds = min(1.0, lease / 4)
+        self.clock = RunningClock(clock, 2 * self._look_seconds)
         self.assignments = Assignments(self._work_changed)
         self.sessions = Sessions(
-            lease, clock, self._client_joined, self._client_left, settings.limits.max_clients
+            lease, self.clock, self._client_joined, self._client_left, settings.limits.max_clients
         )
         self.sessions.await_clients(state.live)
         self.spool = spool
@@ -106,14 +112,15 @@ class Coordinator:
         self.directory = directory
         self._sinks = sinks
         self._evaluator = evaluator
-        self.clock = clock
         self.traffic = Traffic()
-        self._attempt = Attempt(clock(), len(state.live), self.traffic)
+        self._attempt = Attempt(self.clock(), len(state.live), self.traffic)
+        self._warned = self._worthless() is not None
         self._trace = tracing.OFF
         self._recovered = (state.round, state.attempt) if state.cohort else None
         if state.cohort:  # It may have all its updates, and not begin again.
             self._log = self._log.bind(round=state.round, attempt=state.attempt)
         self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
+        self._ordering = asyncio.Lock()
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._changed = asyncio.Event()
@@ -154,6 +161,17 @@ class Coordinator:
         self.sessions.wake_all()
 
     # -------------------------------------------------------- for the gRPC edge
+
+    async def stop(self) -> None:
+        """Make the current round the last one, durably before it is so.
+
+        Raises:
+            OSError: the order can't be written; the run goes on.
+        """
+        async with self._ordering:
+            if not self.state.stopping:
+                await asyncio.to_thread(self.directory.order_stop, self.policy.rounds)
+                self.apply(rounds.StopRequested())
 
     def apply(self, event: rounds.Event) -> tuple[rounds.Effect, ...]:
         """Take an event through the table and start its effects; returns them."""
@@ -217,6 +235,8 @@ class Coordinator:
         """Take a client's report that its work can't be done."""
         client = assignment.client_id
         self._log.warning("client failed", client=client, reason=reason, message=message)
+        if reason in _DIVERGED:
+            self._attempt.diverged.add(client)
         self.assignments.finish(assignment.task_token)
         self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, client))
 
@@ -228,6 +248,12 @@ class Coordinator:
         self._attempt.evaluations[client] = (num_examples, metrics)
         self.assignments.finish(assignment.task_token)
         self.apply(rounds.ClientEvaluated(assignment.round, assignment.attempt, client))
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run failed, and what to change if its model had become worthless."""
+        failure, worthless = self.state.failure, self._worthless()
+        return f"{failure}; {worthless}" if failure and worthless else failure
 
     @property
     def ledger(self) -> Attempt:
@@ -356,7 +382,15 @@ class Coordinator:
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline_at = self.clock() + seconds
-        self._deadline = asyncio.get_running_loop().call_later(seconds, self.apply, event)
+        self._wait_for_deadline(event)
+
+    def _wait_for_deadline(self, event: rounds.DeadlinePassed) -> None:
+        if self.time_remaining == 0:
+            self.apply(event)
+            return
+        # The loop counts time in which the run's clock stands still.
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self.time_remaining, self._wait_for_deadline, event)
 
     def _keep_update(self, client_id: str) -> None:
         self.spool.keep(client_id)
@@ -380,8 +414,16 @@ class Coordinator:
         self._attempt.collected = self.clock()
 
     async def _expire_sessions(self) -> None:
+        stood = self.clock.stood
         while True:
-            await asyncio.sleep(min(1.0, self.sessions.lease / 4))
+            await asyncio.sleep(self._look_seconds)
+            self.clock()
+            if self.clock.stood > stood:
+                seconds = round(self.clock.stood - stood, 1)
+                self._log.warning(
+                    "the server stood still; that time does not count", seconds=seconds
+                )
+                stood = self.clock.stood
             for client_id in self.sessions.expire():
                 self._log.warning(
                     "client lost", client=client_id, lease_seconds=self.sessions.lease
@@ -545,6 +587,7 @@ class Coordinator:
             attempt.confusion = found.confusion
             if len(attempt.global_metrics) < len(found.metrics):
                 self._log.warning("evaluation is not finite")
+            attempt.loss_is_finite = math.isfinite(found.metrics.get("loss", 0.0))
             self.apply(rounds.ServerEvaluated())
 
     async def _commit(self) -> None:
@@ -569,6 +612,7 @@ class Coordinator:
             row=row,
             clients=tuple(clients),
             evaluation=evaluation,
+            lines=self._sinks.counts_with(clients, evaluation),
         )
         began = self.clock()
         model = await asyncio.to_thread(self.directory.commit, record)
@@ -577,12 +621,36 @@ class Coordinator:
         await asyncio.to_thread(self._sinks.append, row, clients, evaluation)
         self.history.append(committed(row))
         self._log.info("round committed", **_headline(row))
+        self._warn_if_worthless()
         settings = self.settings
+        evaluated = any(count for count, _ in self._attempt.evaluations.values())
+        if settings.target_accuracy is not None and row.accuracy is None and evaluated:
+            self._log.warning(
+                "--target-accuracy has no effect: the clients' evaluation has no accuracy"
+            )
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
         self.apply(rounds.Committed(stop))
 
+    def _worthless(self) -> str | None:
+        """Return why the model is worthless, and what to change; None if it is not."""
+        diverging = bool(self._attempt.diverged)
+        why = worthless(self._record.progress, self.settings.patience, diverging)
+        if why is None:
+            return None
+        ratio = self.settings.max_norm_ratio
+        longest = f"below {ratio:g}" if ratio else "above 0, where the strategy takes one"
+        return f"{why}; start again with a smaller --lr, or with a --max-norm-ratio {longest}"
+
+    def _warn_if_worthless(self) -> None:
+        """Say so once, for a resumed run too."""
+        why = self._worthless()
+        if why is not None and not self._warned:
+            self._log.warning(why, best_round=self._record.progress.best_round)
+            self._warned = True
+
     async def _abandon(self, number: int, reason: str) -> None:
         self._log.warning("round abandoned", reason=reason)
+        self._warn_if_worthless()
         await asyncio.to_thread(self.directory.abandon_attempt, number)
 
     # -------------------------------------------------------------------- traces
@@ -617,6 +685,7 @@ def _headline(row: Row) -> dict[str, int | float]:
         **{
             name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
         },
+        **{name: round(value, 4) for name, value in row.own().items()},
         "updates": row.accepted,
         "seconds": round(row.duration_seconds, 2),
     }

@@ -5,8 +5,10 @@ Knows no method by name.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,13 +17,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from common.errors import RequestError
+from common.errors import RequestError, Status
 from common.logs import get_logger
 from protos import federated_pb2 as pb
 from server.checkpoints import ModelFile
-from server.limits import invalid
+from server.limits import MAX_UNFINISHED, UNFINISHED_SECONDS, invalid
 
 DOMAIN = "federated.v1"
+# Anyone could hold such a call for as long as they like. gRPC's clients take a server for healthy
+# that does not know it; others call Check.
+_HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,8 +51,48 @@ def duration(seconds: float) -> Duration:
     return message
 
 
+class Room:
+    """Places for calls that nobody vouches for yet; the oldest makes room for the newest.
+
+    Args:
+        most: calls at a time.
+        seconds: that each may take.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._calls: dict[asyncio.Timeout, None] = {}
+
+    @asynccontextmanager
+    async def place(self) -> AsyncGenerator[None, None]:
+        """Hold a place within this.
+
+        Raises:
+            RequestError: REQUEST_UNFINISHED: time is up, or newer calls took the places.
+        """
+        try:
+            async with asyncio.timeout(self._seconds) as call:
+                self._calls[call] = None
+                if len(self._calls) > self._most:
+                    oldest = next(iter(self._calls))
+                    del self._calls[oldest]
+                    oldest.reschedule(asyncio.get_running_loop().time())
+                try:
+                    yield
+                finally:
+                    self._calls.pop(call, None)
+        except TimeoutError as error:
+            message = f"the request was not there in time ({self._seconds:g} s); try again"
+            raise RequestError(Status.UNAVAILABLE, "REQUEST_UNFINISHED", message) from error
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call whose handler raised: RequestError as it says, anything else as INTERNAL.
+
+    It also bounds what unfinished requests hold. gRPC begins a handler that takes a stream when
+    the headers are there, and one that takes a message when that is; on the wire both are alike.
+    So all take a stream here, and gRPC reads no message that has no place in a `Room`.
 
     Args:
         authorize: called before each method of this project's services; raises RequestError.
@@ -55,6 +100,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, authorize: Authorize | None = None) -> None:
         self._authorize = authorize
+        self._room = Room(MAX_UNFINISHED, UNFINISHED_SECONDS)
 
     async def intercept_service(
         self,
@@ -63,78 +109,94 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:  # noqa: ANN401
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
-        if handler is None:
+        method = handler_call_details.method
+        if handler is None or method == _HEALTH_WATCH:
             return None
-        read = _Reader(handler.request_deserializer, handler.request_streaming)
-        method, write = handler_call_details.method, handler.response_serializer
-        authorize = self._authorize if method.startswith(f"/{DOMAIN}.") else None
+        write = handler.response_serializer
+        call = self._wrapped(handler, method)
         # Without a deserializer: gRPC would answer bytes that are no message with UNKNOWN.
-        if handler.unary_unary:
-            call = _unary(handler.unary_unary, read, authorize, method)
-            return grpc.unary_unary_rpc_method_handler(call, None, write)
-        if handler.stream_unary:
-            call = _unary(handler.stream_unary, read, authorize, method)
-            return grpc.stream_unary_rpc_method_handler(call, None, write)
-        if handler.unary_stream:
-            call = _streaming(handler.unary_stream, read, authorize, method)
-            return grpc.unary_stream_rpc_method_handler(call, None, write)
-        call = _streaming(handler.stream_stream, read, authorize, method)
-        return grpc.stream_stream_rpc_method_handler(call, None, write)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call, None, write)
+        return grpc.stream_unary_rpc_method_handler(call, None, write)
+
+    def _wrapped(self, handler: Any, method: str) -> Callable[..., Awaitable[Any]]:  # noqa: ANN401
+        behavior = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        ours = method.startswith(f"/{DOMAIN}.")
+        authorize = self._authorize if ours else None
+        # Ours look at the caller once the first message is there; the others never do.
+        first_place, place = (
+            (self._room.place, nullcontext) if ours else (nullcontext, self._room.place)
+        )
+        read = _Reader(handler.request_deserializer, first_place)
+
+        async def answer(messages: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401
+            if authorize is not None:
+                authorize(context)
+            request = read.each(messages) if handler.request_streaming else await read.one(messages)
+            result = behavior(request, context)
+            if inspect.isawaitable(result):
+                return await result
+            if not handler.response_streaming:
+                return result
+            async for response in result:
+                await context.write(response)
+            return None
+
+        async def call(messages: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401
+            try:
+                async with place():
+                    return await answer(messages, context)
+            except Exception as error:  # noqa: BLE001 - the one place where every error ends
+                await _abort(context, error, method)
+
+        return call
 
 
 class _Reader:
-    """Makes messages of the bytes of a call's request, be it one or a stream."""
+    """Makes messages of the bytes of a call's request, be it one or a stream.
 
-    def __init__(self, decode: Callable[[bytes], Any], streaming: bool) -> None:
+    Args:
+        decode: the message.
+        place: entered while the first message is awaited.
+    """
+
+    def __init__(
+        self, decode: Callable[[bytes], Any], place: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
         self._decode = decode
-        self._streaming = streaming
+        self._place = place
 
-    def __call__(self, request: Any) -> Any:  # noqa: ANN401
-        return self._each(request) if self._streaming else self._one(request)
+    async def one(self, messages: AsyncIterator[bytes]) -> Any:  # noqa: ANN401
+        """Return the first message.
 
-    def _one(self, data: bytes) -> Any:  # noqa: ANN401
-        try:
-            return self._decode(data)
-        except DecodeError as error:
-            raise invalid(str(error), "MESSAGE_INVALID") from error
+        Raises:
+            RequestError: MESSAGE_INVALID: there is none, or its bytes are none.
+        """
+        first = await anext(self.each(messages), None)
+        if first is None:
+            raise invalid("the request has no message", "MESSAGE_INVALID")
+        return first
 
-    async def _each(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for data in stream:
-            yield self._one(data)
+    async def each(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Yield all messages.
 
-
-def _unary(
-    behavior: Callable[..., Any], read: _Reader, authorize: Authorize | None, method: str
-) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-        try:
-            if authorize is not None:
-                authorize(context)
-            result = behavior(read(request), context)
-            return await result if inspect.isawaitable(result) else result
-        except Exception as error:  # noqa: BLE001 - the one place where every error ends
-            await _abort(context, error, method)
-
-    return call
-
-
-def _streaming(
-    behavior: Callable[..., Any], read: _Reader, authorize: Authorize | None, method: str
-) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-        try:
-            if authorize is not None:
-                authorize(context)
-            result = behavior(read(request), context)
-            if inspect.isawaitable(result):
-                await result
-                return
-            async for response in result:
-                yield response
-        except Exception as error:  # noqa: BLE001 - the one place where every error ends
-            await _abort(context, error, method)
-
-    return call
+        Raises:
+            RequestError: MESSAGE_INVALID: the bytes of one are none.
+        """
+        async with self._place():
+            data = await anext(messages, None)
+        while data is not None:
+            try:
+                message = self._decode(data)
+            except DecodeError as error:
+                raise invalid(str(error), "MESSAGE_INVALID") from error
+            yield message
+            data = await anext(messages, None)
 
 
 async def _abort(context: Context, error: Exception, method: str) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from common.tasks import Examples, Task
+from common.errors import FolkmootError, RunFailed
+from common.tasks import Examples, Task, describe
 from common.tensors import open_mapped
 from common.training import Evaluation
 
@@ -22,6 +23,29 @@ class Evaluator:
 
         Raises:
             TensorError: the file is damaged.
+            InputError: the model's outputs are not such as the task says.
+            RunFailed: the task's own code failed.
         """
         self._model.load_state_dict(open_mapped(path))
-        return self._task.evaluate(self._model, self._examples)
+        return self._evaluate(self._examples)
+
+    def try_out(self, count: int | None = None) -> Evaluation:
+        """Evaluate the model as it was made on the first examples, of which there may be fewer.
+
+        Raises:
+            InputError: as for `evaluate`.
+            RunFailed: as for `evaluate`.
+        """
+        return self._evaluate(Examples(*(part[slice(count)] for part in self._examples)))
+
+    def _evaluate(self, examples: Examples) -> Evaluation:
+        try:
+            return self._task.evaluate(self._model, examples)
+        except FolkmootError:
+            raise
+        # The task's own code, which may raise anything.
+        except Exception as error:
+            raise RunFailed(
+                f"--task: its evaluation raised {describe(error)}; mend the task; a run that had "
+                "begun goes on with --resume"
+            ) from error

@@ -85,6 +85,12 @@ class RunCollector(Collector):
             "model_accuracy_ratio", "Accuracy of the last model that was evaluated.", "view"
         )
         self._loss = self._gauge("model_loss", "Loss of the last model that was evaluated.", "view")
+        self._metric = self._gauge(
+            "model_metric",
+            "A task's own metrics of the last model that was evaluated.",
+            "view",
+            "metric",
+        )
         self._rounds = self._counter("rounds", "Attempts at rounds that ended.", "outcome")
         self._updates = self._counter(
             "updates",
@@ -132,6 +138,12 @@ class RunCollector(Collector):
             for view, column in _VIEWS.items():
                 if (value := ended.metrics.get(column.format(name))) is not None:
                     gauge.labels(view).set(value)
+        if ended.own:
+            # Clients may name theirs otherwise each time.
+            self._metric.clear()
+        for column, value in ended.own.items():
+            side, _, name = column.partition("_")
+            self._metric.labels({"client": "client_mean"}.get(side, side), name).set(value)
 
     def _look(self) -> None:
         """Show how the run is now."""

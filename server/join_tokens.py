@@ -59,7 +59,8 @@ class JoinTokens:
                 ]
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
-                    f"{path} is damaged; delete it, and give the clients new join tokens"
+                    f"{path} is damaged; put back a copy of it, or move it elsewhere and give the "
+                    "clients new join tokens"
                 ) from error
             self._tokens = {token.token_id: token for token in kept}
 

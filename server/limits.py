@@ -27,6 +27,15 @@ MAX_METRICS = 32
 MAX_METRIC_NAME = 64
 # Metrics that a run may end by.
 _ACCURACIES = frozenset({"accuracy", "fine_tuned_accuracy"})
+# Requests that may be unfinished at a time, of all connections, and the seconds that one may take.
+MAX_UNFINISHED = 8
+UNFINISHED_SECONDS = 10.0
+# Calls at a time on one connection; gRPC's clients let the others wait.
+MAX_STREAMS = 16
+# Connections without a session or an operator: at a time, their seconds, and what one may send.
+MAX_STRANGERS = 1000
+STRANGER_SECONDS = 20.0
+STRANGER_BYTES = 1 << 20
 # Models that one session may pull at once: those it has given up may look open for a while.
 MAX_PULLS = 4
 

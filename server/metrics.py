@@ -7,16 +7,16 @@ Absent is null, never 0. Knows nothing about models.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.durable import append_lines
-from common.errors import CheckpointError
 from common.logs import get_logger
 from common.training import Metrics
-from server.run_files import numbers
+from server.run_files import numbers, own_numbers
 
 log = get_logger()
 
@@ -81,11 +81,17 @@ class Row:
         """What a target is compared with: the server's accuracy, else the clients'."""
         return self.client_accuracy if self.global_accuracy is None else self.global_accuracy
 
+    def own(self) -> Metrics:
+        """Return a task's own metrics, as global_<name> and client_<name>."""
+        return own_numbers(asdict(self))
+
     def numbers(self) -> Metrics:
         """Return what is a number and there, by name; of a task's own, as global_<name>."""
         return numbers(asdict(self))
 
 
+# Of a task's own metrics in a table: clients may name what they like.
+_MOST_OWN = 64
 _CSV_COLUMNS = [f.name for f in fields(Row) if not f.name.endswith("_metrics")]
 
 
@@ -104,6 +110,16 @@ def weighted_means(reports: Iterable[tuple[int, Mapping[str, float]]]) -> Metric
                 weights[name] = weights.get(name, 0) + count
     # Of finite values, too, a sum may be none.
     return finite_only({name: sums[name] / weights[name] for name in sorted(sums)})
+
+
+def most_reported(reports: Sequence[Mapping[str, float]], count: int) -> frozenset[str]:
+    """Return the names of the metrics that most reports hold; of equals, the first by name.
+
+    >>> sorted(most_reported([{"f1": 1.0, "x": 1.0}, {"f1": 0.5}, {"a": 0.1}], 2))
+    ['a', 'f1']
+    """
+    held = Counter(name for metrics in reports for name in metrics)
+    return frozenset(sorted(held, key=lambda name: (-held[name], name))[:count])
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -151,19 +167,56 @@ def finite_only(metrics: Mapping[str, float]) -> Metrics:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def _columns(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> list[str]:
+    """Return a table's columns: the rows', and then a task's own, as they come."""
+    found = dict.fromkeys(columns or _CSV_COLUMNS)
+    for row in rows:
+        found |= dict.fromkeys(sorted(own_numbers(dict(row))))
+    return list(found)[: len(_CSV_COLUMNS) + _MOST_OWN]
+
+
+def _writer(file: IO[str], columns: Sequence[str]) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, columns, extrasaction="ignore")
+
+
+def fields_of(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a dataclass `kind` takes of a JSON object that another version may have written.
+
+    What it does not know is left out. What the object lacks takes its default, or is None.
+    """
+    found = {}
+    for one in fields(kind):
+        if one.name in value:
+            found[one.name] = value[one.name]
+        elif one.default is MISSING and one.default_factory is MISSING:
+            found[one.name] = None
+    return found
+
+
 class Sinks:
     """The metric files of a run directory."""
 
     def __init__(self, folder: Path) -> None:
+        # How many lines each file has that holds others than one a round, with the lost ones.
+        self._counts = {"clients.jsonl": 0, "evaluations.jsonl": 0}
         self._rows = folder / "metrics.jsonl"
         self._table = folder / "metrics.csv"
         self._clients = folder / "clients.jsonl"
         self._evaluations = folder / "evaluations.jsonl"
 
+    def counts_with(
+        self, clients: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None
+    ) -> dict[str, int]:
+        """Return how many lines clients.jsonl and evaluations.jsonl have with a round's."""
+        return {
+            "clients.jsonl": self._counts["clients.jsonl"] + len(clients),
+            "evaluations.jsonl": self._counts["evaluations.jsonl"] + (evaluation is not None),
+        }
+
     def append(
         self,
         row: Row,
-        clients: Iterable[Mapping[str, Any]],
+        clients: Sequence[Mapping[str, Any]],
         evaluation: Mapping[str, Any] | None,
     ) -> None:
         """Add a committed round, its clients' rows, and its evaluation by class if there is one.
@@ -175,57 +228,67 @@ class Sinks:
         append_lines(self._clients, [json.dumps(client) + "\n" for client in clients])
         if evaluation is not None:
             append_lines(self._evaluations, [json.dumps(evaluation) + "\n"])
-        self._append_table([asdict(row)])
+        self._append_table(asdict(row))
+        self._counts = self.counts_with(clients, evaluation)
 
     def reconcile(
         self,
         last: Row | None,
         clients: Iterable[Mapping[str, Any]],
         evaluation: Mapping[str, Any] | None,
+        counts: Mapping[str, int],
     ) -> list[Row]:
         """Make the files end with the last committed round, and return all rows.
 
-        Rows after it and halves of lines go; the last row is there once.
+        Rows after it and halves of lines go; the last row is there once. Lines that were lost are
+        said in the log.
 
-        Raises:
-            CheckpointError: a row is not one.
+        Args:
+            last: the last committed round's row; None: there is none.
+            clients: that round's.
+            evaluation: that round's by class.
+            counts: what `counts_with` returned for that round; an unknown one is not checked.
         """
         if last is None:
             for path in (self._rows, self._table, self._clients, self._evaluations):
                 path.unlink(missing_ok=True)
             return []
         rows = self._read(self._rows, last.round - 1)
-        own = self._read(self._clients, last.round - 1)
-        try:
-            found = [*(Row(**row) for row in rows), last]
-        except TypeError as error:
-            raise CheckpointError(
-                f"{self._rows} holds a line that is no row of metrics ({error}); "
-                "delete that line and resume again"
-            ) from error
-        lost = last.round - 1 - len({row.round for row in found[:-1]})
-        if lost:
-            log.warning("rows of committed rounds are lost", file=str(self._rows), rows=lost)
+        found = [*(Row(**fields_of(Row, row)) for row in rows), last]
+        _mention_lost(self._rows, last.round - 1 - len({row.round for row in found[:-1]}))
         self._write(self._rows, [*rows, asdict(last)])
-        self._write(self._clients, [*own, *clients])
-        evaluations = self._read(self._evaluations, last.round - 1)
-        if evaluation is not None:
-            evaluations.append(dict(evaluation))
-        if evaluations:
-            self._write(self._evaluations, evaluations)
-        else:
-            self._evaluations.unlink(missing_ok=True)
-        self._table.unlink(missing_ok=True)
-        self._append_table([*rows, asdict(last)])
+        self._write_table([*rows, asdict(last)])
+        for path, new in (
+            (self._clients, list(clients)),
+            (self._evaluations, [] if evaluation is None else [evaluation]),
+        ):
+            lines = [*self._read(path, last.round - 1), *new]
+            self._counts[path.name] = counts.get(path.name, len(lines))
+            _mention_lost(path, self._counts[path.name] - len(lines))
+            if lines or path == self._clients:
+                self._write(path, lines)
+            else:
+                path.unlink(missing_ok=True)
         return found
 
-    def _append_table(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        begin = not self._table.exists()
+    def _append_table(self, row: Mapping[str, Any]) -> None:
+        columns: list[str] = []
+        if self._table.exists():
+            with self._table.open(encoding="utf-8", newline="") as file:
+                columns = next(csv.reader(file), [])
+        if columns != _columns([row], columns):
+            self._write_table(self._read(self._rows, row["round"]))
+            return
         with self._table.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore")
-            if begin:
-                writer.writeheader()
-            writer.writerows(rows)
+            _writer(file, columns).writerow({**row, **own_numbers(dict(row))})
+
+    def _write_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        temporary = self._table.with_name(self._table.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = _writer(file, _columns(rows))
+            writer.writeheader()
+            writer.writerows({**row, **own_numbers(dict(row))} for row in rows)
+        temporary.replace(self._table)
 
     @staticmethod
     def _read(path: Path, last_round: int) -> list[dict[str, Any]]:
@@ -238,14 +301,11 @@ class Sinks:
             try:
                 value = json.loads(line)
             except ValueError:  # A crash cut it.
-                log.warning("a damaged line of metrics is left out", file=str(path))
-                continue
+                value = None
             number = value.get("round") if isinstance(value, dict) else None
             if not isinstance(number, int):
-                raise CheckpointError(
-                    f"{path} holds a line without a round; delete that line and resume again"
-                )
-            if number <= last_round:
+                log.warning("a damaged line of metrics is left out", file=str(path))
+            elif number <= last_round:
                 found.append(value)
         return found
 
@@ -255,3 +315,8 @@ class Sinks:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(value) + "\n" for value in values)
         temporary.replace(path)
+
+
+def _mention_lost(path: Path, lost: int) -> None:
+    if lost > 0:
+        log.warning("rows of committed rounds are lost", file=str(path), rows=lost)

@@ -72,7 +72,9 @@ class RunOptions:
 class SplitOptions:
     """How the training data is divided among the clients."""
 
-    num_partitions: Positive = 5
+    num_partitions: Annotated[
+        int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))
+    ] = 5
     "Partitions that the training data is divided into; clients hold 0 to one less. With natural, \
 the owners with the most examples have one each, and the others' are left out."
     partitioner: Scheme | None = None
@@ -119,7 +121,9 @@ class CohortOptions:
 class TrainingOptions:
     """How each client of the cohort trains."""
 
-    local_epochs: Positive | None = None
+    local_epochs: (
+        Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))] | None
+    ) = None
     "Passes over the client's examples in a round."
     batch_size: Positive | None = None
     "Examples in a step."
@@ -132,7 +136,7 @@ class TrainingOptions:
     proximal_mu: NonNegativeFloat | None = None
     "Strength of the pull towards the global model, for --strategy fedprox or fednova."
     hyperparameters: str = "{}"
-    """For tasks with training of their own: a JSON object, e.g. '{"dropout": 0.1}'."""
+    """For a model's constructor or a task's own training: JSON, e.g. '{"dropout": 0.1}'."""
 
 
 @_group("Strategy (if not given: the strategy's own)", 5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,10 +25,12 @@ from protos import federated_pb2_grpc as pb_grpc
 from server import configuration
 from server.access import Access
 from server.admin import AdminService
+from server.connections import Connections
 from server.coordinator import Coordinator
-from server.edge import Authorize, ErrorInterceptor
+from server.edge import Authorize, Context, ErrorInterceptor
 from server.exposition import registry_of
 from server.join_tokens import JoinTokens
+from server.limits import MAX_STREAMS
 from server.metrics_port import MetricsPort
 from server.options import ProcessOptions, SecurityOptions, ServerOptions
 from server.service import CoordinatorService
@@ -39,10 +41,11 @@ _OTHER_DESCRIPTORS = 256
 _CHANNEL_OPTIONS = [
     # Without this, a second server on the same port starts, silently.
     ("grpc.so_reuseport", 0),
-    # What a stream may send ahead of its reader. Left to itself, gRPC lets each of many uploads
-    # fill megabytes more than the disk has taken.
+    # What a stream may send ahead of its reader, and a connection ahead of its streams. Left to
+    # itself, gRPC takes megabytes of each.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 19),
+    ("grpc.http2.lookahead_bytes", 1 << 16),
+    ("grpc.experimental.tcp_max_read_chunk_size", 1 << 18),
     # Find half-open connections, and let clients look for them as often.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -53,7 +56,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     # Somebody who sends too much, or connects and says nothing, has no hold on the others.
     ("grpc.max_receive_message_length", CHUNK_SIZE_BYTES + (64 << 10)),
-    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 120_000),
 ]
@@ -72,6 +75,9 @@ class Ports:
     admin_address: str
     access: Access
     metrics: MetricsPort | None
+    connections: Connections
+    # Tasks that end with the ports.
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -81,6 +87,8 @@ class Ports:
 
     async def stop(self, grace: float) -> None:
         """Serve no more."""
+        for task in self.tasks:
+            task.cancel()
         await asyncio.gather(self.clients.stop(grace), self.admin.stop(grace))
         if self.metrics is not None:
             await asyncio.to_thread(self.metrics.close)
@@ -99,7 +107,13 @@ def listen(options: ProcessOptions, access: Access, security: SecurityOptions) -
     """
     # Files of the run must open, however many connect.
     clients = _grpc_server(descriptors() - _OTHER_DESCRIPTORS, None)
-    admin = _grpc_server(_ADMIN_MOST, access.operators)
+    connections = Connections()
+
+    def authorize(context: Context) -> None:
+        access.operators(context)
+        connections.know(context.peer())
+
+    admin = _grpc_server(_ADMIN_MOST, authorize)
     plain_anywhere = security.insecure or access.credentials is not None
     address = _listen(clients, options.bind, "--bind", access, plain_anywhere)
     admin_bind = options.admin_bind
@@ -111,7 +125,7 @@ def listen(options: ProcessOptions, access: Access, security: SecurityOptions) -
     if options.metrics_port is not None:
         host = admin_address.rpartition(":")[0]
         metrics = MetricsPort(host, options.metrics_port, access, security)
-    return Ports(clients, admin, address, admin_address, access, metrics)
+    return Ports(clients, admin, address, admin_address, access, metrics, connections)
 
 
 async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) -> None:
@@ -128,6 +142,7 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
         options.evaluation.fine_tune_epochs,
         ports.access.clients,
         tokens,
+        ports.connections.know,
     )
     now = Timestamp()
     now.GetCurrentTime()
@@ -140,6 +155,8 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
     await _add_health_and_reflection(ports.admin, services["Admin"].full_name)
     await ports.clients.start()
     await ports.admin.start()
+    watching = ports.connections.watch(ports.address, ports.admin_address)
+    ports.tasks.add(asyncio.create_task(watching))
     if ports.metrics is not None:
         labels = {
             "task": task_name,

@@ -1,33 +1,45 @@
 """The round engine: (policy, state, event) -> (state, effects), and nothing else.
 
-    phase        event                      next phase    effects
-    SELECTING    ClientJoined, enough live  REPORTING     BeginRound, StartDeadline
-    REPORTING    UpdateReceived             REPORTING     KeepUpdate | DropUpdate
-                 ... at the goal            AGGREGATING   KeepUpdate, Aggregate
-                 ClientLeft, WorkFailed     REPORTING
-                 ... nobody left to report  as at the deadline
-                 DeadlinePassed, quorum     AGGREGATING   Aggregate
-                 DeadlinePassed, no quorum  SELECTING     Abandon, and the next attempt
-                 ... the last attempt, or
-                 the run is to stop         FINISHED      Abandon, Finish
-    AGGREGATING  UpdatesRejected            AGGREGATING
-                 ... no quorum without      as without a quorum
-                 Aggregated                 EVALUATING    Evaluate, StartDeadline
-                 ... nothing to evaluate    COMMITTING    Commit
-                 AggregationFailed          as without a quorum
-    EVALUATING   ServerEvaluated,           EVALUATING
-                 ClientEvaluated,
-                 ClientLeft, WorkFailed
-                 ... nothing left to wait for, or
-                 DeadlinePassed and the
-                 server's evaluation is in  COMMITTING    Commit
-    COMMITTING   Committed                  SELECTING     and the next round
-                 ... the last round         FINISHED      Finish
-    SELECTING    StopRequested              FINISHED      Finish
-    any but SELECTING and FINISHED:
-                 StopRequested              unchanged     the current round is the last
-    any but FINISHED:
-                 ClientJoined, ClientLeft   unchanged     kept in `live`
+    phase        event                        next phase    effects
+    SELECTING    ClientJoined                 SELECTING
+                 ... enough live              REPORTING     BeginRound, StartDeadline
+                 ClientLeft                   SELECTING
+                 StopRequested                FINISHED      Finish
+    REPORTING    ClientJoined, StopRequested  REPORTING
+                 UpdateReceived               REPORTING     KeepUpdate | DropUpdate
+                 ... at the goal              AGGREGATING   KeepUpdate, Aggregate
+                 ... nobody left to report    as without a quorum, after KeepUpdate
+                 ClientLeft, WorkFailed       REPORTING
+                 ... nobody left to report    as at the deadline
+                 DeadlinePassed               as at the deadline
+    AGGREGATING  ClientJoined, ClientLeft,
+                 StopRequested                AGGREGATING
+                 UpdatesRejected              AGGREGATING
+                 ... no quorum without them   as without a quorum
+                 Aggregated                   EVALUATING    Evaluate, StartDeadline
+                 ... nothing to evaluate      COMMITTING    Commit
+                 AggregationFailed            as without a quorum
+    EVALUATING   ClientJoined, StopRequested  EVALUATING
+                 ServerEvaluated,
+                 ClientEvaluated, ClientLeft,
+                 WorkFailed, DeadlinePassed   EVALUATING
+                 ... nobody left to wait for  COMMITTING    Commit
+    COMMITTING   ClientJoined, ClientLeft,
+                 StopRequested                COMMITTING
+                 Committed                    SELECTING     and the next round
+                 ... enough live              REPORTING     BeginRound, StartDeadline
+                 ... the last round           FINISHED      Finish
+
+    at the deadline     a quorum is in        AGGREGATING   Aggregate
+                        ... else              as without a quorum
+    without a quorum    another attempt       SELECTING     Abandon
+                        ... enough live       REPORTING     Abandon, BeginRound, StartDeadline
+                        ... the last attempt,
+                        or the run is to stop FINISHED      Abandon, Finish
+
+After StopRequested the current round is the last one. A run that ends by it before its first
+round is committed has failed. A deadline ends the wait for clients, not for the server's own
+evaluation.
 
 Any other (phase, event) pair changes nothing, except that an update which is not wanted is
 answered with DropUpdate. Knows no clock, socket, file or random source: time arrives inside
@@ -295,7 +307,7 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
         case Phase.SELECTING, ClientJoined(client_id):
             return _select_if_enough(policy, _with(state, client_id))
         case Phase.SELECTING, StopRequested():
-            return replace(state, phase=Phase.FINISHED, stopping=True), (Finish(),)
+            return stopped(state), (Finish(),)
         case Phase.REPORTING, ClientJoined(client_id):
             return replace(_with(state, client_id), lost=state.lost - {client_id}), ()
         case Phase.REPORTING, ClientLeft(client_id):
@@ -357,6 +369,16 @@ def resume(policy: Policy, state: State) -> Step:
             *effects,
         )
     return state, effects
+
+
+def stopped(state: State) -> State:
+    """Return the end by an operator's order, between rounds; before the first, the run failed."""
+    failure = None
+    if state.round == 1:
+        failure = (
+            "an operator stopped the run before its first round was committed: no model was trained"
+        )
+    return replace(state, phase=Phase.FINISHED, stopping=True, failure=failure)
 
 
 def _with(state: State, client_id: str) -> State:
@@ -436,7 +458,7 @@ def _abandon(policy: Policy, state: State, reason: str) -> Step:
         )
         return replace(state, phase=Phase.FINISHED, failure=failure), (abandon, Finish())
     if state.stopping:
-        return replace(state, phase=Phase.FINISHED), (abandon, Finish())
+        return stopped(state), (abandon, Finish())
     next_attempt = State(round=state.round, attempt=state.attempt + 1, live=state.live)
     state, effects = _select_if_enough(policy, next_attempt)
     return state, (abandon, *effects)

@@ -6,13 +6,17 @@ half-written isn't there yet. Needs no torch.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import CheckpointError, InputError
 
 Line = dict[str, Any]
+
+# Of a run directory. It grows when a reader of an older one would take something wrongly; what is
+# only added needs no new one.
+FORMAT = 1
 
 
 class Lines:
@@ -86,12 +90,13 @@ class RunFiles:
         path: the run directory.
 
     Raises:
-        InputError: there is no run, or its config.json is damaged.
+        InputError: there is no run, its config.json is damaged, or a newer Folkmoot wrote it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         config = read_json(path / "config.json")
+        check_format(path, config)
         if not isinstance(config.get("options"), dict):
             said = "is damaged" if (path / "config.json").exists() else "is not there"
             raise InputError(f"{path} is no run directory: its config.json {said}")
@@ -118,25 +123,69 @@ class RunFiles:
         # While a server works, a round's row may be about to follow its commit.
         if self.running:
             return 0
-        names = (record.parent.name for record in self.path.glob("rounds/*/record.json"))
-        committed = max((int(name) for name in names if name.isdecimal()), default=0)
         rounds = (row.get("round") for row in self.metrics.all())
         last = max((number for number in rounds if type(number) is int), default=0)
-        return max(0, committed - last)
+        return max(0, self._committed - last)
+
+    @property
+    def missing_lines(self) -> dict[str, int]:
+        """How many lines clients.jsonl and evaluations.jsonl lack, by file; empty if none.
+
+        Of an older run, or one that a server works on, that is not known, and empty.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        number = self._committed
+        if self.running or not number:
+            return {}
+        record = read_json(self.path / "rounds" / f"{number:05d}" / "record.json")
+        counts = record.get("lines", {})
+        found = {"clients.jsonl": self.clients, "evaluations.jsonl": self.evaluations}
+        lost = {name: counts.get(name, 0) - len(lines.all()) for name, lines in found.items()}
+        return {name: count for name, count in lost.items() if count > 0}
+
+    @property
+    def _committed(self) -> int:
+        """The last committed round."""
+        names = (record.parent.name for record in self.path.glob("rounds/*/record.json"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
         return read_json(self.path / "models" / f"{name}.json") or None
 
 
+def check_format(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that this version reads a run directory of such a config.json; an old one has no field.
+
+    Raises:
+        CheckpointError: a newer Folkmoot wrote it.
+    """
+    number = config.get("format", FORMAT)
+    if not isinstance(number, int) or number > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {number}, and this Folkmoot reads formats up to {FORMAT}; use the "
+            "Folkmoot that wrote it, or a newer one"
+        )
+
+
 def numbers(row: Line) -> dict[str, float]:
     """Return what is a number and there in a row of metrics; of a task's own, as global_<name>."""
-    own = {
-        f"{side}_{name}": float(value)
+    return own_numbers(row) | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+
+
+def own_numbers(row: Line) -> dict[str, float]:
+    """Return a task's own metrics in a row of metrics, as global_<name> and client_<name>.
+
+    Those that are called as one of the row's columns are left out.
+    """
+    return {
+        column: float(value)
         for side in ("global", "client")
         for name, value in row.get(f"{side}_metrics", {}).items()
+        if (column := f"{side}_{name}") not in row
     }
-    return own | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
 
 
 def is_running(run_dir: Path) -> bool:

@@ -6,7 +6,7 @@ Thin: whatever is decided is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,6 @@ log = get_logger()
 # A poll is answered this long before its deadline, so that the answer arrives.
 _POLL_MARGIN = 1.0
 _MIN_POLL = 2.0
-_HEADER_SECONDS = 30.0
 
 
 class CoordinatorService(pb_grpc.CoordinatorServicer):
@@ -50,6 +49,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         fine_tune_epochs: of the clients' evaluations; 0: they evaluate the model as it is.
         clients: says whom a caller may act for.
         join_tokens: admit clients; None: no token is asked for.
+        know: told the peer of each call of a session.
     """
 
     def __init__(
@@ -61,7 +61,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         fine_tune_epochs: int,
         clients: Clients,
         join_tokens: JoinTokens | None,
+        know: Callable[[str], None],
     ) -> None:
+        self._know = know
         self._clients = clients
         self._join_tokens = join_tokens
         self._coordinator = coordinator
@@ -117,7 +119,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._pace_joining()
         if self._join_tokens is not None:
             self._join_tokens.admit(request.join_token, request.client_id)
+        self._refuse_taken(request.partition, request.client_id)
         session = self._sessions.join(request.client_id, request.instance_id, request.partition)
+        self._know(context.peer())
         log.info(
             "client joined",
             run_id=coordinator.settings.run_id,
@@ -125,9 +129,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             partition=request.partition,
             clients=len(self._sessions),
         )
-        holders = self._sessions.holders(request.partition)
-        if len(holders) > 1 and self._split.partitioner is not Partitioner.NONE:
-            log.warning("clients share a partition", partition=request.partition, clients=holders)
         lease, bounds = self._sessions.lease, coordinator.settings.limits
         return pb.JoinResponse(
             session_token=session.token,
@@ -149,6 +150,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 model_name=self._model_name,
                 split=self._data_split(),
                 local_tensors=sorted(coordinator.settings.local_tensors),
+                hyperparameters=_hyperparameters(coordinator.settings.training),
             ),
         )
 
@@ -180,11 +182,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         session.polls += 1
         poll = session.polls
         session.wake()
-        until = coordinator.clock() + min(remaining - _POLL_MARGIN, longest)
+        # The caller's deadline comes, whether the server runs or not.
+        clock = asyncio.get_running_loop().time
+        until = clock() + min(remaining - _POLL_MARGIN, longest)
         while True:
             self._session(request.session_token, context)
             if coordinator.ended:
-                end = pb.RunEnd(failure_message=coordinator.state.failure or "")
+                end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
             if session.polls != poll:
@@ -192,7 +196,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             assignment = coordinator.assignments.of_client(session.client_id)
             if assignment is not None:
                 return pb.PollTaskAssignmentResponse(assignment=self._task_assignment(assignment))
-            seconds = until - coordinator.clock()
+            seconds = until - clock()
             if seconds <= 0:
                 return pb.PollTaskAssignmentResponse()
             await session.wait(seconds)
@@ -220,7 +224,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             if last == model.digest.blake3 and 0 < start < reached:
                 self._coordinator.ledger.count_resent(reached - start)
             while True:
-                self._clients(context)  # May have been revoked meanwhile.
+                self._session(session.token, context)  # May have ended meanwhile.
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
                 yield chunk
                 self._coordinator.ledger.count_down(session.client_id, end - start)
@@ -234,12 +238,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         request_iterator: AsyncIterator[pb.PushUpdateRequest | Piece],
         context: Context,
     ) -> pb.PushUpdateResponse:
-        try:
-            async with asyncio.timeout(_HEADER_SECONDS):
-                first = await anext(aiter(request_iterator), None)
-        except TimeoutError as error:
-            message = f"no header within {_HEADER_SECONDS:g} s"
-            raise RequestError(Status.DEADLINE_EXCEEDED, "HEADER_LATE", message) from error
+        first = await anext(aiter(request_iterator), None)
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             raise invalid("the first message must be the header", "HEADER_MISSING")
         header = first.header
@@ -314,14 +313,28 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         context: Context,
     ) -> AsyncIterator[Piece]:
         async for piece in requests:
-            self._clients(context)  # May have been revoked meanwhile.
+            self._session(session.token, context)  # May have ended meanwhile.
             if not isinstance(piece, Piece):  # A second header, or nothing: as an empty chunk.
                 piece = Piece(0, memoryview(b""), last=False)  # noqa: PLW2901
             self._coordinator.ledger.count_up(session.client_id, len(piece.data))
             yield piece
 
     def _session(self, token: str, context: Context) -> Session:
-        return self._sessions.get(token, self._clients(context))
+        session = self._sessions.get(token, self._clients(context))
+        self._know(context.peer())
+        return session
+
+    def _refuse_taken(self, partition: int, client_id: str) -> None:
+        """Refuse a partition that another client holds: its examples would count twice."""
+        if self._split.partitioner is Partitioner.NONE:
+            return
+        others = [name for name in self._sessions.holders(partition) if name != client_id]
+        if others:
+            message = (
+                f"partition {partition} is held by client {others[0]!r}; name another one, or wait "
+                f"until it leaves or its lease of {self._sessions.lease:g} s runs out"
+            )
+            raise RequestError(Status.FAILED_PRECONDITION, "PARTITION_TAKEN", message)
 
     def _pace_joining(self) -> None:
         seconds = self._pace.admit(self._coordinator.clock())
@@ -372,9 +385,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return message
 
 
+def _hyperparameters(config: TrainConfig) -> Struct:
+    found = Struct()
+    found.update(config.hyperparameters)
+    return found
+
+
 def _train_work(config: TrainConfig) -> pb.TrainWork:
-    hyperparameters = Struct()
-    hyperparameters.update(config.hyperparameters)
     return pb.TrainWork(
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,
@@ -382,7 +399,7 @@ def _train_work(config: TrainConfig) -> pb.TrainWork:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         proximal_mu=config.proximal_mu,
-        hyperparameters=hyperparameters,
+        hyperparameters=_hyperparameters(config),
     )
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from common.errors import InputError
 from common.extras import require
 from common.logs import get_logger
+from common.tasks import BUILT_IN
 from common.urls import credentials, without_credentials
 from server.options import TrackingOptions
 
@@ -77,11 +78,13 @@ class Tracker:
     Args:
         folder: the run directory.
         target: where to.
+        task: of the run, whose code the process then runs, as this one does.
     """
 
-    def __init__(self, folder: Path, target: Target | None) -> None:
+    def __init__(self, folder: Path, target: Target | None, task: str) -> None:
         self._folder = folder
         self._target = target
+        self._task = task
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -91,7 +94,8 @@ class Tracker:
         # Not as an argument, which any user of this machine could read.
         environment = os.environ | {"MLFLOW_TRACKING_URI": self._target.uri}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.tracking", str(self._folder), *self._flags()),
+            *(sys.executable, *["-P"] * sys.flags.safe_path, "-m", "server.tracking"),
+            *(str(self._folder), *self._flags()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             env=environment,
@@ -103,6 +107,7 @@ class Tracker:
         if self._target is None:
             return []
         flags = ["--mlflow-experiment", self._target.experiment]
+        flags += [] if self._task in BUILT_IN else ["--task", self._task]
         return flags + (["--mlflow-model", self._target.model] if self._target.model else [])
 
     async def finish(self, seconds: float) -> None:

@@ -395,7 +395,11 @@ class Spool:
     def _validate_and_sync(
         self, path: Path, file: DurableFile, update: StoredUpdate
     ) -> StoredUpdate:
-        """Check the tensors, then make them and their record durable under a provisional name."""
+        """Check the tensors, then make them and their record durable under a provisional name.
+
+        Returns:
+            the update with its norm.
+        """
         check_schema(schema_of(path), self._schema)
         tensors = open_mapped(path)
         norm = check_finite(tensors)
@@ -466,6 +470,7 @@ def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
 
 
 def _stored(upload: _Upload) -> StoredUpdate:
+    """Return what is known of an update before its values are looked at."""
     return StoredUpdate(
         file=upload.path.name,
         task_token=upload.assignment.task_token,

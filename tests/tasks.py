@@ -112,6 +112,22 @@ class Diverging(Tiny):
         return {"loss": 1.0}
 
 
+class Exploding(Tiny):
+    """Its first round is good, its second goes far away, and training on from there fails."""
+
+    def train(self, model, examples, config, seed, on_step):
+        far = float(model.weight.detach().abs().max())
+        metrics = super().train(model, examples, config, seed, on_step)
+        with torch.no_grad():
+            if far > 1e6:
+                model.weight.fill_(float("nan"))
+            elif far > 10:
+                model.weight.mul_(-1e9)
+            else:
+                model.weight.mul_(100)
+        return metrics
+
+
 class TwoScores(nn.Module):
     """No classifier: two tensors come out."""
 

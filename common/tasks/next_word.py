@@ -102,7 +102,7 @@ def _owned(data_dir: Path) -> Mapping[str, Sequence[str]]:
     owned = {owner: texts for owner, texts in found.items() if texts}
     if owned:
         return owned
-    if folder == _NOT_NAMED:
+    if folder.absolute() == _NOT_NAMED.absolute():
         from pydoc_data.topics import topics
 
         _mention_help(data_dir)

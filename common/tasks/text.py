@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from common.errors import DataError, InputError
 from common.tasks.base import Examples, Scheme, Task
 from common.tasks.inputs import Symbols
+from common.tasks.outputs import NextSymbol, Outputs
 from common.training import Evaluation
 
 Tokens = NDArray[np.int64]
@@ -44,10 +45,11 @@ class TextTask(Task):
     """
 
     # An owner's examples stay together.
-    partitioner: ClassVar[Scheme] = "natural"
+    partitioner: ClassVar[Scheme | None] = "natural"
     # Tokens in a sequence.
     length: ClassVar[int]
 
+    outputs: ClassVar[Outputs | None] = NextSymbol()
     # What the first classes stand for; those after them are seen but never suggested.
     inputs: ClassVar[Symbols]
 

@@ -16,16 +16,19 @@ from common.extras import require
 from scripts.commands import run_app
 from scripts.exporting.describing import (
     Source,
-    check_scores,
     evaluate,
     example_of,
     held_out,
     metadata_of,
+    outputs_of,
     read_source,
 )
 from scripts.exporting.formats import write
 from scripts.serving import metadata as beside
 from scripts.serving.metadata import Format, Metadata
+
+# Of these formats, only the weights are written, and no example is needed.
+_WEIGHTS: tuple[Format, ...] = ("safetensors", "pth")
 
 app = App(
     name="./scripts/export",
@@ -98,17 +101,35 @@ def _write(
     """
     task, model = source.run.task, source.run.model
     examples = held_out(task, data_dir)
-    example = example_of(task, examples)
-    check_scores(task, model, example)
+    example = example_of(task, examples, data_dir)
+    outputs = None
+    try:
+        outputs = outputs_of(task, model, example, examples)
+    except InputError as error:
+        if kind not in _WEIGHTS:
+            raise InputError(
+                f"--format {kind}: {error}; --format {' and '.join(_WEIGHTS)} need no such thing"
+            ) from error
+        example, said = None, f"not described: {error}"
+    else:
+        said = outputs.said if outputs else "numbers; the task's `outputs` do not say what they are"
     written = write(kind, model, example, path)
-    found = None if examples is None else evaluate(task, written.scores, examples)
-    metadata = metadata_of(path, kind, source, written, example, found)
+    found, why = None, f"no data in {data_dir} that can be read"
+    if examples is not None:
+        try:
+            found = evaluate(task, written.scores, examples)
+        except InputError as error:
+            if kind not in _WEIGHTS:
+                raise
+            why = str(error)
+    metadata = metadata_of(path, kind, source, written, example, outputs, found)
     weights = source.run.path
     print(f"Run:      {source.run_id}: {weights.stem} model, of round {source.round}")
     print(f"Format:   {kind}")
+    print(f"Outputs:  {said}")
     if found is None or examples is None:
         original = None
-        print(f"Held out: not evaluated: there is no such data in {data_dir}")
+        print(f"Held out: not evaluated: {why}")
     else:
         original = evaluate(task, model, examples) if kind == "onnx-int8" else None
         print(f"Held out: {_listed(found)}, {found['examples']:,} examples")
@@ -134,10 +155,15 @@ def _check_loss(
     Raises:
         InputError: too much, or it can't be known.
     """
-    if not (found and original and "accuracy" in original):
+    if not (found and original):
         raise InputError(
-            "--format onnx-int8: without held-out data and an accuracy there is no saying what it "
-            "costs; name the folder with --data-dir, or add --force"
+            "--format onnx-int8: without held-out data there is no saying what it costs; name the "
+            "folder with --data-dir, or add --force"
+        )
+    if "accuracy" not in original:
+        raise InputError(
+            "--format onnx-int8: its evaluation has no accuracy, so --max-loss can't tell what it "
+            f"costs: {_listed(found)} and, before, {_listed(original)}; add --force to write it"
         )
     loss = original["accuracy"] - found["accuracy"]
     # A model that has lost all sense may give NaN.

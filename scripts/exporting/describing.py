@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from common import __version__
 from common.errors import CheckpointError, DataError, InputError
 from common.onnx_models import is_text, varying_sizes
-from common.tasks import Examples, Task
+from common.tasks import Classes, Examples, Outputs, Task, Values
+from common.tasks import describe as said
 from common.tasks.inputs import Images, describe
+from common.tasks.outputs import check_tensor
+from common.tasks.outputs import describe as outputs_described
 from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
-from scripts.trained import TrainedRun, load_trained
+from scripts.trained import TrainedRun, load_trained, read_test_set
 from server.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
@@ -66,79 +69,110 @@ def held_out(task: Task, data_dir: Path) -> Examples | None:
     """Return held-out examples, spread over all; None if the data isn't there."""
     import torch
 
-    if task.would_download(data_dir):
-        return None
     try:
-        examples = task.data(data_dir, train=False)
-    except (DataError, OSError):
+        examples = read_test_set(task, data_dir)
+    except DataError:
         return None
-    count = len(examples.inputs)
-    if not count:
-        return None
-    chosen = torch.linspace(0, count - 1, min(count, MOST_EXAMPLES)).long()
+    count = len(examples.targets)
+    if count <= MOST_EXAMPLES:
+        return examples if count else None
+    chosen = torch.linspace(0, count - 1, MOST_EXAMPLES).long()
     return Examples(examples.inputs[chosen], examples.targets[chosen])
 
 
-def example_of(task: Task, examples: Examples | None) -> torch.Tensor:
+def example_of(task: Task, examples: Examples | None, data_dir: Path) -> torch.Tensor | None:
     """Return inputs to check a file with: held-out ones, or else such as the task takes.
 
+    Returns:
+        None: the task's inputs are no tensors.
+
     Raises:
-        InputError: there are no held-out ones, and the task doesn't say what it takes.
+        InputError: `data_dir` has no held-out ones, and the task doesn't say what it takes.
     """
     import torch
 
     if examples is not None:
         # Two at least: some sizes are told from others by halving them.
-        return examples.inputs[:_CHECKED].repeat(2, *[1] * (examples.inputs.ndim - 1))
+        return _twice(examples.inputs[:_CHECKED])
     if isinstance(task.inputs, Images):
         size = len(task.inputs.mean), task.inputs.height, task.inputs.width
         return torch.randn(_CHECKED, *size)
     length = getattr(task, "length", None)
     if task.inputs is None or length is None:
         raise InputError(
-            "--data-dir: there is no held-out data, and the task's `inputs` do not say what a "
-            "model takes; name the folder of the data"
+            f"--data-dir: there is no held-out data in {data_dir}, and the task's `inputs` do not "
+            "say what a model takes; name the folder of the data"
         )
     return torch.randint(len(task.inputs), (_CHECKED, length))
 
 
-def check_scores(task: Task, model: torch.nn.Module, example: torch.Tensor) -> None:
-    """Check that a model gives the scores of classes, or of a text's symbols at each place.
+def _twice(values: object) -> torch.Tensor | None:
+    import torch
+
+    return torch.cat([values, values]) if isinstance(values, torch.Tensor) else None
+
+
+def outputs_of(
+    task: Task, model: torch.nn.Module, example: torch.Tensor | None, examples: Examples | None
+) -> Outputs | None:
+    """Return what a model's outputs are; None: its task does not say.
+
+    Args:
+        task: of the model.
+        model: is run.
+        example: of `example_of`.
+        examples: the held-out ones, if there are any.
 
     Raises:
-        InputError: it does not.
+        InputError: inputs or outputs are not one tensor, or the outputs are not such as the task
+            says.
     """
     import torch
 
-    with torch.inference_mode():
-        found = model.eval()(example)
-    if not isinstance(found, torch.Tensor):
-        raise InputError(f"the model returns {type(found).__name__}; export takes one tensor")
-    text = is_text(example)
-    if found.shape[:1] != example.shape[:1] or found.ndim not in ((2, 3) if text else (2,)):
-        wanted = "[batch, classes]" + (" or [batch, classes, length]" if text else "")
+    if example is None:
+        raise InputError("an input of the task is not one tensor")
+    try:
+        with torch.inference_mode():
+            found = model.eval()(example)
+    # The model may be anyone's.
+    except Exception as error:
+        raise InputError(f"the model does not take the task's inputs: {said(error)}") from error
+    check_tensor(found)
+    if len(found) != len(example):
         raise InputError(
-            f"the model's scores of {len(example)} examples are of shape {list(found.shape)}; "
-            f"export takes {wanted}"
+            f"the model's outputs for {len(example)} examples are of shape {list(found.shape)}; "
+            "there must be a row for each"
         )
-    if task.classes and len(task.classes) != found.shape[1]:
-        raise InputError(
-            f"the task has {len(task.classes)} `classes`, its model {found.shape[1]} scores"
-        )
+    targets = None if examples is None else _twice(examples.targets[:_CHECKED])
+    outputs = task.outputs_like(found, targets)
+    if outputs is not None:
+        outputs.check(found.shape)
+    return outputs
 
 
 def evaluate(
     task: Task, scores: Callable[[torch.Tensor], torch.Tensor], examples: Examples
 ) -> dict[str, float]:
-    """Return the task's means over examples, by whatever gives scores."""
+    """Return the task's means over examples, by whatever gives scores.
+
+    Raises:
+        InputError: the task's own evaluation failed.
+    """
     import torch
 
     class Scores(torch.nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return scores(inputs)
 
-    means = task.evaluate(Scores(), examples).metrics
-    return {"examples": len(examples.inputs), **means}
+    model = scores if isinstance(scores, torch.nn.Module) else Scores()
+    try:
+        means = task.evaluate(model, examples).metrics
+    except InputError:
+        raise
+    # A task's own code.
+    except Exception as error:
+        raise InputError(f"--task: its evaluation raised {said(error)}") from error
+    return {"examples": len(examples.targets), **means}
 
 
 def metadata_of(
@@ -146,12 +180,17 @@ def metadata_of(
     kind: Format,
     source: Source,
     written: Written,
-    example: torch.Tensor,
+    example: torch.Tensor | None,
+    outputs: Outputs | None,
     evaluation: Mapping[str, float] | None,
 ) -> Metadata:
-    """Return the metadata of a written file."""
+    """Return the metadata of a written file.
+
+    Without an example, they do not say what goes in and comes out; without outputs, that these
+    are numbers.
+    """
     task, _, _, options = source.run
-    input_, output = _values(written, example)
+    input_, output = (None, None) if example is None else _values(written, example)
     return Metadata(
         file=path.name,
         format=kind,
@@ -163,11 +202,12 @@ def metadata_of(
         model=options["model"],
         input=input_,
         output=output,
-        classes=list(task.classes),
+        classes=list(outputs.names) if isinstance(outputs, Classes) else [],
         inputs=None if task.inputs is None else describe(task.inputs),
-        length=example.shape[1] if is_text(example) else None,
+        length=example.shape[1] if example is not None and is_text(example) else None,
         evaluation=evaluation,
         versions=_versions(kind),
+        outputs=None if example is None else outputs_described(outputs or Values()),
     )
 
 

@@ -34,13 +34,16 @@ class Written(NamedTuple):
     varying: Sequence[str]
 
 
-def write(kind: Format, model: torch.nn.Module, example: torch.Tensor, path: Path) -> Written:
+def write(
+    kind: Format, model: torch.nn.Module, example: torch.Tensor | None, path: Path
+) -> Written:
     """Write a model and return it as it was written.
 
     Args:
         kind: the format.
         model: on the CPU; it is put into evaluation mode.
-        example: inputs as the model takes them, at least two.
+        example: inputs as the model takes them, at least two; None, where only weights are
+            written: not one tensor.
         path: of the file.
 
     Raises:
@@ -53,6 +56,9 @@ def write(kind: Format, model: torch.nn.Module, example: torch.Tensor, path: Pat
             return _write_safetensors(model, example, path)
         case "pth":
             return _write_pth(model, example, path)
+    if example is None:
+        raise ValueError("a program is traced by an example")
+    match kind:
         case "onnx":
             export_onnx(model, example, path)
             return read_onnx(path)
@@ -75,13 +81,13 @@ def read_onnx(path: Path) -> Written:
     return Written(scores, [size for size in value.shape if isinstance(size, str)])
 
 
-def _write_safetensors(model: torch.nn.Module, example: torch.Tensor, path: Path) -> Written:
+def _write_safetensors(model: torch.nn.Module, example: torch.Tensor | None, path: Path) -> Written:
     path.write_bytes(encode(model.state_dict()))
     _check_weights(model, open_mapped(path), path)
     return _as_is(model, example)
 
 
-def _write_pth(model: torch.nn.Module, example: torch.Tensor, path: Path) -> Written:
+def _write_pth(model: torch.nn.Module, example: torch.Tensor | None, path: Path) -> Written:
     import torch
 
     torch.save(dict(model.state_dict()), path)
@@ -89,8 +95,9 @@ def _write_pth(model: torch.nn.Module, example: torch.Tensor, path: Path) -> Wri
     return _as_is(model, example)
 
 
-def _as_is(model: torch.nn.Module, example: torch.Tensor) -> Written:
-    return Written(model, ("batch", "length") if is_text(example) else ("batch",))
+def _as_is(model: torch.nn.Module, example: torch.Tensor | None) -> Written:
+    text = example is not None and is_text(example)
+    return Written(model, ("batch", "length") if text else ("batch",))
 
 
 def _check_weights(model: torch.nn.Module, found: dict[str, torch.Tensor], path: Path) -> None:

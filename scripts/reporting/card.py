@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from common.tasks.inputs import Images
+from common.tasks.outputs import NextSymbol
 from scripts.reporting import wording
 from scripts.reporting.facts import Facts
 from scripts.reporting.wording import Table
@@ -71,10 +72,14 @@ def _head(facts: Facts) -> dict[str, object]:
 
 def _kind(facts: Facts) -> str:
     """Return the hub's name for what the model does."""
-    inputs = facts.task.inputs if facts.task else None
-    if inputs is None:
-        return "other"
-    return "image-classification" if isinstance(inputs, Images) else "text-generation"
+    inputs, outputs = (facts.task.inputs, facts.task.declared) if facts.task else (None, None)
+    if isinstance(inputs, Images):
+        # What is not said is classes, as a rule.
+        known = {"map": "image-segmentation", "values": "other"}
+        return known.get(outputs.kind if outputs else "", "image-classification")
+    if isinstance(outputs, NextSymbol):
+        return "text-generation"
+    return "other"
 
 
 def _measured(facts: Facts) -> Iterator[tuple[str, list[dict[str, str | float]]]]:
@@ -133,7 +138,9 @@ def _results(facts: Facts, plots: Collection[str]) -> Iterator[str]:
     if overall:
         yield _table(overall)
     if "convergence" in plots:
-        yield "![Accuracy and loss by round](convergence.png)"
+        yield "![What was measured by round](convergence.png)"
+    if "metrics" in plots:
+        yield "![The task's own metrics by round](metrics.png)"
     if classes and facts.by_class:
         yield f"### By class\n\nOn the server's held-out data, after round {facts.by_class.round}."
         yield _table(classes)
@@ -148,10 +155,11 @@ def _results(facts: Facts, plots: Collection[str]) -> Iterator[str]:
 
 
 def _limits(facts: Facts) -> Iterator[str]:
-    if facts.best_is_known and "global_accuracy" in facts.best:
+    by = next((m for m in ("accuracy", "loss") if f"global_{m}" in facts.best), None)
+    if facts.best_is_known and by:
         yield (
-            "The best round was chosen by its accuracy on the held-out data above, so that "
-            "accuracy may be a little too good; on other data it was not evaluated."
+            f"The best round was chosen by its {by} on the held-out data above, so that "
+            f"{by} may be a little too good; on other data it was not evaluated."
         )
     known = (
         [
@@ -200,10 +208,19 @@ from safetensors.torch import load_file
 
 from common.tasks import load_task
 
-model = load_task({json.dumps(task)}).models[{json.dumps(model)}]()
+model = load_task({json.dumps(task)}).build({json.dumps(model)}, {_hyperparameters(facts)})
 model.load_state_dict(load_file("{name}.safetensors"){strict})
 model.eval()
 ```"""
+
+
+def _hyperparameters(facts: Facts) -> str:
+    """Return those that a model may be made by, as Python."""
+    try:
+        found = json.loads(str(facts.options.get("hyperparameters", "{}")))
+    except ValueError:
+        found = {}
+    return repr(found if isinstance(found, dict) else {})
 
 
 def _table(table: Table) -> str:

@@ -18,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
+from common.printable import printable
 from common.tasks import Task, load_task_of_run
+from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
 from server.run_files import Line, Lines, RunFiles
 
 Numbers = Mapping[str, float]
 
+# Of the task's own metrics; clients may name theirs as they like.
+_MOST_OWN = 32
 # Beyond these, names are cut.
 _LONGEST_NAME = 200
 
@@ -101,7 +105,7 @@ class Facts:
 
     @property
     def best_is_known(self) -> bool:
-        """Say whether `best` was called the best, as it is by accuracy."""
+        """Say whether `best` was called the best, as it is by accuracy, or else by loss."""
         return bool(self.rows) and self.best.get("best_round") == self.best["round"]
 
     def total(self, name: str) -> float | None:
@@ -115,10 +119,23 @@ def accuracy_of(row: Numbers) -> float | None:
     return row.get("global_accuracy", row.get("client_accuracy"))
 
 
+def loss_of(row: Numbers) -> float | None:
+    """Return the server's loss, else the clients': what it is the best by without an accuracy."""
+    return row.get("global_loss", row.get("client_loss"))
+
+
+def own_names(rows: Sequence[Numbers]) -> list[str]:
+    """Return the columns of the task's own metrics: global_<name> and client_<name>."""
+    ends = ("", "_min", "_p10", "_median", "_max")
+    columns = {f"client_{measure}{end}" for measure in ("accuracy", "loss") for end in ends}
+    columns |= {"global_accuracy", "global_loss"}
+    found = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
+
+
 def plain(value: object) -> str:
     """Return text that any page and any font can show, on one line."""
-    text = " ".join(str(value).split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = printable(str(value))
     return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
 
 
@@ -141,7 +158,7 @@ def collect(path: Path, named: str | None = None) -> Facts:
         "server.jsonl": log,
     }
     try:
-        lost = run.missing_rows
+        lost, lines_lost = run.missing_rows, run.missing_lines
         # The rows first: what the others tell of a round that ends meanwhile is left out.
         found = {name: lines.all() for name, lines in sources.items()}
     except OSError as error:
@@ -154,6 +171,9 @@ def collect(path: Path, named: str | None = None) -> Facts:
     rows = _rows(found["metrics.jsonl"])
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
+    notes += [
+        f"{name} lacks {count} rows of committed rounds" for name, count in lines_lost.items()
+    ]
     clients = _clients(found["clients.jsonl"], rows)
     if rows and not clients:
         notes.append("clients.jsonl has no rows: nothing is known about single clients")
@@ -234,12 +254,7 @@ def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
         client.loss = numbers.get("validation_loss", client.loss)
         client.seconds += [numbers["seconds"]] if "seconds" in numbers else []
         client.bytes_up += int(numbers.get("bytes_up", 0))
-    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], _natural(c.name)))
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Order client-2 before client-10."""
-    return len(name), name
+    return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], natural(c.name)))
 
 
 def _task(options: Mapping[str, Any], named: str | None, notes: list[str]) -> Task | None:
@@ -277,7 +292,7 @@ def _by_class(lines: Sequence[Line], task: Task | None, wanted: float | None) ->
         return None
     if confusion.ndim != 2 or len(set(confusion.shape)) > 1 or (confusion < 0).any():
         return None
-    names = [plain(name) for name in task.classes] if task else []
+    names = [plain(name) for name in task.class_names] if task else []
     if len(names) != len(confusion):
         names = [str(number) for number in range(len(confusion))]
     return ByClass(number, names, confusion)

@@ -20,7 +20,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from scripts.reporting.facts import Facts, Numbers, accuracy_of
+from scripts.reporting.facts import Facts, Numbers, accuracy_of, loss_of, own_names
 from scripts.split_picture import SHADES, draw
 
 # In an SVG it becomes the colour of the text around it, in the light and in the dark.
@@ -57,12 +57,15 @@ _OUTCOMES = {"accepted": _BLUE, "refused": _RED, "dropped": _ORANGE}
 _PHASES = {"collect": _BLUE, "aggregate": _GREEN, "evaluate": _ORANGE, "commit": _PURPLE}
 # Up to so many, each client has a bar with its name, each round a mark, each cell its number.
 _MOST_BARS, _MOST_MARKS, _MOST_CELLS = 30, 30, 20
+# Of the task's own metrics.
+_MOST_PANELS = 4
 
 
 def draw_all(facts: Facts) -> dict[str, Figure]:
     """Return the plots for which there is something to show, by name."""
     plots: dict[str, Callable[[Facts], Figure | None]] = {
         "convergence": _convergence,
+        "metrics": _own,
         "confusion": _confusion,
         "participation": _participation,
         "split": _split,
@@ -148,13 +151,13 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
     }
     if measure == "loss":
         lines["in training"] = ("train_loss", _GREEN, ":")
-    highest = 0.0
+    highest = lowest = 0.0
     for label, (name, colour, dash) in lines.items():
         rounds, values = _column(rows, name)
         if values:
             mark = "." if len(rounds) <= _MOST_MARKS else None
             axes.plot(rounds, values, dash, color=colour, label=label, marker=mark, linewidth=1.5)
-            highest = max(highest, *values)
+            highest, lowest = max(highest, *values), min(lowest, *values)
     if spread:
         low, high = ([row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max"))
         rounds = [row["round"] for row in spread]
@@ -163,16 +166,37 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
         tenth = _column(rows, f"client_{measure}_p10")
         if measure == "accuracy" and tenth[0]:
             axes.plot(*tenth, "--", color=_ORANGE, linewidth=0.9, label="a tenth of them is below")
-    if measure == "loss":
-        # One client's huge loss must not hide all the rest.
-        axes.set_ylim(0, 1.1 * highest or None)
-        return
     best = facts.best
-    if facts.best_is_known and (value := accuracy_of(best)) is not None:
+    decides = "accuracy" if accuracy_of(best) is not None else "loss"
+    value = accuracy_of(best) if measure == "accuracy" else loss_of(best)
+    if facts.best_is_known and measure == decides and value is not None:
         label = f"best, {value:.4f} in round {best['round']}"
         axes.plot(best["round"], value, "o", color=_INK, markersize=5, label=label)
+    if measure == "loss":
+        # One client's huge loss must not hide all the rest.
+        axes.set_ylim(1.1 * lowest, 1.1 * highest or None)
+        return
     if (target := facts.options.get("target_accuracy")) and isinstance(target, float):
         axes.axhline(target, color=_INK, linestyle="--", linewidth=0.7, label=f"target, {target:g}")
+
+
+def _own(facts: Facts) -> Figure | None:
+    """Draw the task's own metrics, those of a name in one panel."""
+    sides = {"global": (_BLUE, "held-out data of the server"), "client": (_ORANGE, "clients, mean")}
+    names = dict.fromkeys(name.partition("_")[2] for name in own_names(facts.rows))
+    if not names:
+        return None
+    shown = list(names)[:_MOST_PANELS]
+    figure, panels = _panels(len(shown), 3.4, width=4.5 if len(shown) > 1 else 6)
+    for axes, name in zip(panels, shown, strict=True):
+        for side, (colour, label) in sides.items():
+            rounds, values = _column(facts.rows, f"{side}_{name}")
+            if values:
+                mark = "." if len(rounds) <= _MOST_MARKS else None
+                axes.plot(rounds, values, color=colour, label=label, marker=mark, linewidth=1.5)
+        axes.legend()
+        _by_round(axes, _short(name.replace("_", " ")), "value")
+    return figure
 
 
 def _confusion(facts: Facts) -> Figure | None:
@@ -273,7 +297,7 @@ def _short(name: str) -> str:
 
 def _split(facts: Facts) -> Figure | None:
     if facts.parts is not None:
-        parts, classes = facts.parts, facts.task.classes if facts.task else ()
+        parts, classes = facts.parts, facts.task.class_names if facts.task else ()
         names = [_short(part.name) for part in parts.parts]
         return draw(names, parts.sizes, parts.counts, "", classes)
     known = [client for client in facts.clients if client.examples is not None]

@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.reporting.facts import Client, Facts, Numbers, accuracy_of, plain
+from scripts.reporting.facts import (
+    Client,
+    Facts,
+    Numbers,
+    accuracy_of,
+    loss_of,
+    own_names,
+    plain,
+)
 
 # In a page, of more rounds or clients some are shown.
 _MOST_ROUNDS, _MOST_CLIENTS = 25, 40
+# Columns of the task's own metrics.
+_MOST_OWN = 6
 _MEASURES = ("accuracy", "loss")
 _ENDS = ("min", "p10", "median", "max")
 
@@ -33,14 +43,16 @@ def headline(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the figures that matter most: each a name, a value, and a remark."""
     found = []
     best, last = facts.best, facts.last
-    where = "held-out data" if "global_accuracy" in last else "clients' own data"
+    where = "held-out data" if "global_loss" in last else "clients' own data"
     if facts.best_is_known and (value := accuracy_of(best)) is not None:
         found.append(("Best accuracy", f"{value:.4f}", f"round {best['round']}, {where}"))
     if (value := accuracy_of(last)) is not None and not (facts.best_is_known and best is last):
         found.append(("Last accuracy", f"{value:.4f}", f"round {last['round']}, {where}"))
-    loss = last.get("global_loss", last.get("client_loss"))
-    if not found and loss is not None:
-        found.append(("Last loss", f"{loss:.4f}", f"round {last['round']}"))
+    if not found:
+        if facts.best_is_known and (value := loss_of(best)) is not None:
+            found.append(("Best loss", f"{value:.4f}", f"round {best['round']}, {where}"))
+        if (value := loss_of(last)) is not None and not (facts.best_is_known and best is last):
+            found.append(("Last loss", f"{value:.4f}", f"round {last['round']}, {where}"))
     found.append(("Rounds", f"{len(facts.rows):,}", _of(facts, "rounds")))
     taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
     if taught:
@@ -72,6 +84,7 @@ def setup(facts: Facts) -> list[tuple[str, str]]:
     model += [f"tensors that stay at the clients: {kept}"] if (kept := local(facts)) else []
     about = (type(facts.task).__doc__ or "") if facts.task else ""
     task = [facts.option("task"), plain(about.strip().split("\n\n")[0])]
+    outputs = facts.task.declared if facts.task else None
     optimizer = ["server_lr", "server_momentum", "server_beta2", "server_tau"]
     robust = ["trim_fraction", "num_hostile", "norm_bound", "max_update_norm"]
     training = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "proximal_mu"]
@@ -79,6 +92,7 @@ def setup(facts: Facts) -> list[tuple[str, str]]:
     found = {
         "Task": ": ".join(filter(None, task)),
         "Model": ", ".join(filter(None, model)),
+        "Outputs": plain(outputs.said) if outputs else "",
         "Strategy": _said(facts, ["strategy", *optimizer, *robust], bare="strategy"),
         "Local training": _said(facts, [*training, "hyperparameters"]),
         "Rounds": _said(facts, ["rounds", "target_accuracy", "patience"], bare="rounds"),
@@ -186,6 +200,10 @@ def rounds(facts: Facts) -> Table | None:
         "dropped": [_whole(row.get("dropped")) for row in shown],
         "examples": [_whole(row.get("num_examples")) for row in shown],
         "seconds": [decimal(row.get("duration_seconds"), 1) for row in shown],
+        **{
+            name.replace("_", " "): [decimal(row.get(name)) for row in shown]
+            for name in own_names(facts.rows)[:_MOST_OWN]
+        },
     }
     return _table("round", [f"{row['round']}" for row in shown], columns)
 

@@ -14,7 +14,10 @@ from scripts.training import end_on_signals
 DataDir = Annotated[Path, Parameter(help="Folder of the data, downloaded there if missing.")]
 Names = Annotated[str, Parameter(help="Cells to run; all of them if none is named.")]
 Output = Annotated[Path, Parameter(help="Folder of the results, and of the runs that made them.")]
-Seeds = Annotated[int, Parameter(help="How many seeds, from 0.", validator=Number(gte=1))]
+Seeds = Annotated[
+    int | None,
+    Parameter(help="How many seeds, from 0, in place of the cells' own.", validator=Number(gte=1)),
+]
 Rate = Annotated[
     float | None,
     Parameter(help="Learning rate in place of the cells' own.", validator=Number(gt=0)),
@@ -36,7 +39,7 @@ def tables(
     *names: Names,
     data_dir: DataDir = Path("data"),
     output: Output = Path("runs/reproduce-tables"),
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     lr: Rate = None,
     grid: Grid = False,
     list: List = False,  # noqa: A002
@@ -46,7 +49,7 @@ def tables(
     if list:
         cells.show(chosen)
     else:
-        cells.run(chosen, data_dir, output, range(seeds), cells.rates(lr, grid))
+        cells.run(chosen, data_dir, output, seeds, cells.rates(lr, grid))
 
 
 @app.command

@@ -6,6 +6,7 @@ wrong sign and ten times as long. MNIST, the 2NN, IID.
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from common.errors import RunFailed
 from scripts.reproduction.results import (
@@ -37,28 +38,32 @@ def run(
     data_dir: Path,
     output: Path,
     rounds: int = 15,
-    seed: int = 0,
+    seeds: int = 3,
     task: str = _TASK,
     model: str = "mlp",
 ) -> None:
     """Train what the output folder lacks, and write table and picture after each training."""
     output.mkdir(parents=True, exist_ok=True)
     lines = output / "results.jsonl"
-    for name, (strategy, attacked) in _TRIALS.items():
-        if name not in [result["name"] for result in read_results(lines)]:
-            folder = output / "runs" / name.lower().replace(" ", "-").replace(",", "")
+    asked = [(seed, name) for seed in range(seeds) for name in _TRIALS]
+    for seed, name in asked:
+        if (seed, name) not in [(r["seed"], r["name"]) for r in read_results(lines)]:
+            strategy, attacked = _TRIALS[name]
+            folder = output / "runs" / f"{name.lower().replace(' ', '-').replace(',', '')}-{seed}"
             flags = [*_flags(task, model, rounds, seed, data_dir), *strategy]
             environments = {_ATTACKERS: {HOSTILE: "1"}} if attacked else {}
             failure = None
             try:
-                rows = train(name, folder, flags, (*_HONEST, _ATTACKERS), environments)
+                title = f"{name}, seed {seed}"
+                rows = train(title, folder, flags, (*_HONEST, _ATTACKERS), environments)
             except RunFailed as error:
                 # A model that an attack drove to infinity is a result, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
                 rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
             accuracies = [row["global_accuracy"] for row in rows]
-            append_result(lines, {"name": name, "failure": failure, "accuracies": accuracies})
+            result = {"name": name, "seed": seed, "failure": failure, "accuracies": accuracies}
+            append_result(lines, result)
         _write(output, read_results(lines))
     print("\n" + _table(read_results(lines)))
     print(f"Table:   {output / 'hostile.md'}\nPicture: {output / 'hostile.png'}\nResults: {lines}")
@@ -70,6 +75,8 @@ def _flags(task: str, model: str, rounds: int, seed: int, data_dir: Path) -> lis
         *("--data-dir", data_dir, "--num-partitions", 10, "--partitioner", "iid"),
         *("--min-clients", 10, "--validation-fraction", 0, "--client-evaluate-every", 0),
         *("--local-epochs", 1, "--batch-size", 32, "--lr", 0.1, "--keep-rounds", 1),
+        # So that the strategies alone withstand, or not.
+        *("--max-norm-ratio", 0),
     ]
 
 
@@ -78,30 +85,55 @@ def _write(output: Path, results: Sequence[Result]) -> None:
 
 MNIST, the 2NN, IID, one local epoch over batches of 32, learning rate 0.1. The hostile clients
 push their update with the wrong sign and ten times as long; in the first training, nobody does.
+Figures are the median of the seeds (lowest to highest). `--max-norm-ratio` is 0, so that the
+strategies alone withstand, or not.
 
 {_table(results)}
 ![Test accuracy by round](hostile.png)
 """
     (output / "hostile.md").write_text(text, encoding="utf-8")
-    lines = {
-        result["name"]: list(enumerate(result["accuracies"], 1))
-        for result in results
-        if result["accuracies"]
-    }
+    lines, repeats = {}, {}
+    for name, seeds in _by_name(results).items():
+        curves = [list(enumerate(r["accuracies"], 1)) for r in seeds if r["accuracies"]]
+        if curves:
+            lines[name], *repeats[name] = curves
     panels = [
-        Panel(title="2 of 10 clients are hostile", lines=lines),
-        Panel(title="the same, from 0.9", lines=lines, lowest=0.9),
+        Panel(title="2 of 10 clients are hostile", lines=lines, repeats=repeats),
+        Panel(title="the same, from 0.9", lines=lines, repeats=repeats, lowest=0.9),
     ]
     plot(output / "hostile.png", panels)
 
 
 def _table(results: Sequence[Result]) -> str:
-    head = ("strategy", "rounds", "final accuracy", "best accuracy", "note")
+    head = ("strategy", "seeds", "rounds", "final accuracy", "best accuracy", "note")
     rows = []
-    for result in results:
-        accuracies = result["accuracies"]
-        ends = (accuracies[-1], max(accuracies)) if accuracies else ()
-        figures = [f"{accuracy:.4f}" for accuracy in ends]
-        note = (result["failure"] or "").partition(";")[0]
-        rows.append((result["name"], len(accuracies), *(figures or (None, None)), note))
+    for name, seeds in _by_name(results).items():
+        evaluated = [result["accuracies"] for result in seeds if result["accuracies"]]
+        failed = sum(result["failure"] is not None for result in seeds)
+        rows.append(
+            (
+                name,
+                ", ".join(str(result["seed"]) for result in seeds),
+                _spread([len(result["accuracies"]) for result in seeds], "g"),
+                _spread([accuracies[-1] for accuracies in evaluated], ".4f"),
+                _spread([max(accuracies) for accuracies in evaluated], ".4f"),
+                f"{failed} of {len(seeds)} runs failed" if failed else "",
+            )
+        )
     return markdown_table(head, rows)
+
+
+def _by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result["name"], []).append(result)
+    return found
+
+
+def _spread(values: Sequence[float], form: str) -> str | None:
+    """Return the median and, where they differ, the range; None of no values."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    spread = f" ({low:{form}}–{high:{form}})" if low < high else ""
+    return f"{median(values):{form}}{spread}"

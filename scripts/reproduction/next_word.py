@@ -33,7 +33,7 @@ def run(
     text = f"""# The next word
 
 {task}, ten clients, all of them in each round. Perplexity on held-out text, the last fifth of each
-client's: the smaller, the better.
+client's: the smaller, the better. One seed, 0.
 
 {_table(by_round, baselines)}
 ![Perplexity by round](next_word.png)

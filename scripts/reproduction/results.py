@@ -17,11 +17,13 @@ Result = dict[str, Any]
 class Panel:
     """One plot: lines of (x, y) by their label, and horizontal lines to compare them with.
 
-    Of the y axis, what is below `lowest` is cut off.
+    `repeats` are further lines of a label, such as other seeds'. Of the y axis, what is below
+    `lowest` is cut off.
     """
 
     title: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    repeats: Mapping[str, Sequence[Sequence[tuple[float, float]]]] | None = None
     x_label: str = "round"
     y_label: str = "test accuracy"
     levels: Mapping[str, float] | None = None
@@ -61,7 +63,10 @@ def plot(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
     axes = list(figure.subplots(height, columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         for label, line in panel.lines.items():
-            axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
+            (drawn,) = axis.plot(*zip(*line, strict=True), label=label, linewidth=1.4)
+            for other in (panel.repeats or {}).get(label, ()):
+                color = drawn.get_color()
+                axis.plot(*zip(*other, strict=True), color=color, linewidth=0.9, alpha=0.6)
         for (label, level), style in zip((panel.levels or {}).items(), cycle(("--", ":"))):
             axis.axhline(level, label=label, color="black", linestyle=style, linewidth=1)
         axis.set_ylim(bottom=panel.lowest)

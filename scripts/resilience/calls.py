@@ -67,8 +67,8 @@ def _method(kind: str, *outcomes: str) -> Method:
 METHODS = {
     JOIN: _method(
         *("unary_unary", "INVALID_ARGUMENT TASK_MISMATCH"),
-        *("INVALID_ARGUMENT PARTITION_OUT_OF_RANGE", "RESOURCE_EXHAUSTED JOINING_PACED"),
-        "FAILED_PRECONDITION RUN_ENDED",
+        *("INVALID_ARGUMENT PARTITION_OUT_OF_RANGE", "FAILED_PRECONDITION PARTITION_TAKEN"),
+        *("RESOURCE_EXHAUSTED JOINING_PACED", "FAILED_PRECONDITION RUN_ENDED"),
     ),
     COORDINATOR + "Heartbeat": _method("unary_unary", *_SESSION),
     COORDINATOR + "Leave": _method("unary_unary"),

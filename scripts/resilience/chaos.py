@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RunFailed
+from scripts.commands import script
 from scripts.resilience import invariants
 from scripts.resilience.proxy import Proxy
 from scripts.resilience.schedule import CLIENTS, Fault, Kind, Shape, plan
@@ -102,7 +103,7 @@ def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
     for problem in result.violations:
         _say(f"seed {seed}: {problem}")
     if result.violations:
-        _say(f"repeat with: ./scripts/chaos --seed {seed}; its files are in {folder}")
+        _say(f"repeat with: {script('chaos')} --seed {seed}; its files are in {folder}")
     return result
 
 

@@ -40,7 +40,7 @@ class Batcher:
     """Gathers examples, inside `running`.
 
     Args:
-        run: returns the probabilities of a batch; called in a thread of its own, and raises
+        run: returns a row for each example of a batch; called in a thread of its own, and raises
             InputError where it can't take one of the examples.
         batching: how they are gathered.
         most_waiting: examples that may wait.
@@ -68,8 +68,8 @@ class Batcher:
             finally:
                 task.cancel()
 
-    async def probabilities(self, examples: Sequence[Array]) -> list[Array]:
-        """Return the probabilities of each class for each example.
+    async def rows(self, examples: Sequence[Array]) -> list[Array]:
+        """Return the row of each example.
 
         Raises:
             InputError: the model can't be run on one of them.

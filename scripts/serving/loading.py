@@ -16,13 +16,15 @@ from common.errors import InputError
 from common.extras import require
 from common.onnx_models import open_session
 from common.tasks import inputs as task_inputs
+from common.tasks import outputs as task_outputs
 from common.tasks.inputs import Images, Inputs
+from common.tasks.outputs import Classes, NextSymbol, Outputs
 from scripts.serving import metadata as beside
 from scripts.serving.metadata import Metadata, Value
 from scripts.serving.model import Array, Model
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    pass
 
 # By onnxruntime's names.
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -77,62 +79,77 @@ def from_onnx(path: Path, metadata: Metadata, content: bytes, threads: int = 1) 
     except Exception as error:
         raise InputError(f"{path} is no model for onnxruntime: {_line(error)}") from error
     try:
+        input_, output, outputs = described(metadata)
         inputs = None if metadata.inputs is None else task_inputs.load(metadata.inputs)
-        if not isinstance(inputs, Images) and len(metadata.output.shape) == 2:
-            # Of text, it would be what comes next at each place.
+        if not isinstance(inputs, Images) and not isinstance(outputs, NextSymbol):
+            # Of other answers to a text than what comes next, its tokens are the input.
             inputs = None
-        _check(session, metadata, inputs)
-    except (ValueError, TypeError, AttributeError) as error:
+        _check_value(input_, session.get_inputs())
+        _check_value(output, session.get_outputs())
+        _check(metadata, input_, output, inputs, outputs)
+    except (ValueError, TypeError, AttributeError, InputError) as error:
         message = f"{path}: the metadata beside it are not this model's: {_line(error)}"
         raise InputError(message) from error
 
     def scores(batch: Array) -> Array:
         try:
-            found: Array = session.run([metadata.output.name], {metadata.input.name: batch})[0]
+            found: Array = session.run([output.name], {input_.name: batch})[0]
         except Exception as error:
             raise InputError(f"the model can't be run on an input: {_line(error)}") from error
         return found
 
     return Model(
         scores=scores,
-        dtype=metadata.input.dtype,
-        shape=metadata.input.shape[1:],
-        classes=metadata.classes,
+        dtype=input_.dtype,
+        shape=input_.shape[1:],
+        outputs=outputs,
         inputs=inputs,
         length=metadata.length,
     )
 
 
-def _check(session: InferenceSession, metadata: Metadata, inputs: Inputs | None) -> None:
-    """Check that metadata are those of a session, and that they can be used.
+def described(metadata: Metadata) -> tuple[Value, Value, Outputs]:
+    """Return what goes into a model that runs, what comes out, and what that is.
 
     Raises:
-        ValueError, TypeError: they are not.
+        ValueError: it is not said, or not as it should be.
     """
-    for value, found in (
-        (metadata.input, session.get_inputs()),
-        (metadata.output, session.get_outputs()),
-    ):
-        _check_value(value, found)
-    names: Sequence[str] = metadata.classes
-    known, dimensions = len(names), 2
+    if metadata.input is None or metadata.output is None:
+        raise ValueError("its input and output are missing")
+    if metadata.outputs is not None:
+        return metadata.input, metadata.output, task_outputs.load(metadata.outputs)
+    text = metadata.inputs is not None and metadata.inputs.get("kind") != "image"
+    follows = text and len(metadata.output.shape) == 3
+    return (
+        metadata.input,
+        metadata.output,
+        NextSymbol() if follows else Classes(metadata.classes),
+    )
+
+
+def _check(
+    metadata: Metadata, input_: Value, output: Value, inputs: Inputs | None, outputs: Outputs
+) -> None:
+    """Check that metadata can be used.
+
+    Raises:
+        ValueError, TypeError, InputError: they can't.
+    """
+    outputs.check(output.shape)
     if isinstance(inputs, Images):
         # Wrong values would come out as an error at the first picture.
         mean, std = (np.array(values, np.float32) for values in (inputs.mean, inputs.std))
         if [*np.broadcast_shapes(mean.shape, std.shape), inputs.height, inputs.width] != (
-            metadata.input.shape[1:]
+            input_.shape[1:]
         ):
-            raise ValueError(f"its input's shape {metadata.input.shape} is not its pictures'")
+            raise ValueError(f"its input's shape {input_.shape} is not its pictures'")
     elif inputs is not None:
-        names, known, dimensions = inputs.symbols, len(inputs), 3
         if not (isinstance(metadata.length, int) and metadata.length > 0):
             raise ValueError("length is missing")
-    if not all(isinstance(name, str) for name in names):
+        if len(inputs) != output.shape[1]:
+            raise ValueError(f"{len(inputs)} symbols for {output.shape[1]} scores")
+    if not all(isinstance(name, str) for name in outputs.names):
         raise ValueError("a class has no name")
-    if len(metadata.output.shape) != dimensions:
-        raise ValueError(f"scores of shape {metadata.output.shape} are not those of classes")
-    if known and known != metadata.output.shape[1]:
-        raise ValueError(f"{known} classes for {metadata.output.shape[1]} scores")
 
 
 def _check_value(value: Value, found: Sequence[Any]) -> None:

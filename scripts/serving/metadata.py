@@ -43,9 +43,9 @@ class Metadata:
     round: int
     task: str
     model: str
-    # The scores have a column for each class, and are no probabilities: softmax makes them.
-    input: Value
-    output: Value
+    # None where the model takes something else than one tensor; then only its weights are here.
+    input: Value | None
+    output: Value | None
     # The classes' names; empty where a class is its number.
     classes: list[str]
     # How a picture or a text becomes the input, as common.tasks.inputs describes it; None: the
@@ -56,6 +56,9 @@ class Metadata:
     evaluation: Mapping[str, float] | None
     # Of folkmoot, Python, torch and what wrote the file.
     versions: Mapping[str, str]
+    # What the output is, as common.tasks.outputs describes it: of classes and labels, scores that
+    # are no probabilities; softmax and sigmoid make them. None: classes, or what follows a text.
+    outputs: Mapping[str, Any] | None = None
 
 
 def path_beside(model: Path) -> Path:
@@ -85,7 +88,8 @@ def read(model: Path) -> Metadata:
         ) from error
     try:
         value = json.loads(text)
-        value["input"], value["output"] = Value(**value["input"]), Value(**value["output"])
+        for side in ("input", "output"):
+            value[side] = None if value[side] is None else Value(**value[side])
         return Metadata(**value)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: no metadata of a model; export it again") from error

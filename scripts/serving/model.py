@@ -1,4 +1,4 @@
-"""A model's answers to pictures, texts and arrays: classes with probabilities, or next symbols.
+"""A model's answers to pictures, texts and arrays: what its outputs mean.
 
 Needs no torch, and pillow only for pictures. Knows nothing about files, HTTP or command lines.
 """
@@ -7,32 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.extras import require
 from common.tasks.inputs import Images, Inputs, Symbols
+from common.tasks.outputs import Answers, Classes, Map, Outputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Array = NDArray[Any]
-
-# Decoded, a picture takes up to 16 bytes a pixel.
-MOST_PIXELS = 16_000_000
-_PICTURES = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A class, or the symbol that comes next, and how likely it is."""
-
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +27,19 @@ class Model:
     """Scores, and what is needed to ask for them.
 
     Args:
-        scores: of a batch of examples, shape [n, classes]; of text [n, classes, T], of the token
-            after each place, which depend on no later place.
+        scores: what the model gives for a batch of examples, shape [n, ...]; of text
+            [n, classes, T], of the token after each place, which depend on no later place.
         dtype: of an example.
+        outputs: what the scores are.
         shape: of an example; a name where a size varies, None where it isn't known.
-        classes: their names; if there are none, a class is its number.
         inputs: how a picture or a text becomes an example, if that is known.
         length: of text, the most tokens that are fed at once.
     """
 
     scores: Callable[[Array], Array]
     dtype: str
+    outputs: Outputs
     shape: Sequence[int | str] | None = None
-    classes: Sequence[str] = ()
     inputs: Inputs | None = None
     length: int | None = None
 
@@ -136,11 +123,12 @@ class Model:
         if not fits:
             raise InputError(f"an input's shape must be {wanted}, not {list(shape)}")
 
-    def probabilities(self, examples: Sequence[Array]) -> Array:
-        """Return the probabilities of each class for each example, shape [n, classes].
+    def predict(self, examples: Sequence[Array]) -> Array:
+        """Return what the answers to examples are made of, shape [n, ...]; see `answers`.
 
         Raises:
-            InputError: the model can't be run on one of them.
+            InputError: the model can't be run on one of them, or what it gives is not what it
+                should be.
         """
         if self.symbols is not None:
             scores = self._after(examples)
@@ -148,19 +136,21 @@ class Model:
             scores = self.scores(np.stack(examples))
         else:
             scores = np.concatenate([self.scores(example[None]) for example in examples])
-        if scores.ndim != 2:
-            raise InputError(
-                f"the model's scores of an input are of shape {list(scores.shape[1:])}, not of one "
-                "for each class: it may take inputs of another shape"
-            )
-        scores = scores.astype(np.float64)
+        if self.symbols is None:
+            self._check_scores(scores)
         if not np.isfinite(scores).all():
             raise InputError(
-                "the model's scores of an input are not finite: its values are too far"
+                "the model's outputs for an input are not finite: its values are too far"
             )
-        powers = np.exp(scores - scores.max(1, keepdims=True))
-        found: Array = powers / powers.sum(1, keepdims=True)
-        return found
+        return self.outputs.predict(scores)
+
+    def _check_scores(self, scores: Array) -> None:
+        try:
+            self.outputs.check(scores.shape)
+        except InputError as error:
+            if self.shape is not None:
+                raise
+            raise InputError(f"{error}; or the input is of another shape than it takes") from error
 
     def _after(self, examples: Sequence[Array]) -> Array:
         """Return the scores after each text; shorter ones are filled up, which they don't see."""
@@ -172,41 +162,23 @@ class Model:
         scores: Array = self.scores(tokens)[np.arange(len(sizes)), :, np.array(sizes) - 1]
         return scores
 
-    def likeliest(self, probabilities: Array, count: int) -> list[Answer]:
-        """Return the likeliest answers of one example's, the first being the likeliest.
+    def answers(self, predicted: Array, count: int) -> Answers:
+        """Return the answers to one example, of its row of `predict`.
 
         Of text, without the classes that stand for no symbol.
+
+        Args:
+            predicted: of the example.
+            count: how many, where the likeliest come first.
         """
-        names = self.classes
-        if self.symbols is not None:
-            names = self.symbols.symbols
-            probabilities = probabilities[: len(names)]
-        order = np.argsort(-probabilities, kind="stable")[:count]
-        return [
-            Answer(names[index] if names else str(index), float(probabilities[index]))
-            for index in order
-        ]
+        if self.symbols is None:
+            return self.outputs.answers(predicted, count)
+        names = self.symbols.symbols
+        return Classes(names).answers(predicted[: len(names)], count)
 
-
-def open_picture(content: bytes) -> Image:
-    """Return a picture, turned as its camera was held.
-
-    Raises:
-        InputError: it is none of the known kinds, damaged, or too large.
-    """
-    require("serve", "a picture", "PIL")
-    from PIL import Image, ImageOps
-
-    try:
-        picture = Image.open(BytesIO(content), formats=_PICTURES)
-        width, height = picture.size
-        if width * height > MOST_PIXELS:
-            raise InputError(
-                f"a picture has {width}×{height} pixels; at most {MOST_PIXELS:,} in all"
-            )
-        return ImageOps.exif_transpose(picture)
-    except InputError:
-        raise
-    # Decoders raise all sorts of things at what is no picture.
-    except Exception as error:
-        raise InputError(f"no readable picture; use one of {', '.join(_PICTURES)}") from error
+    def places(self, predicted: Array) -> list[Any] | None:
+        """Return the class at each place of one example, nested lists; None if it is no map."""
+        if not isinstance(self.outputs, Map):
+            return None
+        found: list[Any] = self.outputs.places(predicted).tolist()
+        return found

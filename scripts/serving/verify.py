@@ -15,7 +15,6 @@ from common.errors import InputError
 from common.process import begin_process, exit_status
 from scripts.serving.arguments import Arguments
 from scripts.serving.loading import from_onnx, read_checked
-from scripts.serving.metadata import Metadata
 from scripts.serving.model import Array, Model
 
 # A batch that can't be taken for the other dimensions, and one that can't hide them.
@@ -40,8 +39,8 @@ def verify() -> int:
     match metadata.format:
         case "onnx" | "onnx-int8":
             model = from_onnx(path, metadata, content)
-            _say("load", f"input {metadata.input.dtype} {metadata.input.shape}, as described")
-            _say("run", _run(model, metadata))
+            _say("load", f"input {model.dtype} {['batch', *(model.shape or [])]}, as described")
+            _say("run", _run(model))
         case "safetensors":
             _check_tensors(path, content)
         case "pth":
@@ -61,13 +60,14 @@ def _leave_out(check: str, reason: str) -> None:
     print(f"not checked  {check:9} {reason}")
 
 
-def _run(model: Model, metadata: Metadata) -> str:
+def _run(model: Model) -> str:
     """Run it on batches of blank examples, and return what came out."""
     for count in _BATCHES:
-        found = model.probabilities([_blank(model)] * count)
-        if found.shape != (count, metadata.output.shape[1]):
-            raise InputError(f"{metadata.file} answers {count} inputs by scores of {found.shape}")
-    return f"batches of {' and '.join(map(str, _BATCHES))}, {found.shape[1]} finite scores each"
+        found = model.predict([_blank(model)] * count)
+        if len(found) != count:
+            raise InputError(f"the model answers {count} inputs by outputs of {found.shape}")
+    each = f"{found[0].size} finite {model.outputs.raw}"
+    return f"batches of {' and '.join(map(str, _BATCHES))}, {each} for each input"
 
 
 def _blank(model: Model) -> Array:

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.extras import require
-from scripts.commands import run_app
+from scripts.commands import run_app, script
 
 _ADDRESS = "127.0.0.1"
 # It need not exist: the first run makes it.
@@ -45,7 +45,7 @@ def dashboard(
     if (runs_folder / "config.json").exists():
         raise InputError(
             f"{runs_folder} is a run directory; name the folder that holds it: "
-            f"./scripts/dashboard {runs_folder.absolute().parent}"
+            f"{script('dashboard')} {runs_folder.absolute().parent}"
         )
     _check_free(port)
     import streamlit as st
@@ -55,8 +55,8 @@ def dashboard(
 
     # What Streamlit hands to its script.
     sys.argv[1:] = [str(runs_folder.absolute()), *([task] if task else [])]
-    script = Path(__file__).absolute().with_name("script.py")
-    st.App(script, on_script_error=pages.apologise).run(
+    file = Path(__file__).absolute().with_name("script.py")
+    st.App(file, on_script_error=pages.apologise).run(
         config={
             "server.address": _ADDRESS,
             "server.port": port,

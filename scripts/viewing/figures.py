@@ -29,22 +29,28 @@ _MOST_TICKS = 12
 ACCURACY = "accuracy (share of the examples)"
 
 
-def accuracy(rows: Sequence[Line]) -> go.Figure:
-    """Return the accuracy by round: the server's, and the clients' mean with its spread."""
+def accuracy(rows: Sequence[Line]) -> go.Figure | None:
+    """Return the accuracy by round: the server's, and the clients' mean with its spread.
+
+    None where nobody measures one.
+    """
     figure = blank("round", ACCURACY, rounds=len(rows))
     _add_clients(figure, rows, "accuracy")
     _add_line(figure, rows, "fine_tuned_accuracy_median", "clients' median, fine-tuned", PURPLE)
     _add_line(figure, rows, "global_accuracy", "server's held-out data", BLUE)
-    return figure
+    return figure if figure.data else None
 
 
-def loss(rows: Sequence[Line]) -> go.Figure:
-    """Return the loss by round: the server's, the clients' with its spread, and in training."""
+def loss(rows: Sequence[Line]) -> go.Figure | None:
+    """Return the loss by round: the server's, the clients' with its spread, and in training.
+
+    None where nobody measures one.
+    """
     figure = blank("round", "loss (mean over the examples)", rounds=len(rows))
     _add_clients(figure, rows, "loss")
     _add_line(figure, rows, "train_loss", "in local training, mean", GREEN, dash="dot")
     _add_line(figure, rows, "global_loss", "server's held-out data", BLUE)
-    return figure
+    return figure if figure.data else None
 
 
 def own(rows: Sequence[Line]) -> go.Figure | None:
@@ -143,6 +149,25 @@ def probabilities(names: Sequence[str], values: Sequence[float]) -> go.Figure:
     return figure
 
 
+def values(names: Sequence[str], found: Sequence[float], true: Sequence[float]) -> go.Figure:
+    """Return numbers that a model gives, a bar each, and the true ones if they are known."""
+    figure = blank("value", "", 130 + 26 * len(names))
+    for label, numbers, colour in (("predicted", found, BLUE), ("true", true, GREY)):
+        if len(numbers):
+            figure.add_bar(
+                y=list(names),
+                x=list(numbers),
+                name=label,
+                orientation="h",
+                marker_color=colour,
+                text=[f"{number:.4g}" for number in numbers],
+                hovertemplate="%{y}: %{x:.6~g}",
+            )
+    figure.update_layout(hovermode="closest", showlegend=bool(len(true)))
+    figure.update_yaxes(type="category", autorange="reversed")
+    return figure
+
+
 def blank(x: str, y: str, height: int = 340, rounds: int = 0) -> go.Figure:
     """Return a figure without data.
 
@@ -198,9 +223,16 @@ def _add_line(
 
 
 def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
-    """Add the clients' weighted mean, and the band from their minimum to their maximum."""
+    """Add the clients' mean, median and lowest, and a band from the 10th percentile to the highest.
+
+    Where an older run has no percentile, the band begins with the lowest.
+    """
     rounds = column(rows, "round")
-    low, high = column(rows, f"client_{name}_min"), column(rows, f"client_{name}_max")
+    low, lowest = column(rows, f"client_{name}_p10"), column(rows, f"client_{name}_min")
+    high = column(rows, f"client_{name}_max")
+    begins = "10th percentile"
+    if np.isnan(low).all():
+        low, begins = lowest, "lowest"
     known = ~(np.isnan(low) | np.isnan(high))
     if known.any():
         bound = {"mode": "lines", "line": {"width": 0, "color": ORANGE}, "legendgroup": "spread"}
@@ -208,7 +240,7 @@ def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
         figure.add_scatter(
             x=rounds[known],
             y=low[known],
-            name="clients, lowest",
+            name=f"clients, {begins}",
             showlegend=False,
             hovertemplate=hover,
             **bound,
@@ -216,13 +248,16 @@ def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
         figure.add_scatter(
             x=rounds[known],
             y=high[known],
-            name="clients, lowest to highest",
+            name=f"clients, {begins} to highest",
             fill="tonexty",
             fillcolor="rgba(239, 135, 51, 0.18)",
             hovertemplate=hover,
             **bound,
         )
     _add_line(figure, rows, f"client_{name}", "clients' own data, mean", ORANGE)
+    _add_line(figure, rows, f"client_{name}_median", "clients, median", ORANGE, dash="dash")
+    if begins != "lowest":
+        _add(figure, rounds, lowest, "clients, lowest", GREY, dash="dot")
 
 
 def _add_stack(

@@ -95,6 +95,26 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
     return _map(figure, "share of the true class")
 
 
+def places(classes: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
+    """Return the class at each place of a plane, shape [height, width]."""
+    figure = blank("", "", 360)
+    figure.add_heatmap(
+        z=classes,
+        text=[
+            [names[place] if 0 <= place < len(names) else "" for place in row] for row in classes
+        ],
+        zmin=0,
+        zmax=max(1, len(names) - 1),
+        colorscale="Viridis",
+        showscale=False,
+        hovertemplate="%{text}<br>row %{y}, column %{x}<extra></extra>",
+    )
+    figure.update_layout(hovermode="closest")
+    figure.update_yaxes(autorange="reversed", scaleanchor="x", showgrid=False)
+    figure.update_xaxes(constrain="domain", showgrid=False)
+    return figure
+
+
 def split(
     partitions: Sequence[str],
     sizes: NDArray[np.int64],

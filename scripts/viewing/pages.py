@@ -22,6 +22,7 @@ from scripts.viewing.tables import (
     column,
     differing,
     headline,
+    own_metrics,
     seconds_text,
     share_text,
 )
@@ -58,6 +59,7 @@ _VALUES = {
     "accuracy, the server's": "global_accuracy",
     "accuracy, the clients' mean": "client_accuracy",
     "accuracy, the clients' lowest": "client_accuracy_min",
+    "accuracy, the clients' 10th percentile": "client_accuracy_p10",
     "loss, the server's": "global_loss",
     "loss, the clients' mean": "client_loss",
     "loss in local training": "train_loss",
@@ -125,6 +127,7 @@ def _list(folder: Path, one: Page) -> None:
             column_config={
                 "Accuracy": st.column_config.NumberColumn(format="%.4f"),
                 "Best": st.column_config.NumberColumn(format="%.4f"),
+                "Loss": st.column_config.NumberColumn(format="%.4f"),
             },
         )["selection"]["rows"]
         if chosen:
@@ -148,6 +151,7 @@ def _listed(path: Path) -> dict[str, object]:
         "Rounds": f"{found.rounds} of {run.option('rounds')}",
         "Accuracy": _known(found.final_accuracy),
         "Best": _known(found.best_accuracy),
+        "Loss": _known(found.final_loss),
         "Clients": _known(found.clients),
         "Time": seconds_text(found.seconds),
         "Sent": bytes_text(found.bytes_down + found.bytes_up),
@@ -221,6 +225,7 @@ def _headline(run: Run) -> None:
         warnings.append(
             f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
         )
+    warnings += [f"{name} lacks {count} rows." for name, count in run.missing_lines.items()]
     if warnings:
         st.warning(" ".join(warnings))
     if not rows and not missing:
@@ -244,7 +249,14 @@ def _metrics(run: Run, found: Headline) -> list[tuple[str, str, str]]:
         ),
     ]
     if math.isnan(found.best_accuracy):
-        accuracies = [(f"{which} loss", share_text(found.final_loss), f"On {whose}.")]
+        accuracies = [
+            (f"{which} loss", share_text(found.final_loss), f"On {whose}."),
+            (
+                "Lowest loss",
+                share_text(found.lowest_loss),
+                f"On {whose}, in round {found.lowest_round:.0f}.",
+            ),
+        ]
     clients = "–" if math.isnan(found.clients) else f"{found.clients:.0f}"
     return [
         *accuracies,
@@ -264,13 +276,14 @@ def _compare(folder: Path) -> None:
     chosen = st.multiselect(
         "Runs", names, default=names[:_COMPARED], key="runs", bind="query-params"
     )
-    with st.container(horizontal=True):
-        value = st.selectbox("Value", list(_VALUES), width=260)
-        axis = st.selectbox("By", list(_AXES), width=260)
     runs = []
     for name in chosen:
         with saying():
             runs.append(open_run(folder / name))
+    own = dict.fromkeys(name for run in runs for name in own_metrics(run.rows()))
+    with st.container(horizontal=True):
+        value = st.selectbox("Value", [*_VALUES, *own], width=260)
+        axis = st.selectbox("By", list(_AXES), width=260)
     if not runs:
         st.info("Choose the runs to compare.")
         return
@@ -285,9 +298,10 @@ def _compare(folder: Path) -> None:
 
 def _over_one_another(runs: list[Run], value: str, axis: str) -> None:
     rows = {run.name: run.rows() for run in runs}
-    series = {name: (_axis(own, axis), column(own, _VALUES[value])) for name, own in rows.items()}
-    st.plotly_chart(figures.compare(series, axis, value), key="compared", config=views.CONFIG)
+    series = {name: (_axis(own, axis), _value(own, value)) for name, own in rows.items()}
     missing = [name for name, (_, values) in series.items() if np.isnan(values).all()]
+    if len(missing) < len(series):
+        st.plotly_chart(figures.compare(series, axis, value), key="compared", config=views.CONFIG)
     if missing:
         st.caption(plain(f"Without such values: {', '.join(missing)}."))
     st.dataframe(
@@ -302,6 +316,13 @@ def _over_one_another(runs: list[Run], value: str, axis: str) -> None:
     for place, run in enumerate(runs):
         table[run.name] = [values[place] for values in options.values()]
     st.dataframe(table, hide_index=True)
+
+
+def _value(rows: list[Line], value: str) -> Column:
+    """Return a column of rows, by its name or a task's own; NaN where it isn't there."""
+    if value in _VALUES:
+        return column(rows, _VALUES[value])
+    return own_metrics(rows).get(value, np.full(len(rows), np.nan))
 
 
 def _axis(rows: list[Line], axis: str) -> Column:

@@ -48,6 +48,15 @@ class Run:
         except OSError as error:
             raise _unreadable(error) from error
 
+    @property
+    def missing_lines(self) -> dict[str, int]:
+        """Return how many rows other files lack, by file, once the run has ended."""
+        try:
+            with self._lock:
+                return self.files.missing_lines
+        except OSError as error:
+            raise _unreadable(error) from error
+
     def rows(self) -> list[Line]:
         """Return the committed rounds' rows, in order.
 

@@ -7,6 +7,7 @@ NaN, never 0. Knows nothing about files or figures.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from scripts.names import natural
 from server.run_files import Line
 
 Column = NDArray[np.float64]
+
+# Of the clients' own metrics: they may name what they like.
+_MOST_OWN = 32
 
 # What a client's round ended with, as clients.jsonl says it.
 OUTCOMES = ("accepted", "refused", "dropped", "not_selected")
@@ -64,6 +68,8 @@ class Headline(NamedTuple):
     best_accuracy: float
     best_round: float
     final_loss: float
+    lowest_loss: float
+    lowest_round: float
     rounds: int
     clients: float
     seconds: float
@@ -77,20 +83,28 @@ def headline(rows: Sequence[Line]) -> Headline:
     on_clients = bool(np.isnan(accuracy).all() and np.isnan(loss).all())
     if on_clients:
         accuracy, loss = column(rows, "client_accuracy"), column(rows, "client_loss")
-    known = np.flatnonzero(~np.isnan(accuracy))
-    best = known[np.argmax(accuracy[known])] if len(known) else None
+    best = _best(accuracy)
+    lowest = _best(-loss)
     return Headline(
         on_clients,
         last(accuracy),
         math.nan if best is None else float(accuracy[best]),
         math.nan if best is None else float(rows[best]["round"]),
         last(loss),
+        math.nan if lowest is None else float(loss[lowest]),
+        math.nan if lowest is None else float(rows[lowest]["round"]),
         int(rows[-1]["round"]) if rows else 0,
         last(column(rows, "num_clients")),
         float(np.nansum(column(rows, "duration_seconds"))),
         float(np.nansum(column(rows, "bytes_down"))),
         float(np.nansum(column(rows, "bytes_up"))),
     )
+
+
+def _best(values: Column) -> int | None:
+    """Return where the largest value is that is known; None if none is."""
+    known = np.flatnonzero(~np.isnan(values))
+    return int(known[np.argmax(values[known])]) if len(known) else None
 
 
 def last(values: Column) -> float:
@@ -108,13 +122,16 @@ class ByClient(NamedTuple):
 
 
 def by_client(lines: Iterable[Line], name: str) -> ByClient:
-    """Return a value of clients.jsonl; of the column "outcome", its place in OUTCOMES."""
+    """Return a value of clients.jsonl; of the column "outcome", its place in OUTCOMES.
+
+    A name of `own_of_clients` is one of the task's own metrics.
+    """
     codes = {outcome: place for place, outcome in enumerate(OUTCOMES)}
     cells: dict[tuple[str, int], object] = {}
     for line in lines:
         client, at = line.get("client_id"), line.get("round")
         if isinstance(client, str) and type(at) is int:
-            value = line.get(name)
+            value = line[name] if name in line else _own(line).get(name)
             cells[client, at] = codes.get(str(value)) if name == "outcome" else value
     clients = sorted({client for client, _ in cells}, key=natural)
     rounds = sorted({at for _, at in cells})
@@ -124,6 +141,25 @@ def by_client(lines: Iterable[Line], name: str) -> ByClient:
     for (client, at), value in cells.items():
         values[row_of[client], column_of[at]] = number(value)
     return ByClient(clients, rounds, values)
+
+
+# The task's own metrics of a client's line, and what their names begin with.
+_OWN = {"train_metrics": "training", "validation_metrics": "validation"}
+
+
+def _own(line: Line) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for column, side in _OWN.items():
+        values = line.get(column)
+        if isinstance(values, dict):
+            found |= {f"{side} {name}".replace("_", " "): value for name, value in values.items()}
+    return found
+
+
+def own_of_clients(lines: Iterable[Line]) -> list[str]:
+    """Return the names of the task's own metrics that clients reported, for `by_client`."""
+    held = Counter(name for line in lines for name in _own(line))
+    return sorted(name for name, _ in held.most_common(_MOST_OWN))
 
 
 def examples_by_client(lines: Iterable[Line]) -> dict[str, float]:

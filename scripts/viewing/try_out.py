@@ -6,18 +6,21 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import streamlit as st
 
-from common.errors import DataError
+from common.pictures import open_picture
+from common.tasks import Classes, Labels, Map, Outputs, Values
 from common.tasks.inputs import Images
-from scripts.viewing import figures
+from common.tasks.outputs import Value
+from scripts.viewing import figures, maps
 from scripts.viewing.drawing import sheet
 from scripts.viewing.messages import plain
 from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import number
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -28,7 +31,11 @@ _MODELS = {"best": "the best", "global": "the latest"}
 _EXAMPLE, _DRAWN, _FILE = "An example of the test set", "A drawing", "A picture file"
 # Of more classes, the likeliest are shown.
 _MOST_CLASSES = 10
+# Of more numbers, the first are shown.
+_MOST_NUMBERS = 30
 _SHOWN_PIXELS = 224
+# More than most cameras have; what is packed into a small file may be larger.
+_MOST_PIXELS = 80_000_000
 
 
 def show(run: Run) -> None:
@@ -70,10 +77,10 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
-def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:
-    if _trained.task.would_download(Path(data_dir)):
-        raise DataError(f"--data-dir: the data of {task} is not in {data_dir}")
-    return _trained.task.data(Path(data_dir), train=False)
+def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:  # noqa: ARG001
+    from scripts.trained import read_test_set
+
+    return read_test_set(_trained.task, Path(data_dir))
 
 
 def _on_picture(trained: TrainedRun, images: Images) -> None:
@@ -94,20 +101,20 @@ def _on_picture(trained: TrainedRun, images: Images) -> None:
     with left:
         _show_input(images, values, "What the model sees")
     with right:
-        _show_prediction(trained, values)
+        import torch
+
+        _show_prediction(trained, torch.from_numpy(values).unsqueeze(0))
 
 
 def _uploaded() -> Image | None:
-    from scripts.viewing.prediction import picture
-
     file = st.file_uploader("Picture", ["png", "jpg", "jpeg", "gif", "bmp", "webp"])
-    return None if file is None else picture(file.getvalue())
+    return None if file is None else open_picture(file.getvalue(), _MOST_PIXELS)
 
 
 def _on_example(trained: TrainedRun, images: Images | None = None) -> None:
     options = trained.options
     examples = _test_set(trained, str(options["task"]), str(options["data_dir"]))
-    count = len(examples.inputs)
+    count = len(examples.targets)
     if "example" not in st.session_state:
         st.session_state["example"] = 0
 
@@ -118,12 +125,12 @@ def _on_example(trained: TrainedRun, images: Images | None = None) -> None:
     with left:
         place = st.number_input(f"Example, 0 to {count - 1}", 0, count - 1, key="example")
         st.button("Another one", icon=":material/shuffle:", on_click=another)
-        values, target = examples.inputs[place].numpy(), examples.targets[place]
+        # One that is no tensor may take slices only.
+        example, target = (part[place : place + 1] for part in examples)
         if images is not None:
-            _show_input(images, values, "What the model sees")
+            _show_input(images, example[0].numpy(), "What the model sees")
     with right:
-        true = int(target) if target.numel() == 1 and not target.is_floating_point() else None
-        _show_prediction(trained, values, true)
+        _show_prediction(trained, example, target)
 
 
 def _show_input(images: Images, values: NDArray[np.float32], caption: str) -> None:
@@ -136,20 +143,36 @@ def _show_input(images: Images, values: NDArray[np.float32], caption: str) -> No
     st.image(small.resize(size, Image.Resampling.NEAREST), caption)
 
 
-def _show_prediction(trained: TrainedRun, values: NDArray[Any], true: int | None = None) -> None:
-    from scripts.viewing.prediction import probabilities
+def _show_prediction(
+    trained: TrainedRun,
+    example: Any,  # noqa: ANN401 - as the task's inputs are
+    target: torch.Tensor | None = None,
+) -> None:
+    from scripts.viewing.prediction import predict
 
-    found = probabilities(trained.model, values)
-    own = trained.task.classes
-    names = list(own) if len(own) == len(found) else [str(place) for place in range(len(found))]
+    outputs, found = predict(trained.task, trained.model, example, target)
+    true = None if target is None else target[0].numpy()
+    match outputs:
+        case Map():
+            _show_map(outputs, found, true)
+        case Labels():
+            _show_labels(outputs, found, true)
+        case Classes():
+            _show_classes(outputs, found, true)
+        case _:
+            _show_values(outputs, found, true)
+
+
+def _show_classes(outputs: Classes, found: NDArray[np.float64], true: NDArray[Any] | None) -> None:
+    names = [outputs.name(place) for place in range(len(found))]
     likeliest = int(found.argmax())
     said = f"**{plain(names[likeliest])}** with {found[likeliest]:.1%}"
-    if true is None:
+    if true is None or true.ndim or not 0 <= true < len(names):
         st.markdown(said)
     elif true == likeliest:
         st.markdown(f"{said}, which is right. :green[:material/check:]")
     else:
-        st.markdown(f"{said}; it is **{plain(names[true])}**. :red[:material/close:]")
+        st.markdown(f"{said}; it is **{plain(names[int(true)])}**. :red[:material/close:]")
     # In the classes' own order where they are few, so that one prediction looks like another.
     order = range(len(found)) if len(found) <= _MOST_CLASSES else found.argsort()[::-1]
     shown = list(order)[:_MOST_CLASSES]
@@ -157,6 +180,48 @@ def _show_prediction(trained: TrainedRun, values: NDArray[Any], true: int | None
         [names[i] for i in shown], [number(float(found[i])) for i in shown]
     )
     st.plotly_chart(figure, key="probabilities", config={"displayModeBar": False})
+
+
+def _show_labels(outputs: Labels, found: NDArray[np.float64], true: NDArray[Any] | None) -> None:
+    answers = outputs.answers(found, len(found))
+    held = [plain(answer.label) for answer in answers if answer.said.endswith("yes")]
+    st.markdown(f"**{', '.join(held) or 'No label holds'}**, from {outputs.threshold:.0%} on")
+    if true is not None:
+        wanted = [plain(outputs.name(place)) for place in np.flatnonzero(true > 0.5).tolist()]
+        st.markdown(f"True are: **{', '.join(wanted) or 'none'}**")
+    shown = range(len(found)) if len(found) <= _MOST_CLASSES else found.argsort()[::-1]
+    places = [int(place) for place in shown][:_MOST_CLASSES]
+    figure = figures.probabilities(
+        [outputs.name(place) for place in places], [number(float(found[i])) for i in places]
+    )
+    st.plotly_chart(figure, key="labels", config={"displayModeBar": False})
+
+
+def _show_map(outputs: Map, found: NDArray[np.float64], true: NDArray[Any] | None) -> None:
+    places = outputs.places(found)
+    for title, classes in (("Predicted", places), ("True", true)):
+        if classes is not None and classes.ndim == 2:
+            st.subheader(title)
+            names = [outputs.name(place) for place in range(len(found))]
+            st.plotly_chart(maps.places(classes, names), key=f"map-{title}")
+    said = [f"{plain(a.label)} {a.said}" for a in outputs.answers(found, _MOST_CLASSES)]
+    st.markdown(f"Of the places: {', '.join(said)}")
+
+
+def _show_values(
+    outputs: Outputs | None, found: NDArray[np.float64], true: NDArray[Any] | None
+) -> None:
+    if outputs is None:
+        st.caption("The task's `outputs` do not say what these numbers are.")
+    answers = (outputs or Values()).answers(found, 0)[:_MOST_NUMBERS]
+    names, numbers = [], []
+    for answer in answers:
+        if isinstance(answer, Value):
+            names.append(f"{answer.label} ({answer.unit})" if answer.unit else answer.label)
+            numbers.append(answer.value)
+    known = [] if true is None or true.size != found.size else true.reshape(-1).tolist()
+    figure = figures.values(names, numbers, known[: len(names)])
+    st.plotly_chart(figure, key="values", config={"displayModeBar": False})
 
 
 def _on_text(trained: TrainedRun) -> None:

@@ -11,7 +11,13 @@ from common.errors import InputError
 from scripts.viewing import figures, maps
 from scripts.viewing.messages import plain, said
 from scripts.viewing.runs import Run, named_task
-from scripts.viewing.tables import by_client, confusion_of, examples_by_client, shown
+from scripts.viewing.tables import (
+    by_client,
+    confusion_of,
+    examples_by_client,
+    own_of_clients,
+    shown,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
 
 # Of Plotly's tools.
 CONFIG = {"displaylogo": False, "scrollZoom": False}
+
+# The figures of the first tab, by their titles.
+_CHARTS = {"Accuracy": "accuracy", "Loss": "loss", "The task's own metrics": "own"}
 
 # What a map of clients and rounds may show, and where it is in a line.
 _VALUES = {
@@ -44,17 +53,24 @@ def learning(run: Run) -> None:
     rows = run.rows()
     if not rows:
         return
-    left, right = st.columns(2)
-    with left:
-        st.subheader("Accuracy")
-        _chart(figures.accuracy(rows), "accuracy")
-    with right:
-        st.subheader("Loss")
-        _chart(figures.loss(rows), "loss")
-    own = figures.own(rows)
-    if own is not None:
-        st.subheader("The task's own metrics")
-        _chart(own, "own")
+    drawn = {
+        "Accuracy": figures.accuracy(rows),
+        "Loss": figures.loss(rows),
+        "The task's own metrics": figures.own(rows),
+    }
+    there = {title: figure for title, figure in drawn.items() if figure is not None}
+    if not there:
+        st.info("Nobody has evaluated the model, and no client has said its loss.")
+        return
+    # The first two beside each other, and another below.
+    beside, below = list(there)[:2], list(there)[2:]
+    for place, title in zip(st.columns(len(beside)), beside, strict=True):
+        with place:
+            st.subheader(title)
+            _chart(there[title], _CHARTS[title])
+    for title in below:
+        st.subheader(title)
+        _chart(there[title], _CHARTS[title])
 
 
 def rounds(run: Run) -> None:
@@ -80,12 +96,13 @@ def clients(run: Run) -> None:
     if not lines:
         st.info("There are no clients' rows yet.")
         return
-    value = st.selectbox("Value", list(_VALUES), index=1, key="client-value", width=320)
-    figure = _client_map(run.path, len(lines), lines[-1], value, lines)
+    values = {**_VALUES, **{name: name for name in own_of_clients(lines)}}
+    value = st.selectbox("Value", list(values), index=1, key="client-value", width=320)
+    figure = _client_map(run.path, len(lines), lines[-1], value, values[value], lines)
     if figure is None:
         st.info(f"No client reported its {value}.")
     else:
-        _chart(figure, f"clients-{_VALUES[value]}")
+        _chart(figure, f"clients-{values[value]}")
 
 
 # Of many lines it takes half a second, and the clock asks for it again and again.
@@ -95,12 +112,13 @@ def _client_map(
     count: int,  # noqa: ARG001
     last: Line,  # noqa: ARG001
     value: str,
+    name: str,
     _lines: list[Line],
 ) -> Figure | None:
-    table = by_client(_lines, _VALUES[value])
+    table = by_client(_lines, name)
     if np.isnan(table.values).all():
         return None
-    return maps.outcomes(table) if value == "outcome" else maps.clients(table, value)
+    return maps.outcomes(table) if name == "outcome" else maps.clients(table, value)
 
 
 def classes(run: Run) -> None:
@@ -187,7 +205,7 @@ def _classes(task: str) -> tuple[str, ...]:
     from common.tasks import load_task_of_run
 
     try:
-        return tuple(load_task_of_run(task, named_task()).classes)
+        return tuple(load_task_of_run(task, named_task()).class_names)
     except InputError:
         return ()
 

@@ -51,17 +51,19 @@ def main(argv: Sequence[str]) -> int:
         /,
         *,
         options: TrackingOptions = TrackingOptions(),  # noqa: B008
+        task: str | None = None,
     ) -> int:
         """Report a run to MLflow, until it ends; what is there already is not told again.
 
         Args:
             run_dir: The run directory.
             options: Of MLflow.
+            task: The run's task if it is your own: its code is run here, to export the model.
         """
         target = target_of(options)
         if target is None:
             raise InputError("--mlflow-uri: say which MLflow server, e.g. http://127.0.0.1:7027")
-        return _track(RunFiles(run_dir), target)
+        return _track(RunFiles(run_dir), target, task)
 
     def run() -> int:
         try:
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     return exit_status(run)
 
 
-def _track(files: RunFiles, target: Target) -> int:
+def _track(files: RunFiles, target: Target, task: str | None) -> int:
     os.environ.update(_ENVIRONMENT)
     uri = _prepare_uri(target.uri)
     configure_logs(files.path / "server.jsonl")
@@ -92,7 +94,7 @@ def _track(files: RunFiles, target: Target) -> int:
             client = mlflow.MlflowClient(uri)
             return Runs(client, target.experiment, tracking_id, history, revision)
 
-        best = BestModel(files, Path(folder))
+        best = BestModel(files, Path(folder), task)
         return 0 if Follower(history, connect, best, target.model).follow() else 1
 
 

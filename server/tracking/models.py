@@ -5,6 +5,7 @@ Where a model can't leave torch, its safetensors file is logged instead. Never a
 
 from __future__ import annotations
 
+import json
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from common.logs import get_logger
 from common.onnx_models import export_onnx
-from common.tasks import Task, describe, load_task
+from common.tasks import Classes, Outputs, Task, Values, describe, load_task_of_run
 from common.tasks.inputs import Images
+from common.tasks.outputs import describe as describe_outputs
 from common.tensors import Digest, digest_file, open_mapped
 from server.run_files import Line, RunFiles
 from server.tracking.runs import Runs
@@ -37,15 +39,18 @@ class BestModel:
     Args:
         files: the run directory's.
         folder: for the graph.
+        named: the run's task, if that is none of the built-in ones.
     """
 
-    def __init__(self, files: RunFiles, folder: Path) -> None:
+    def __init__(self, files: RunFiles, folder: Path, named: str | None = None) -> None:
         self._files = files
+        self._named = named
         # Known at the end.
         self._about: Line = {}
         self._source = files.path / "models" / "best.safetensors"
         self._graph = folder / "best.onnx"
         self._tried = False
+        self._outputs: Outputs = Classes()
 
     def log(self, runs: Runs, name: str | None) -> None:
         """Log the model, unless it is there; register it under a name, if one is given.
@@ -88,10 +93,14 @@ class BestModel:
         torch.set_num_threads(1)
         if digest_file(self._source) != Digest(self._about["blake3"], self._about["size_bytes"]):
             raise ValueError(f"{self._source} is damaged")
-        task = load_task(str(self._files.options["task"]))
-        model = task.models[str(self._files.options["model"])]()
+        options = self._files.options
+        task = load_task_of_run(str(options["task"]), self._named)
+        model = task.build(str(options["model"]), json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(self._source))
-        example = _blank(task, Path(str(self._files.options["data_dir"])))
+        example = _blank(task, Path(str(options["data_dir"])))
+        with torch.inference_mode():
+            # Whatever its targets: MLflow is told only what the task says, or its loss implies.
+            self._outputs = task.outputs_like(model.eval()(example)) or Values()
         # Complete or not there at all.
         unfinished = self._graph.with_suffix(".tmp")
         export_onnx(model, example, unfinished)
@@ -111,9 +120,13 @@ class BestModel:
             model_id=made.model_id,
             run_id=run_id,
             step=number,
-            metadata={"run_id": self._files.run_id, **self._about},
+            metadata={
+                "run_id": self._files.run_id,
+                **self._about,
+                "outputs": describe_outputs(self._outputs),
+            },
             onnx_model=graph,
-            signature=_signature(graph),
+            signature=_signature(graph, self._outputs),
             input_example=_blank_for(graph),
             # Said, because to find them out MLflow would start a process and load the model.
             pip_requirements=[
@@ -170,16 +183,16 @@ def _dimensions(value: Any) -> tuple[np.dtype[Any], list[int]]:  # noqa: ANN401 
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape
 
 
-def _signature(graph: Any) -> ModelSignature:  # noqa: ANN401
+def _signature(graph: Any, outputs: Outputs) -> ModelSignature:  # noqa: ANN401
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    # Without names: then an array will do as an input, too.
-    inputs, outputs = (
-        Schema([TensorSpec(*_dimensions(value)) for value in values])
-        for values in (graph.graph.input, graph.graph.output)
+    (input_,), (output,) = graph.graph.input, graph.graph.output
+    # Without a name, an array will do as an input, too.
+    return ModelSignature(
+        Schema([TensorSpec(*_dimensions(input_))]),
+        Schema([TensorSpec(*_dimensions(output), name=outputs.said)]),
     )
-    return ModelSignature(inputs, outputs)
 
 
 def _blank_for(graph: Any) -> NDArray[Any]:  # noqa: ANN401

@@ -220,7 +220,7 @@ def test_the_model_can_be_tried_on_an_example_a_drawing_and_a_file(page, url, tr
     page.locator("input[type=file]").set_input_files(tmp_path / "one.png")
     expect(page.get_by_text(re.compile(r"^\d with \d"))).to_be_visible()
     page.locator("input[type=file]").set_input_files(tmp_path / "none.png")
-    expect(page.locator(MESSAGE)).to_contain_text("this is no picture that can be read")
+    expect(page.locator(MESSAGE)).to_contain_text("no readable picture")
 
 
 def test_a_live_runs_page_grows_until_the_run_has_ended(page, url, folder):

@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
+from protos import federated_pb2 as pb
 from tests.e2e.harness import TASK, json_lines, until
 
 GATED = "tests.tasks:Gated"
@@ -72,6 +74,73 @@ def test_a_server_killed_in_a_round_goes_on_and_ends_with_the_same_model(
     assert [row["round"] for row in federation.rows] == [1, 2, 3]
 
 
+def test_a_suspended_server_does_not_blame_its_clients(federation, another_federation):
+    flags = ("--rounds", 2, "--min-clients", 4, "--num-partitions", 4, "--fraction", 0.5)
+    undisturbed = another_federation.server(*flags)
+    another_federation.client("0-3")
+    assert undisturbed.wait() == 0, undisturbed.text
+
+    server = federation.server(*flags, "--lease", 1, task=GATED)
+    clients = [_gated(federation, index) for index in range(4)]
+    until(lambda: sum(reached.exists() for *_, reached in clients) == 2, "the cohort to train")
+    server.signal(signal.SIGSTOP)
+    suspended = time.monotonic()
+    until(lambda: time.monotonic() - suspended > 3, "three leases to pass")
+    server.signal(signal.SIGCONT)
+    until(lambda: server.events("the server stood still; that time does not count"), "a look")
+    for _, gate, _ in clients:
+        gate.touch()
+    assert server.wait() == 0, server.text
+    assert server.events("client lost") == []
+    assert [row["attempt"] for row in federation.rows] == [1, 1]
+    assert federation.model == another_federation.model
+
+
+def test_an_order_to_stop_outlives_a_killed_server_until_the_run_is_given_more_rounds(federation):
+    flags = ("--rounds", 3, "--num-partitions", 2)
+    server = federation.server(*flags, task=GATED)
+    clients = [_gated(federation, index) for index in range(2)]
+    for _, _, reached in clients:
+        until(reached.exists, "the client to train")
+    with federation.admin() as admin:
+        stopping = admin.StopRun(pb.StopRunRequest(), timeout=10).run
+    assert stopping.state == pb.Run.STATE_STOPPING
+    server.signal(signal.SIGKILL)
+    server.wait()
+    again = federation.server("--resume", *flags, bind=federation.address, task=GATED)
+    for _, gate, _ in clients:
+        gate.touch()
+    assert again.wait() == 0, again.text
+    assert [client.wait() for client, *_ in clients] == [0, 0]
+    assert again.events("run ended")[0]["reason"] == "stopped by an operator"
+    assert [row["round"] for row in federation.rows] == [1]
+    # The same command once more, and the deliberate one.
+    ended = federation.server("--resume", *flags, task=GATED, wait=False)
+    assert ended.wait() == 0, ended.text
+    assert [row["round"] for row in federation.rows] == [1]
+    longer = federation.server("--resume", "--rounds", 4, task=GATED)
+    for index in range(2):
+        _gated(federation, index)
+    assert longer.wait() == 0, longer.text
+    assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
+
+
+def test_a_server_killed_before_it_saved_anything_begins_by_the_same_command(federation):
+    flags = ("--rounds", 1, "--num-partitions", 2)
+    first = federation.server(*flags, wait=False)
+    until(federation.run_dir.exists, "the run directory")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    again = federation.server(*flags, "--resume")
+    federation.client("0-1")
+    assert again.wait() == 0, again.text
+    assert [row["round"] for row in federation.rows] == [1]
+    # For its owner alone.
+    assert federation.run_dir.stat().st_mode & 0o777 == 0o700
+    files = [path for path in federation.run_dir.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
 def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, another_federation):
     flags = ("--min-clients", 2, "--num-partitions", 2, "--strategy", "fedavgm")
     undisturbed = another_federation.server("--rounds", 4, *flags)
@@ -87,7 +156,15 @@ def test_a_run_resumed_between_rounds_ends_with_the_same_model(federation, anoth
     assert federation.model == another_federation.model
     assert [row["round"] for row in federation.rows] == [1, 2, 3, 4]
     # There is nothing left to do, and that is no error.
-    assert federation.start("server", "--run-dir", federation.run_dir, "--resume").wait() == 0
+    resume = ("server", "--run-dir", federation.run_dir, "--resume")
+    assert federation.start(*resume, "--task", TASK).wait() == 0
+    # Nor does a run directory's own word run a task's code.
+    unnamed = federation.start(*resume)
+    assert unnamed.wait() == 2
+    assert unnamed.errors == [
+        f"error: the run's task is {TASK}, whose code would run here; if you trust it, "
+        f"add --task {TASK}"
+    ]
 
 
 def test_a_client_whose_work_fails_is_dropped_and_the_run_fails_without_a_quorum(federation):
@@ -99,6 +176,23 @@ def test_a_client_whose_work_fails_is_dropped_and_the_run_fails_without_a_quorum
     assert client.wait() == 1
     assert "the run failed" in client.errors[0]
     assert client.events("work failed")[0]["reason"] == "UPDATE_NOT_FINITE"
+
+
+def test_a_run_whose_model_became_worthless_says_so_and_what_to_change(federation):
+    task = "tests.tasks:Exploding"
+    flags = ("--rounds", 5, "--max-attempts", 2, "--num-partitions", 2)
+    server = federation.server(*flags, task=task)
+    client = federation.client("0-1", task=task)
+    assert server.wait() == 1
+    why = "the model has become worthless: its loss is"
+    remedy = "start again with a smaller --lr, or with a --max-norm-ratio below 100"
+    assert "abandoned 2 times" in server.errors[0]
+    assert why in server.errors[0]
+    assert server.errors[0].endswith(remedy)
+    warnings = [line for line in server.text.splitlines() if why in line and "warning" in line]
+    assert len(warnings) == 1
+    assert client.wait() == 1
+    assert why in client.errors[0]
 
 
 def test_a_task_that_raises_ends_its_client_with_one_line(federation):
@@ -193,8 +287,8 @@ def test_a_damaged_checkpoint_is_refused_by_name_with_a_remedy_that_works(federa
         assert again.wait() == 2
         assert len(again.errors) == 1
         assert str(path) in again.errors[0]
-        assert f"delete {path.parent}" in again.errors[0]
-    shutil.rmtree(path.parent)
+        assert f"move {path.parent} out of the run directory" in again.errors[0]
+    shutil.move(path.parent, federation.folder)
     server = federation.server("--resume", "--rounds", 4)
     federation.client("0-1")
     assert server.wait() == 0, server.text

@@ -22,7 +22,7 @@ def test_a_cell_counts_the_rounds_to_its_target(tmp_path):
     cell = replace(
         CELLS[0], task="tests.tasks:Tiny", model="linear", partitions=4, target=0.6, rounds=9
     )
-    tables.run([cell], tmp_path, tmp_path, seeds=[0])
+    tables.run([cell], tmp_path, tmp_path, seeds=1)
     (result,) = read_results(tmp_path / "results.jsonl")
     assert result["accuracies"][-1] >= 0.6 > max(result["accuracies"][:-1], default=0)
     assert f"| {result['rounds']} " in (tmp_path / "tables.md").read_text()

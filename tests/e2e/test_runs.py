@@ -22,7 +22,7 @@ PARTITIONS = 4
 def _fedavg_in_process(seed: int) -> bytes:
     """FedAvg over Tiny as the processes are asked to run it, in one process and no framework."""
     task, data, shares = tiny_shares(PARTITIONS, seed)
-    model = initial_model(task, "linear", seed)
+    model = initial_model(task, "linear", seed, {})
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     for number in range(1, ROUNDS + 1):
         totals = {name: torch.zeros_like(value).double() for name, value in weights.items()}

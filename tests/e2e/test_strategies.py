@@ -18,7 +18,7 @@ ROUNDS, CLIENTS, COHORT, LR = 6, 3, 2, 0.1
 def _scaffold_in_process(seed, lost=()):
     """Algorithm 1 with option II over Tiny; `lost` holds (round, client) whose c_i was lost."""
     task, data, shares = tiny_shares(CLIENTS, seed)
-    x = [p.detach().clone() for p in initial_model(task, "linear", seed).parameters()]
+    x = [p.detach().clone() for p in initial_model(task, "linear", seed, {}).parameters()]
     c = [torch.zeros_like(p) for p in x]
     own = [[torch.zeros_like(p) for p in x] for _ in shares]
     names = {f"client-{index}": index for index in range(CLIENTS)}

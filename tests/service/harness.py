@@ -36,6 +36,7 @@ class LiveServer:
         self._loop = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self.failure = None
+        self._partitions = {}
 
     def __enter__(self):
         self._thread.start()
@@ -100,7 +101,10 @@ class LiveServer:
 
         return asyncio.run_coroutine_threadsafe(wait(), self._loop).result(40)
 
-    def join(self, name="client-0", partition=0, instance="one", task=TASK):
+    def join(self, name="client-0", partition=None, instance="one", task=TASK):
+        """Join as a client; each name has a partition of its own if none is given."""
+        if partition is None:
+            partition = self._partitions.setdefault(name, len(self._partitions))
         request = pb.JoinRequest(
             client_id=name, instance_id=instance, task_names=[task], partition=partition
         )

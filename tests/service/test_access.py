@@ -69,11 +69,16 @@ WITH_TOKENS = [
     "a join token",
 ]
 REVOKED = ("UNAUTHENTICATED", "CERTIFICATE_REVOKED")
+LARGE = "tests.tasks:Large"
 TABLE = Path(__file__).parent / "access.md"
 
 
 class SecureServer(LiveServer):
     """A server with TLS; what it is told to, it shows with the certificates in `folders`."""
+
+    def __init__(self, folder, *task, **options):
+        # Who calls is what counts here, and not which partition.
+        super().__init__(folder, *task, partitioner="none", **options)
 
     def open_channel(self, address, token=""):
         certs_of = self.operator_certs if token else self.client_certs
@@ -330,9 +335,9 @@ def create(server, **request):
     return response.secret, response.join_token.token_id
 
 
-def join(server, client_id, token, instance="one"):
+def join(server, client_id, token, instance="one", task=TASK):
     request = pb.JoinRequest(
-        client_id=client_id, instance_id=instance, task_names=[TASK], join_token=token
+        client_id=client_id, instance_id=instance, task_names=[task], join_token=token
     )
     return server.stub.Join(request, timeout=10)
 
@@ -402,6 +407,65 @@ def test_revoking_a_token_ends_the_sessions_of_its_clients(tokened):
     with pytest.raises(grpc.RpcError) as caught:
         tokened.stub.Heartbeat(beat, timeout=10)
     assert refusal(caught.value)[1] == "SESSION_UNKNOWN"
+
+
+@pytest.fixture(scope="module")
+def large(folder, tmp_path_factory):
+    """A server of a model of 72 chunks that asks for join tokens."""
+    options = mutual_options(folder)
+    del options["tls_client_ca"], options["tls_crl"]
+    server = SecureServer(tmp_path_factory.mktemp("large") / "run", LARGE, **options)
+    server.client_certs = server.operator_certs = caller(folder, "no certificate")
+    with server:
+        yield server
+
+
+def end_by_token(server, client_id, token_id, secret):
+    server.admin.RevokeJoinToken(pb.RevokeJoinTokenRequest(token_id=token_id), timeout=10)
+
+
+def end_by_newer_process(server, client_id, token_id, secret):
+    join(server, client_id, secret, "two", LARGE)
+
+
+ENDINGS = pytest.mark.parametrize(
+    ("end", "reason"),
+    [(end_by_token, "SESSION_UNKNOWN"), (end_by_newer_process, "SESSION_SUPERSEDED")],
+)
+
+
+@ENDINGS
+def test_an_upload_ends_with_its_session(large, end, reason):
+    secret, token_id = create(large)
+    client = Client(large, reason, join(large, reason, secret, task=LARGE))
+    work = client.assignment()
+    data = bytes(3 << 20)
+
+    def messages():
+        yield pb.PushUpdateRequest(header=client.header(work, data))
+        yield pb.PushUpdateRequest(chunk=pb.Chunk(offset=0, data=data[: 1 << 20]))
+        while client.uploaded(work).committed_size_bytes < 1 << 20:
+            pass
+        end(large, reason, token_id, secret)
+        yield pb.PushUpdateRequest(chunk=pb.Chunk(offset=1 << 20, data=data[: 1 << 20]))
+
+    with pytest.raises(grpc.RpcError) as caught:
+        large.stub.PushUpdate(messages(), timeout=20)
+    assert refusal(caught.value)[1] == reason
+
+
+@ENDINGS
+def test_a_pull_ends_with_its_session(large, end, reason):
+    secret, token_id = create(large)
+    name = f"{reason}-pull"
+    client = Client(large, name, join(large, name, secret, task=LARGE))
+    request = pb.PullModelRequest(session_token=client.token, model_version=0)
+    call = large.stub.PullModel(request, timeout=20)
+    next(call)
+    end(large, name, token_id, secret)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert refusal(caught.value)[1] == reason
 
 
 def test_no_token_is_in_the_run_directory_but_the_operators_own_file(tokened):

@@ -93,8 +93,24 @@ def test_stop_run_ends_the_run_after_the_round_as_a_success(tmp_path):
 def test_stop_run_ends_a_run_that_waits_for_clients_at_once(tmp_path):
     with LiveServer(tmp_path / "run") as server:
         client = server.join()
-        server.admin.StopRun(pb.StopRunRequest(), timeout=10)
-        assert client.poll().HasField("run_end")
+        run = server.admin.StopRun(pb.StopRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_FAILED
+        assert "no model was trained" in client.poll().run_end.failure_message
+        # Only the model that the clients would have been given.
+        assert {path.stem for path in (server.folder / "models").iterdir()} == {"global"}
+
+
+def test_an_order_to_stop_that_can_not_be_stored_is_refused_and_the_run_goes_on(tmp_path):
+    with LiveServer(tmp_path / "run") as server:
+        in_the_way = server.folder / "stop.json.tmp"
+        in_the_way.mkdir()
+        with pytest.raises(grpc.RpcError) as caught:
+            server.admin.StopRun(pb.StopRunRequest(), timeout=10)
+        assert refusal(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "ORDER_NOT_STORED")
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert run.state == pb.Run.STATE_WAITING
+        in_the_way.rmdir()
+        assert server.admin.StopRun(pb.StopRunRequest(), timeout=10)
 
 
 def test_both_ports_answer_health_checks_and_describe_their_service(tmp_path):

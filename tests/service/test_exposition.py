@@ -54,7 +54,8 @@ def play_round(server, good, bad):
     good.pull(work.model)
     good.push(work, update())
     bad.push(bad.assignment(), b"rubbish")
-    report = pb.EvaluationReport(num_examples=10, metrics={"accuracy": 0.5, "loss": 0.75})
+    metrics = {"accuracy": 0.5, "loss": 0.75, "f1": 0.25}
+    report = pb.EvaluationReport(num_examples=10, metrics=metrics)
     good.report(good.assignment(), evaluation=report)
 
 
@@ -65,12 +66,14 @@ def test_a_scrape_says_what_metrics_jsonl_says(tmp_path):
         assert begun["folkmoot_rounds_total{outcome=committed}"] == 0
         assert begun["folkmoot_round_phase{folkmoot_round_phase=selecting}"] == 1
         assert "folkmoot_model_loss{view=client_mean}" not in begun
+        assert not any(name.startswith("folkmoot_model_metric") for name in begun)
         good, bad = server.join("good"), server.join("bad", partition=1)
         for number in (1, 2):
             play_round(server, good, bad)
             server.wait_for(lambda run, number=number: run.model.version == number)
         good.assignment()  # Of round 3, which has begun.
         found = scrape(server.metrics_address)
+    assert found["folkmoot_model_metric{metric=f1,view=client_mean}"] == 0.25
     rows = json_lines(tmp_path / "run" / "metrics.jsonl")
     labels = "model=linear,run_id=run,strategy=fedavg,task=tests.tasks:Tiny,version=0.1.0"
     assert found[f"folkmoot_run_info{{{labels}}}"] == 1

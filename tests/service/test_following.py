@@ -68,8 +68,9 @@ def test_who_finds_no_server_at_first_is_told_at_once():
 def test_watch_ends_with_0_after_success_and_with_1_and_the_reason_after_failure(
     tmp_path, monkeypatch, capsys
 ):
-    with LiveServer(tmp_path / "good") as server:
-        server.admin.StopRun(pb.StopRunRequest(), timeout=10)
+    with LiveServer(tmp_path / "good", rounds=1, min_clients=1) as server:
+        client = server.join("a")
+        client.push(client.assignment(), update())
         server.ended()
         assert watch(server, monkeypatch, tmp_path) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("good: succeeded | ")

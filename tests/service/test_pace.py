@@ -43,7 +43,7 @@ def test_a_paced_client_joins_after_the_time_that_it_was_told(tmp_path, monkeypa
 def test_a_client_for_which_there_is_never_room_gives_up_with_one_line(tmp_path):
     stop = Waits()
     with LiveServer(tmp_path / "run", max_clients=1, lease=3.0) as server:
-        server.join("first")
+        server.join("first", partition=1)
         connection = Connection(server.address, None, 0.5, stop)
         with pytest.raises(RunFailed, match=r"this server's --max-clients"):
             connection.join(REQUEST)

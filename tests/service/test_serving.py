@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,15 +14,24 @@ from io import BytesIO
 import httpx
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from common.errors import InputError
+from common.pictures import open_pictures
 from scripts.serving.batching import Batcher, Batching, TooBusy
 from scripts.serving.loading import load_model
-from scripts.serving.service import MOST_BYTES, MOST_INPUTS, create_app
+from scripts.serving.service import (
+    MOST_BYTES,
+    MOST_INPUTS,
+    _Decoders,
+    _unless_gone,
+    create_app,
+)
 from tests.exported import write_classifier, write_text
 
 LIGHT = [[[1, 1], [1, 1]]]
@@ -169,6 +179,96 @@ def test_a_picture_that_would_be_huge_is_refused(pictures):
     refused(response, 422, "at most 16,000,000")
 
 
+def test_pictures_that_are_large_together_are_refused_before_one_is_decoded(pictures, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it is decoded"))
+    large = encoded(Image.new("1", (4000, 4000)))
+    response = pictures.post("/predict", files=[("file", large)] * 5)
+    refused(response, 422, "5 pictures have 80,000,000 pixels; at most 64,000,000 in all")
+
+
+def test_decoding_ends_when_its_time_is_over(pictures, monkeypatch):
+    monkeypatch.setattr("scripts.serving.service._DECODE_SECONDS", 0)
+    for body in ({"files": {"file": NOISE}}, {"json": {"inputs": [[[[0.5] * 2] * 2]] * 2000}}):
+        response = pictures.post("/predict", **body)
+        refused(response, 503, "not decoded in 0 s; send fewer, or smaller ones")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_one_picture_can_be_given_up_while_it_is_decoded(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+
+    def check():
+        raise TooBusy
+
+    (decode,) = open_pictures([encoded(Image.fromarray(noise), kind)], check=check)
+    with pytest.raises(TooBusy):
+        decode()
+
+
+def test_more_requests_than_may_wait_for_a_decoder_are_told_to_come_back(pictures, monkeypatch):
+    monkeypatch.setattr("scripts.serving.service._MOST_DECODING", 0)
+    refused(pictures.post("/predict", files={"file": PICTURE}), 503, "too many wait")
+
+
+def test_decoding_ends_when_the_sender_hangs_up():
+    began, ended = threading.Event(), threading.Event()
+
+    def decode(check):
+        began.set()
+        try:
+            while not ended.wait(0.01):
+                check()
+        finally:
+            ended.set()
+
+    async def ask():
+        decoders = _Decoders()
+        messages = asyncio.Queue()
+        request = Request({"type": "http"}, messages.get)
+        asked = asyncio.create_task(_unless_gone(request, decoders.run(decode)))
+        assert await asyncio.to_thread(began.wait, 60)
+        messages.put_nowait({"type": "http.disconnect"})
+        with pytest.raises(HTTPException, match="hung up"):
+            await asked
+        assert await asyncio.to_thread(ended.wait, 60)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://127.0.0.1:7080"}, 200),
+        ({"Origin": "http://127.0.0.1:7080", "Sec-Fetch-Site": "same-origin"}, 200),
+        # A proxy gives Host a name of its own, but leaves what the browser says.
+        ({"Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Host": "LOCALHOST:7080"}, 200),
+        ({"Host": "[::1]:7080"}, 200),
+        ({"Origin": "https://example.org"}, 403),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, 403),
+        # A name that its owner lets lead to loopback.
+        ({"Host": "example.org:7080", "Origin": "http://example.org:7080"}, 403),
+        ({"Host": "127.0.0.1.example.org"}, 403),
+    ],
+)
+def test_a_page_of_another_site_can_not_use_the_service_on_loopback(tmp_path, headers, status):
+    path = write_classifier(tmp_path / "tiny.onnx")
+    app = create_app(*load_model(path), Batching())
+    with TestClient(app, base_url="http://127.0.0.1:7080") as client:
+        response = client.post("/predict", files={"file": PICTURE}, headers=headers)
+        assert response.status_code == status
+        if "Host" in headers:
+            assert client.get("/model", headers=headers).status_code == status
+        else:
+            # A link may lead here.
+            assert client.get("/docs", headers=headers).status_code == 200
+
+
 def test_a_body_that_is_too_long_is_refused_announced_or_not(either):
     content = b" " * (MOST_BYTES + 1)
     refused(either.post("/predict", content=content, headers=JSON), 413, "at most 8 MiB")
@@ -260,7 +360,7 @@ def test_examples_of_concurrent_requests_share_runs_of_at_most_so_many():
         batcher = Batcher(run, Batching(most=4, wait=60))
         async with batcher.running():
             return await asyncio.gather(
-                *(batcher.probabilities([np.array([n]), np.array([-n])]) for n in range(4))
+                *(batcher.rows([np.array([n]), np.array([-n])]) for n in range(4))
             )
 
     answers = asyncio.run(ask())
@@ -272,7 +372,7 @@ def test_a_batch_waits_no_longer_than_it_may():
     async def ask():
         batcher = Batcher(np.stack, Batching(most=4, wait=0.001))
         async with asyncio.timeout(30), batcher.running():
-            return await batcher.probabilities([np.array([7])])
+            return await batcher.rows([np.array([7])])
 
     assert asyncio.run(ask())[0].item() == 7
 
@@ -286,7 +386,7 @@ def test_one_bad_example_does_not_spoil_the_others_of_its_batch():
     async def ask():
         batcher = Batcher(run, Batching(most=3, wait=60))
         async with batcher.running():
-            asked = (batcher.probabilities([np.array(n)]) for n in (1, -1, 2))
+            asked = (batcher.rows([np.array(n)]) for n in (1, -1, 2))
             return await asyncio.gather(*asked, return_exceptions=True)
 
     good, bad, other = asyncio.run(ask())
@@ -298,8 +398,8 @@ def test_more_than_may_wait_are_refused():
         batcher = Batcher(np.stack, Batching(), most_waiting=3)
         async with batcher.running():
             with pytest.raises(TooBusy):
-                await batcher.probabilities([np.array(0)] * 4)
-            return await batcher.probabilities([np.array(0)] * 3)
+                await batcher.rows([np.array(0)] * 4)
+            return await batcher.rows([np.array(0)] * 3)
 
     assert len(asyncio.run(ask())) == 3
 
@@ -308,7 +408,7 @@ def test_being_too_busy_is_a_503_that_says_when_to_come_back(pictures, monkeypat
     async def refuse(*_):
         raise TooBusy
 
-    monkeypatch.setattr(Batcher, "probabilities", refuse)
+    monkeypatch.setattr(Batcher, "rows", refuse)
     response = pictures.post("/predict", json={"inputs": [LIGHT]})
     refused(response, 503, "too many wait")
     assert response.headers["retry-after"] == "1"
@@ -350,7 +450,9 @@ def test_a_process_answers_many_at_once_and_ends_after_the_last_answer(tmp_path)
             address = httpx.URL(url)
             # An answer to what was asked after it: the last has arrived.
             with socket.create_connection((address.host, address.port)) as other:
-                other.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                other.sendall(
+                    b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
                 assert other.makefile().read().startswith("HTTP/1.1 200")
             process.send_signal(signal.SIGTERM)
             assert last.result() == ["light"]

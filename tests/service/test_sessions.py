@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import grpc
 import pytest
@@ -100,6 +101,22 @@ def test_a_waiting_poll_keeps_its_session_beyond_the_lease(tmp_path):
         # Longer than the lease: polls last 2 s at least.
         assert not client.poll(timeout=5).HasField("assignment")
         assert client.heartbeat()
+
+
+def test_time_in_which_the_server_did_not_run_is_nobodys_fault(tmp_path):
+    """A deadline does not pass in it."""
+    with LiveServer(tmp_path / "run", report_deadline=3.0) as server:
+        a, b = server.join("a"), server.join("b", partition=1)
+        work = {client: client.assignment() for client in (a, b)}
+        server._loop.call_soon_threadsafe(time.sleep, 3.5)
+        run = server.admin.GetRun(pb.GetRunRequest(), timeout=10).run
+        assert (run.live_client_count, run.round.attempt) == (2, 1)
+        assert run.round.time_remaining.ToMilliseconds() > 0
+        for client in (a, b):
+            outcome = client.push(work[client], update()).outcome
+            assert outcome == pb.PushUpdateResponse.OUTCOME_ACCEPTED
+        # And then it goes on.
+        server.wait_for(lambda run: (run.round.number, run.round.attempt) == (2, 2))
 
 
 def test_a_poll_without_time_is_refused(server):
@@ -244,6 +261,23 @@ def test_clients_evaluate_the_new_model_before_it_is_committed(tmp_path):
             assert not end.run_end.failure_message
 
 
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_client_that_does_not_evaluate_holds_its_round_for_a_lease_or_the_deadline(
+    tmp_path, alive
+):
+    """A suspended one no longer than its lease; one that is only slow until --report-deadline."""
+    limits = {"lease": 60.0, "report_deadline": 3.0} if alive else {"lease": 2.0}
+    with LiveServer(tmp_path / "run", client_evaluate_every=1, **limits) as server:
+        quick, slow = server.join("a"), server.join("b")
+        for client in (quick, slow):
+            client.push(client.assignment(), update())
+        work = slow.assignment()
+        quick.report(quick.assignment(), evaluation=pb.EvaluationReport(num_examples=1))
+        server.wait_for(lambda run: run.model.version == 1)
+        if alive:
+            assert slow.heartbeat(work.task_token).cancel_requested
+
+
 def test_a_target_is_not_reached_by_an_accuracy_that_there_is_not(tmp_path):
     options = {"client_evaluate_every": 1, "target_accuracy": 0.9}
     with LiveServer(tmp_path / "run", min_clients=1, **options) as server:
@@ -324,12 +358,27 @@ def _ended(server):
     return server.admin.ListRounds(pb.ListRoundsRequest(), timeout=10).rounds
 
 
-def test_the_clients_that_share_a_partition_are_known(server):
-    server.join("a", partition=1)
+def test_a_partition_is_held_by_one_client_at_a_time(server):
+    """Its examples would count twice."""
+    first = server.join("a", partition=1)
     server.join("b", partition=2)
-    assert server.coordinator.sessions.holders(1) == ["a"]
-    server.join("twin", partition=1)
-    assert server.coordinator.sessions.holders(1) == ["a", "twin"]
+    with pytest.raises(grpc.RpcError) as caught:
+        server.join("twin", partition=1)
+    assert refusal(caught.value)[:2] == ("FAILED_PRECONDITION", "PARTITION_TAKEN")
+    assert "is held by client 'a'" in caught.value.details()
+    assert "its lease of 30 s runs out" in caught.value.details()
+    server.join("a", partition=1, instance="two")
+    server.stub.Leave(pb.LeaveRequest(session_token=first.token), timeout=10)
+    assert _refused(server.join, "twin", 1)[1] == "PARTITION_TAKEN"
+    moved = server.join("a", partition=3, instance="three")
+    assert server.join("twin", partition=1).token
+    assert moved.token
+
+
+def test_where_each_client_keeps_all_of_its_data_a_partition_only_numbers_it(tmp_path):
+    with LiveServer(tmp_path / "run", partitioner="none") as server:
+        a, b = server.join("a", partition=0), server.join("b", partition=0)
+        assert a.assignment().task_token != b.assignment().task_token
 
 
 def test_who_did_not_hear_of_the_end_is_told_by_the_restarted_server(tmp_path):

@@ -140,11 +140,17 @@ def test_the_best_round_is_chosen_by_the_server_if_it_evaluates_else_by_the_clie
     clients = {"a": (1, {"accuracy": 0.9})}
     metrics = {"accuracy": 0.6, "loss": 2.0, "f1": 0.1}
     row, progress = row_of(ledger(global_metrics=metrics, evaluations=clients))
-    assert progress == Progress(best_round=4, best_score=0.6)
+    assert progress == Progress(best_round=4, best_score=0.6, first_loss=2.0, last_loss=2.0)
     assert (row.best_round, row.global_accuracy, row.global_loss) == (4, 0.6, 2.0)
     assert row.global_metrics == {"f1": 0.1}
     _, progress = row_of(ledger(evaluations=clients))
     assert progress.best_score == 0.9
+
+
+def test_a_loss_that_is_not_finite_is_known_though_no_row_holds_it():
+    row, progress = row_of(ledger(loss_is_finite=False, global_metrics={"accuracy": 0.1}))
+    assert row.global_loss is None
+    assert (progress.worse, progress.last_loss) == (1, None)
 
 
 def test_bytes_add_up_by_client():
@@ -163,7 +169,7 @@ def test_there_is_no_row_before_the_updates_are_aggregated():
 
 
 def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
-    evaluations = {"a": (7, {"loss": 0.25, "accuracy": 0.5})}
+    evaluations = {"a": (7, {"loss": 0.25, "accuracy": 0.5, "f1": 0.75})}
     attempt = ledger(evaluations=evaluations, partitions={"a": 3})
     attempt.report_seconds["a"] = 1.5
     attempt.shares = {"a": 0.25, "b": 0.75}
@@ -193,9 +199,11 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
         "seconds": 1.5,
         "bytes_down": None,
         "bytes_up": 10,
+        "train_metrics": {},
+        "validation_metrics": {"f1": 0.75},
     }
-    absent = set(rows[4].items()) - {("round", 4), ("client_id", "e"), ("outcome", "dropped")}
-    assert {value for _, value in absent} == {None}
+    known = {"round", "client_id", "outcome", "train_metrics", "validation_metrics"}
+    assert {value for name, value in rows[4].items() if name not in known} == {None}
 
 
 def test_a_client_that_only_evaluates_has_a_row_too():

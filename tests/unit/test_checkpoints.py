@@ -16,6 +16,7 @@ from common.tensors import digest_bytes, encode
 from server.checkpoints import Cohort, Record, Recovered, RunDirectory, export_pth, newest_run
 from server.metrics import Row
 from server.progress import Progress
+from server.run_files import FORMAT, RunFiles
 
 COHORT = Cohort(round=3, attempt=2, cohort=("a", "b"), goal=2, live=("a", "b", "c"))
 
@@ -290,7 +291,7 @@ def test_damaged_tensors_are_an_error_that_names_the_file_and_the_remedy(tmp_pat
         with pytest.raises(CheckpointError) as caught:
             directory.recover()
     assert str(path) in str(caught.value)
-    assert f"delete {path.parent} to resume from an earlier round" in str(caught.value)
+    assert "put back a copy of it, or begin a new run" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,8 @@ def test_damaged_json_is_an_error_that_names_the_file_and_the_remedy(tmp_path, n
         with pytest.raises(CheckpointError) as caught:
             directory.recover()
     assert f"{path} is damaged" in str(caught.value)
-    assert f"delete {path.parent}" in str(caught.value)
+    assert "put back a copy of it, or " in str(caught.value)
+    assert (f"move {path.parent} out of" in str(caught.value)) == (name == "cohort.json")
 
 
 def without(path, name):
@@ -330,22 +332,66 @@ def test_a_digit_that_flipped_is_found(tmp_path, name):
             directory.recover()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Record)])
-def test_a_record_that_lacks_a_field_is_of_another_version(tmp_path, name):
+NEEDED = {"round", "model"}
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Record) if f.name not in NEEDED])
+def test_a_record_of_before_a_field_was_added_is_read_without_it(tmp_path, name):
+    with opened(tmp_path) as directory:
+        record = full_commit(directory, 1)
+        without(directory.round_folder(1) / "record.json", name)
+        empty = Record(round=1, model=record.model)
+        assert directory.recover().record == replace(record, **{name: getattr(empty, name)})
+
+
+def test_a_record_of_before_a_column_was_added_is_read_and_what_is_unknown_left_out(tmp_path):
+    with opened(tmp_path) as directory:
+        record = full_commit(directory, 1)
+        path = directory.round_folder(1) / "record.json"
+        value = read_sealed(path)
+        del value["row"]["train_loss"], value["progress"]["stale"]
+        value["row"]["new"] = value["progress"]["new"] = value["new"] = 1
+        path.write_text(json.dumps(seal(value)))
+        assert directory.recover().record == replace(
+            record,
+            row=replace(record.row, train_loss=None),
+            progress=replace(record.progress, stale=0),
+        )
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_a_record_without_what_every_record_has_is_refused(tmp_path, name):
     with opened(tmp_path) as directory:
         full_commit(directory, 1)
         without(directory.round_folder(1) / "record.json", name)
-        with pytest.raises(CheckpointError, match=r"record\.json is of another version.*; delete"):
+        with pytest.raises(CheckpointError, match=r"record\.json (lacks|is of another round)"):
             directory.recover()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Cohort)])
-def test_a_cohort_that_lacks_a_field_is_of_another_version(tmp_path, name):
+@pytest.mark.parametrize("name", [f.name for f in fields(Cohort) if f.name != "live"])
+def test_a_cohort_without_what_every_cohort_has_is_refused(tmp_path, name):
     with opened(tmp_path) as directory:
         commit(directory, 2)
         directory.begin_attempt(COHORT)
         without(directory.round_folder(3) / "cohort.json", name)
-        with pytest.raises(CheckpointError, match=r"cohort\.json is of another version.*; delete"):
+        with pytest.raises(CheckpointError, match=r"cohort\.json lacks what a cohort has"):
+            directory.recover()
+
+
+def test_nobody_is_told_to_give_up_the_only_round(tmp_path):
+    """The way back to an earlier round is named while there is one, and gives up nothing."""
+    with opened(tmp_path) as directory:
+        commit(directory, 1)
+        commit(directory, 2)
+        flip_a_byte(directory.model_path(2))
+        with pytest.raises(CheckpointError) as caught:
+            directory.recover()
+        moved = f"move {directory.round_folder(2)} out of the run directory"
+        assert f"{moved}: the run then goes on after round 1" in str(caught.value)
+        directory.round_folder(2).rename(tmp_path / "moved")
+        assert directory.recover().record.round == 1
+        flip_a_byte(directory.model_path(1))
+        with pytest.raises(CheckpointError, match="put back a copy of it, or begin a new run"):
             directory.recover()
 
 
@@ -433,13 +479,67 @@ def test_a_missing_or_damaged_configuration_is_an_error_that_names_the_file(tmp_
         RunDirectory(tmp_path).load_config()
 
 
+def test_an_order_to_stop_holds_until_the_run_is_given_more_rounds(tmp_path):
+    with opened(tmp_path) as directory:
+        assert not directory.is_to_stop(20)
+        directory.order_stop(20)
+        assert [directory.is_to_stop(rounds) for rounds in (20, 21)] == [True, False]
+        directory.order_stop(30)
+        assert directory.is_to_stop(30)
+        (tmp_path / "stop.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"stop\.json is damaged.*move it elsewhere"):
+            directory.is_to_stop(30)
+
+
+def test_what_nobody_has_trained_is_no_best_model(tmp_path):
+    with opened(tmp_path) as directory:
+        directory.begin_initial(b"initial")
+        directory.commit(Record(round=0, model=digest_bytes(b"initial")))
+        directory.recover()
+        assert names(tmp_path / "models") == ["global.json", "global.safetensors"]
+        commit(directory, 1)
+        assert "best.safetensors" in names(tmp_path / "models")
+
+
+def test_a_run_directory_of_a_newer_format_is_one_plain_error(tmp_path):
+    config = {"run_id": "mine", "options": {"lr": 0.1}, "versions": {}}
+    with opened(tmp_path) as directory:
+        directory.save_config(config | {"format": FORMAT})
+        assert directory.load_config()["format"] == FORMAT
+        RunFiles(tmp_path)
+        directory.save_config(config | {"format": FORMAT + 1})
+        for read in (directory.load_config, lambda: RunFiles(tmp_path)):
+            with pytest.raises(CheckpointError, match=rf"has format {FORMAT + 1}, .* newer one$"):
+                read()
+
+
 def test_the_newest_run_is_the_one_begun_last(tmp_path):
     for seconds, name in [(100, "b"), (300, "a"), (200, "c")]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         os.utime(tmp_path / name / "config.json", (seconds, seconds))
     (tmp_path / "no-run").mkdir()
+    (tmp_path / "no-run" / "notes.txt").touch()
     assert newest_run(tmp_path) == tmp_path / "a"
+
+
+def test_a_run_whose_server_was_killed_before_it_saved_anything_is_the_newest(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    os.utime(tmp_path / "a" / "config.json", (100, 100))
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").touch()
+    killed = tmp_path / "b"
+    killed.mkdir()
+    assert newest_run(tmp_path) == killed
+    with opened(killed) as directory:
+        assert directory.is_unbegun()
+        assert newest_run(tmp_path) == killed
+        directory.begin_initial(b"initial")
+        directory.commit(Record(round=0, model=digest_bytes(b"initial")))
+        assert not directory.is_unbegun()
+    assert not RunDirectory(tmp_path / "mlflow").is_unbegun()
+    assert not RunDirectory(tmp_path / "missing").is_unbegun()
 
 
 def test_without_a_run_there_is_no_newest(tmp_path):

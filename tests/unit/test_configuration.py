@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.durable import read_sealed, seal
-from common.errors import InputError
+from common.errors import InputError, UnnamedTask
 from common.tasks import load_task
 from common.training import TrainConfig
-from server.configuration import describe, parse, resolve, train_config
-from server.options import ServerOptions, TrainingOptions
+from server.configuration import describe, parse, resolve, resolve_split, train_config
+from server.options import ServerOptions, SplitOptions, TrainingOptions
 
 FLAGS = """
 --rounds --task --model --local-layers --data-dir --seed --run-dir --resume --config
@@ -165,6 +165,29 @@ def test_the_partitioner_is_the_tasks_own_unless_it_is_given():
     assert resolve(parse(["--partitioner", "iid"]), task).split.partitioner == "iid"
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "partitioner"),
+    [
+        ("tests.tasks:Tiny", False, "dirichlet"),
+        ("tests.tasks:Tiny", True, "dirichlet"),
+        ("tests.tasks:Pairs", True, "iid"),
+        ("tests.kinds:OwnLoss", True, "iid"),
+        ("tests.kinds:Column", False, "iid"),
+        ("tests.kinds:Tags", False, "iid"),
+        ("tests.kinds:Pixels", False, "iid"),
+        ("shakespeare", False, "natural"),
+    ],
+)
+def test_what_has_no_classes_is_not_divided_by_class_unless_that_is_asked_for(
+    name, known, partitioner
+):
+    task = load_task(name)
+    targets = task.data(None, train=False).targets if known else None
+    assert resolve_split(SplitOptions(), task, 0, targets).partitioner == partitioner
+    asked = SplitOptions(partitioner="shards")
+    assert resolve_split(asked, task, 0, targets).partitioner == "shards"
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
 def test_a_natural_split_of_a_task_without_owners_is_refused(name):
     with pytest.raises(InputError, match=r"--partitioner natural: task .* does not say whose"):
@@ -246,11 +269,35 @@ def test_the_saved_configuration_is_json_with_the_versions(tmp_path):
     assert saved["versions"].keys() == {"folkmoot", "torch", "python"}
 
 
+def test_a_path_is_saved_so_that_it_is_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"), "--data-dir", "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert resumed(Path("../run")).run.data_dir == tmp_path / "mine"
+
+
+def test_a_folder_of_data_that_is_nowhere_is_saved_as_it_was_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    save_run(Path("run"))
+    assert resumed(Path("run")).run.data_dir == Path("data")
+
+
 def test_no_password_is_saved(tmp_path):
     save_run(tmp_path, "--mlflow-uri", "https://ann:secret@example.org/mlflow")
     text = (tmp_path / "config.json").read_text()
     assert "secret" not in text
     assert resumed(tmp_path).tracking.mlflow_uri == "https://example.org/mlflow"
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_begins_by_the_same_command(tmp_path):
+    again = resumed(tmp_path, "--rounds", "7")
+    assert (again.run.resume, again.run.run_dir, again.run.rounds) == (False, tmp_path, 7)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="--resume: there is no run in"):
+        resumed(tmp_path)
 
 
 def test_a_resumed_run_has_its_own_options(tmp_path):
@@ -335,7 +382,7 @@ def test_there_must_be_a_run_to_resume(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--resume: there is no run in runs/"):
         parse(["--resume"])
     with pytest.raises(InputError, match=r"--resume: there is no run in .*; name its folder"):
-        resumed(tmp_path)
+        resumed(tmp_path / "missing")
 
 
 def test_a_saved_option_that_is_unknown_is_an_error_that_names_it(tmp_path):
@@ -353,3 +400,12 @@ def test_a_resumed_run_is_insecure_only_if_that_is_said_again(tmp_path):
     save(resolve(given, load_task("digits")), tmp_path)
     assert not resumed(tmp_path).security.insecure
     assert resumed(tmp_path, "--insecure").security.insecure
+
+
+def test_a_resumed_runs_own_task_is_named_again_before_its_code_is_run(tmp_path):
+    save_run(tmp_path, "--task", "tests.tasks:Tiny")
+    with pytest.raises(UnnamedTask, match=r"add --task tests.tasks:Tiny"):
+        resumed(tmp_path)
+    with pytest.raises(InputError, match=r"^--task: the run in .* has tests.tasks:Tiny"):
+        resumed(tmp_path, "--task", "tests.tasks:Owned")
+    assert resumed(tmp_path, "--task", "tests.tasks:Tiny").run.task == "tests.tasks:Tiny"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.durable import seal
+from common.errors import DataError
 from common.onnx_models import open_session
 from common.tasks import Examples, load_task
 from common.tasks.inputs import load
@@ -20,6 +21,8 @@ from scripts.commands import run_app
 from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
 from scripts.serving.verify import main as verify
+from scripts.trained import read_test_set
+from tests.tasks import Unread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 CHEAP = ("safetensors", "pth", "onnx", "onnx-int8")
@@ -114,7 +117,7 @@ def test_a_text_model_without_held_out_data_is_exported_unevaluated_and_that_is_
         run, "--format", "onnx", "--output", path, "--data-dir", tmp_path, "--which", "global"
     )
     assert status == 0
-    assert f"Held out: not evaluated: there is no such data in {tmp_path}" in out
+    assert f"Held out: not evaluated: no data in {tmp_path} that can be read" in out
     said = beside.read(path)
     assert (said.evaluation, said.length) == (None, 80)
     assert (said.input.shape, said.input.dtype) == (["batch", "length"], "int64")
@@ -168,12 +171,68 @@ def test_half_a_model_is_refused_with_the_reason(tmp_path, command):
     assert "left the layers 'norm' at its clients" in err
 
 
-@pytest.mark.parametrize("kind", CHEAP)
-def test_a_model_that_returns_no_scores_is_refused_in_a_line(tmp_path, command, kind):
-    name = "tests.tasks:TwoHeaded"
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tests.tasks:TwoHeaded", "the model returns tuple, not one tensor"),
+        ("tests.kinds:TwoInputs", "an input of the task is not one tensor"),
+        ("tests.kinds:Misfit", "the model's outputs are of shape [n, 2], not 1 numbers"),
+    ],
+)
+def test_what_is_not_one_tensor_leaves_torch_as_weights_only(tmp_path, command, name, said):
     run = write_run(tmp_path / "run", name)
-    status, _, err = command(run, "--format", kind, "--task", name)
-    assert (status, err) == (2, "error: the model returns tuple; export takes one tensor\n")
+    for kind in ("onnx", "onnx-int8", "torch-export"):
+        status, _, err = command(run, "--format", kind, "--task", name)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: --format {kind}: {said}")
+        assert err.endswith("; --format safetensors and pth need no such thing\n")
+    for kind in ("safetensors", "pth"):
+        path = tmp_path / f"weights.{kind}"
+        status, out, err = command(run, "--format", kind, "--task", name, "--output", path)
+        assert (status, err) == (0, "")
+        assert f"Outputs:  not described: {said}" in out
+        written = beside.read(path)
+        assert (written.input, written.output, written.outputs) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("Column", {"kind": "values", "names": ["price"], "units": ["EUR"]}),
+        ("Flat", {"kind": "values", "names": ["price"], "units": ["EUR"]}),
+        ("OwnLoss", {"kind": "values", "names": [], "units": []}),
+        ("Tags", {"kind": "labels", "names": ["a", "b", "c"], "threshold": 0.5}),
+        ("Pixels", {"kind": "map", "names": ["dark", "light"]}),
+        ("Lazy", {"kind": "classes", "names": []}),
+    ],
+)
+def test_each_kind_of_outputs_leaves_torch_as_what_it_is(
+    tmp_path, command, monkeypatch, kind, wanted
+):
+    name = f"tests.kinds:{kind}"
+    run = write_run(tmp_path / "run", name)
+    for format_ in CHEAP:
+        path = tmp_path / f"model.{format_}"
+        arguments = ("--format", format_, "--task", name, "--output", path, "--force")
+        status, _, err = command(run, *arguments)
+        assert (status, err) == (0, "")
+        written = beside.read(path)
+        assert written.outputs == wanted
+        assert written.evaluation.keys() >= {"examples", "loss"}
+        monkeypatch.setattr("sys.argv", ["verify", str(path)])
+        assert verify() == 0
+    path = tmp_path / "model.onnx"
+    examples = load_task(name).data(None, train=False)
+    with torch.inference_mode():
+        found = model_of(run)(examples.inputs[:5])
+    torch.testing.assert_close(scores(path, "onnx", None, examples.inputs[:5]), found)
+
+
+def test_eight_bits_without_an_accuracy_are_written_only_if_forced(tmp_path, command):
+    run = write_run(tmp_path / "run", "tests.kinds:Column")
+    status, _, err = command(run, "--format", "onnx-int8", "--task", "tests.kinds:Column")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "its evaluation has no accuracy" in err
 
 
 def test_a_file_that_can_not_be_written_is_said_with_the_flag(tmp_path, command):
@@ -273,3 +332,12 @@ def test_a_torch_export_program_holds_no_example_no_pickle_and_no_path_of_this_m
         inputs = examples.inputs[:count]
         with torch.inference_mode():
             torch.testing.assert_close(program.module()(inputs), model_of(run)(inputs))
+
+
+def test_data_that_can_not_be_read_are_one_line_and_never_downloaded(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^--task: the data of tests\.tasks:Unread can't be read: "
+    ):
+        read_test_set(Unread(), tmp_path / "gone")
+    with pytest.raises(DataError, match=f"^--data-dir: the task's data is not in {tmp_path}$"):
+        read_test_set(load_task("mnist"), tmp_path)

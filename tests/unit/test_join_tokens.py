@@ -88,5 +88,5 @@ def test_a_damaged_file_is_an_error_that_names_it(place):
     value = json.loads(place.path.read_text())
     value["tokens"][0]["max_clients"] = 1000
     place.path.write_text(json.dumps(value))
-    with pytest.raises(CheckpointError, match=r"join_tokens\.json is damaged; delete it"):
+    with pytest.raises(CheckpointError, match=r"join_tokens\.json is damaged; put back a copy"):
         place.open()

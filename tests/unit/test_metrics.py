@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 
 import pytest
 
-from common.errors import CheckpointError
 from server.metrics import Row, Sinks, by_class, finite_only, spread, weighted_means
 
 FILES = ("metrics.jsonl", "metrics.csv", "clients.jsonl", "evaluations.jsonl")
@@ -70,6 +69,12 @@ def write_run(folder, rows=ROWS):
     for row in rows:
         sinks.append(row, clients_of(row), evaluation_of(row))
     return sinks
+
+
+def reconciled(folder, rows, counts=None):
+    """Bring the files in line with these rows, and return what rows there are."""
+    last = rows[-1]
+    return Sinks(folder).reconcile(last, clients_of(last), evaluation_of(last), counts or {})
 
 
 def contents(folder):
@@ -159,7 +164,7 @@ def test_only_evaluated_rounds_have_a_line_by_class(tmp_path):
     assert [json.loads(line)["round"] for line in lines] == [1, 3]
     write_run(tmp_path / "never", ROWS[1:2])
     assert "evaluations.jsonl" not in contents(tmp_path / "never")
-    Sinks(tmp_path / "never").reconcile(ROWS[1], clients_of(ROWS[1]), None)
+    Sinks(tmp_path / "never").reconcile(ROWS[1], clients_of(ROWS[1]), None, {})
     assert "evaluations.jsonl" not in contents(tmp_path / "never")
 
 
@@ -196,43 +201,99 @@ def test_after_a_crash_the_files_are_those_of_an_undisturbed_run(tmp_path, name,
         (tmp_path / "run" / name).unlink()
     else:
         (tmp_path / "run" / name).write_text(text)
-    found = Sinks(tmp_path / "run").reconcile(
-        rows[-1], clients_of(rows[-1]), evaluation_of(rows[-1])
-    )
-    assert found == rows
+    assert reconciled(tmp_path / "run", rows) == rows
     assert contents(tmp_path / "run") == expected
 
 
 def test_rows_that_were_not_committed_go(tmp_path):
     write_run(tmp_path / "run")
     write_run(tmp_path / "shorter", ROWS[:2])
-    assert (
-        Sinks(tmp_path / "run").reconcile(ROWS[1], clients_of(ROWS[1]), evaluation_of(ROWS[1]))
-        == ROWS[:2]
-    )
+    assert reconciled(tmp_path / "run", ROWS[:2]) == ROWS[:2]
     assert contents(tmp_path / "run") == contents(tmp_path / "shorter")
 
 
 def test_before_the_first_commit_there_are_no_files(tmp_path):
     sinks = write_run(tmp_path / "run")
-    assert sinks.reconcile(None, (), None) == []
+    assert sinks.reconcile(None, (), None, {}) == []
     assert contents(tmp_path / "run") == {}
-    assert Sinks(tmp_path).reconcile(None, (), None) == []
+    assert Sinks(tmp_path).reconcile(None, (), None, {}) == []
 
 
 def test_a_reconciled_run_goes_on(tmp_path):
     write_run(tmp_path / "whole")
     write_run(tmp_path / "run", ROWS[:2])
     sinks = Sinks(tmp_path / "run")
-    sinks.reconcile(ROWS[1], clients_of(ROWS[1]), evaluation_of(ROWS[1]))
+    sinks.reconcile(ROWS[1], clients_of(ROWS[1]), evaluation_of(ROWS[1]), {})
     sinks.append(ROWS[2], clients_of(ROWS[2]), evaluation_of(ROWS[2]))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("line", ['{"round": 1}', '{"round": 1, "nonsense": 2}', '{"round": "1"}'])
-def test_a_line_that_is_no_row_is_an_error_that_names_the_file(tmp_path, line):
+@pytest.mark.parametrize("line", ["[]", '{"loss": 1}', '{"round": "1"}', "\xff"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "clients.jsonl", "evaluations.jsonl"])
+def test_a_line_that_is_no_row_is_left_out_and_said(tmp_path, name, line, capsys):
+    write_run(tmp_path / "run")
+    expected = contents(tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(line + "\n" + path.read_text())
+    assert reconciled(tmp_path / "run", ROWS) == ROWS
+    assert contents(tmp_path / "run") == expected
+    assert "a damaged line of metrics is left out" in "".join(capsys.readouterr())
+
+
+def test_a_row_of_another_version_is_read_and_kept_as_it_is(tmp_path):
+    """What it lacks is None, and what this version does not know stays in the file."""
     write_run(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
-    path.write_text(line + "\n" + path.read_text())
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl .* delete that line"):
-        Sinks(tmp_path / "run").reconcile(ROWS[-1], clients_of(ROWS[-1]), evaluation_of(ROWS[-1]))
+    first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+    del first["train_loss"], first["client_metrics"]
+    first["of_a_newer_version"] = 1
+    path.write_text("".join(json.dumps(row) + "\n" for row in [first, *rest]))
+    found = reconciled(tmp_path / "run", ROWS)
+    assert found[0] == replace(ROWS[0], train_loss=None, client_metrics={})
+    assert json.loads(path.read_text().splitlines()[0]) == first
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "clients.jsonl", "evaluations.jsonl"])
+def test_rows_that_were_lost_are_said_each_time(tmp_path, name, capsys):
+    counts = write_run(tmp_path / "run").counts_with([], None)
+    reconciled(tmp_path / "run", ROWS, counts)
+    assert "are lost" not in "".join(capsys.readouterr())
+    (tmp_path / "run" / name).write_text("")
+    for _ in range(2):
+        reconciled(tmp_path / "run", ROWS, counts)
+        said = "".join(capsys.readouterr())
+        assert said.count("rows of committed rounds are lost") == 1
+        assert name in said
+
+
+def test_lines_are_counted_on_over_a_restart_with_those_that_were_lost(tmp_path):
+    counts = write_run(tmp_path / "run", ROWS[:2]).counts_with([], None)
+    assert counts == {"clients.jsonl": 4, "evaluations.jsonl": 1}
+    (tmp_path / "run" / "clients.jsonl").write_text("")
+    sinks, last = Sinks(tmp_path / "run"), ROWS[1]
+    sinks.reconcile(last, clients_of(last), evaluation_of(last), counts)
+    found = sinks.counts_with(clients_of(ROWS[2]), evaluation_of(ROWS[2]))
+    assert found == {"clients.jsonl": 6, "evaluations.jsonl": 2}
+
+
+def test_own_metrics_have_columns_from_the_round_that_first_has_them(tmp_path):
+    plain = replace(ROW, global_metrics={}, client_metrics={})
+    rows = [replace(plain, round=1), replace(ROW, round=2), replace(plain, round=3)]
+    write_run(tmp_path / "run", rows)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["global_f1"] for row in found] == ["", "0.5", ""]
+    assert [row["client_f1"] for row in found] == ["", "0.25", ""]
+    assert [row["accepted"] for row in found] == ["2", "2", "2"]
+    before = contents(tmp_path / "run")
+    reconciled(tmp_path / "run", rows)
+    assert contents(tmp_path / "run") == before
+
+
+def test_an_own_metric_does_not_stand_in_for_a_column_nor_make_more_than_there_may_be(tmp_path):
+    named = {f"m{number}": 1.0 for number in range(100)}
+    write_run(tmp_path / "run", [replace(ROW, client_metrics=named | {"loss_min": 9.0})])
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["client_loss_min"] == "0.5"
+    assert sum(name.startswith("client_m") and name[8:].isdecimal() for name in row) == 64

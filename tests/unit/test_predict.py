@@ -189,7 +189,46 @@ def test_scores_that_are_not_of_classes_are_refused(tmp_path, command):
     np.save(tmp_path / "two.npy", np.eye(2, 4, dtype=np.float32))
     status, _, err = command(run, tmp_path / "two.npy", "--task", "tests.tasks:Unread")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "scores of an input are of shape [2, 3], not of one for each class" in err
+    assert "outputs are of shape [n, 2, 3], not [n, classes]" in err
+    assert "or the input is of another shape than it takes" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "head", "said"),
+    [
+        ("Column", [4], "value", r"price +\S+ EUR"),
+        ("Flat", [4], "value", r"price +\S+ EUR"),
+        ("OwnLoss", [4], "value", r"value +-?[\d.]+"),
+        ("Several", [4], "value", r"0 +-?[\d.]+"),
+        ("Tags", [4], "probability", r"[abc] +[\d.]+% (yes|no)"),
+        ("Pixels", [1, 4, 4], "share of the places", r"(dark|light) +100.00%"),
+        ("Lazy", [1, 4, 4], "probability", r"[01] +[\d.]+%"),
+    ],
+)
+def test_a_run_answers_what_its_outputs_are(tmp_path, command, kind, shape, head, said):
+    task = f"tests.kinds:{kind}"
+    run = write_run(tmp_path / "run", task)
+    np.save(tmp_path / "one.npy", np.zeros(shape, np.float32))
+    status, out, err = command(run, tmp_path / "one.npy", "--task", task)
+    assert status == 0
+    assert out.splitlines()[0].endswith(head)
+    assert re.search(said + r"\n", out)
+    assert ("do not say what these numbers are" in err) == (kind == "OwnLoss")
+    _, out, _ = command(run, tmp_path / "one.npy", "--task", task, "--json")
+    found = json.loads(out)
+    assert np.shape(found.get("map", [])) == ((4, 4) if kind == "Pixels" else (0,))
+    if kind in {"Column", "Flat", "OwnLoss"}:
+        with torch.inference_mode():
+            wanted = load_trained(run, task=task).model(torch.zeros(1, 4)).item()
+        assert [answer["value"] for answer in found["answers"]] == [pytest.approx(wanted)]
+
+
+def test_an_input_of_two_tensors_is_said_to_be_none_that_can_be_named(tmp_path, command):
+    run = write_run(tmp_path / "run", "tests.kinds:TwoInputs")
+    np.save(tmp_path / "one.npy", np.zeros(4, np.float32))
+    status, _, err = command(run, tmp_path / "one.npy", "--task", "tests.kinds:TwoInputs")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "an input of the task is not one tensor" in err
 
 
 def test_a_text_that_is_exported_goes_on_by_its_end(tmp_path, command):

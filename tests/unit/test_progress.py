@@ -1,8 +1,11 @@
 """The best round and early stopping."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from server.progress import Progress, advance, score_of, should_stop
+from server.progress import Progress, advance, score_of, should_stop, worthless
 
 
 def after(*scores):
@@ -48,3 +51,63 @@ def test_patience_stops_after_so_many_evaluations_without_a_new_best(stale, stop
 
 def test_without_target_and_patience_nothing_stops():
     assert not should_stop(Progress(stale=1000), 1.0, None, None)
+
+
+def losses(*values):
+    progress = Progress()
+    for number, loss in enumerate(values, start=1):
+        progress = advance(progress, number, None, loss)
+    return progress
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "worse"),
+    [
+        ((2.3,), 0),
+        ((2.3, 2.3), 0),
+        ((2.3, 2.4, 2.5), 2),
+        ((2.3, 2.4, 1.0), 0),
+        ((2.3, 0.1, None, 9.0, None), 1),  # Rounds without an evaluation change nothing.
+        ((2.3, NAN, INF, 9.0), 3),
+        ((NAN,), 1),
+        ((), 0),
+    ],
+)
+def test_evaluations_in_a_row_that_are_worse_than_the_first_are_counted(values, worse):
+    assert losses(*values).worse == worse
+
+
+def test_what_is_kept_of_a_loss_can_be_written_as_json():
+    assert json.loads(json.dumps(asdict(losses(2.3, NAN)), allow_nan=False))["last_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "diverging", "is_worthless"),
+    [
+        ((2.3, 1.0), None, True, False),
+        ((2.3, *[9.0] * 4), None, False, False),
+        ((2.3, *[9.0] * 5), None, False, True),
+        ((2.3, 9.0), 2, False, False),
+        ((2.3, 9.0, 9.0), 2, False, True),
+        ((2.3, 9.0), None, True, True),
+        ((2.3, INF), None, False, True),
+        ((NAN,), 9, False, True),
+        ((), 1, True, False),
+    ],
+)
+def test_a_model_is_worthless_once_its_loss_stays_above_the_first(
+    values, patience, diverging, is_worthless
+):
+    why = worthless(losses(*values), patience, diverging)
+    assert (why is not None) is is_worthless
+
+
+def test_why_a_model_is_worthless_names_both_losses():
+    assert worthless(losses(2.25, 3e10), None, True) == (
+        "the model has become worthless: its loss is 3e+10, after the first evaluated round it "
+        "was 2.25"
+    )
+    assert worthless(losses(2.25, NAN), None, False).endswith("not finite")

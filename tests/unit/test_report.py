@@ -298,3 +298,10 @@ def test_wrong_input_is_one_line_and_status_2(run, report, tmp_path):
         assert (status, out) == (2, "")
         assert err.startswith(said)
         assert err.count("\n") == 1
+
+
+def test_clients_are_sorted_as_on_the_dashboard(run):
+    names = ["z", "client-10", "berlin", "client-2"]
+    write_lines(run / "clients.jsonl", [client(1, name) for name in names])
+    found = [client.name for client in collect(run, TASK).clients]
+    assert found == ["berlin", "client-2", "client-10", "z"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from server import rounds
 from server.rounds import (
     Abandon,
     Aggregate,
@@ -404,7 +405,7 @@ def test_the_run_ends_after_its_last_round_or_early(rounds, event):
 
 
 def test_a_stop_while_waiting_for_clients_ends_the_run():
-    state, effects = play(POLICY, State(), StopRequested())
+    state, effects = play(POLICY, State(round=2), StopRequested())
     assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
 
 
@@ -419,10 +420,22 @@ def test_a_stop_during_a_round_makes_it_the_last():
 
 
 def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
-    state, effects = play(POLICY, reporting(), StopRequested(), deadline())
+    second = play(POLICY, replace(committing(), round=1), Committed(stop_early=False))[0]
+    over = DeadlinePassed(2, 1, Phase.REPORTING)
+    state, effects = play(POLICY, second, StopRequested(), over)
     assert (state.phase, state.failure) == (Phase.FINISHED, None)
     assert isinstance(effects[0], Abandon)
     assert effects[1:] == (Finish(),)
+
+
+@pytest.mark.parametrize(
+    ("before", "events"),
+    [(State(), [StopRequested()]), (reporting(), [StopRequested(), deadline()])],
+)
+def test_a_run_that_is_stopped_before_its_first_round_is_committed_has_failed(before, events):
+    state, effects = play(POLICY, before, *events)
+    assert (state.phase, effects[-1]) == (Phase.FINISHED, Finish())
+    assert "before its first round" in state.failure
 
 
 def test_a_resumed_run_selects_if_enough_clients_are_awaited():
@@ -481,3 +494,67 @@ def test_whatever_happens_an_update_counts_once_and_each_round_commits_once(seed
     assert commits == list(range(1, len(commits) + 1))
     assert commits
     assert finishes == (state.phase is Phase.FINISHED)
+
+
+WITHOUT_A_QUORUM = {Phase.SELECTING, Phase.REPORTING, Phase.FINISHED}
+AT_THE_DEADLINE = WITHOUT_A_QUORUM | {Phase.AGGREGATING}
+
+
+def written_table():
+    """Return the next phases of each phase and event, as the docstring of `rounds` has them."""
+    found, phase, events, complete = {}, None, [], True
+    table = rounds.__doc__.split("next phase    effects\n")[1].split("\n\n")[0]
+    for line in table.splitlines():
+        row = line.ljust(60)
+        phase = Phase[row[4:17].strip()] if row[4:17].strip() else phase
+        words, target = row[17:46].strip(), row[46:].strip()
+        if not words.startswith("..."):
+            named = [word for word in words.split(",") if word]
+            events, complete = (named if complete else events + named), bool(target)
+        if target.startswith("as "):
+            after = WITHOUT_A_QUORUM if "quorum" in target else AT_THE_DEADLINE
+        else:
+            after = {Phase[target.split()[0]]} if target else set()
+        for event in events:
+            found.setdefault((phase, event.strip()), set()).update(after)
+    return found
+
+
+def test_the_table_in_the_docstring_is_what_happens():
+    seen = {}
+    for seed in range(1000):
+        rng = random.Random(seed)
+        policy = replace(
+            POLICY,
+            rounds=rng.choice([1, 3]),
+            max_attempts=rng.choice([1, 3]),
+            min_clients=rng.choice([1, 2]),
+            report_goal=rng.choice([None, 2]),
+            quorum=rng.choice([None, 1, 2]),
+            evaluate_every=rng.choice([0, 1]),
+            client_evaluate_every=rng.choice([0, 1]),
+        )
+        state = State()
+        for _ in range(150):
+            who, now = rng.choice("abc"), (state.round, state.attempt)
+            event = rng.choice(
+                [
+                    *[ClientJoined(who)] * 3,
+                    *[ClientLeft(who)] * 2,
+                    *[UpdateReceived(*now, who)] * 2,
+                    WorkFailed(*now, who),
+                    DeadlinePassed(*now, state.phase),
+                    UpdatesRejected(state.accepted & {who}, "too long"),
+                    Aggregated(),
+                    AggregationFailed("overflow"),
+                    ServerEvaluated(),
+                    ClientEvaluated(*now, who),
+                    Committed(stop_early=rng.random() < 0.1),
+                    *[StopRequested()] * (rng.random() < 0.1),
+                ]
+            )
+            before = state
+            state, effects = transition(policy, before, event)
+            if (state != before or effects) and effects != (DropUpdate(who),):
+                seen.setdefault((before.phase, type(event).__name__), set()).add(state.phase)
+    assert seen == written_table()

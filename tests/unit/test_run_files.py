@@ -94,6 +94,23 @@ def test_the_last_committed_rounds_without_a_row_are_counted_once_nothing_runs(t
     assert run.missing_rows == 0
 
 
+def test_the_lines_that_other_files_lack_are_counted_once_nothing_runs(tmp_path):
+    run = RunFiles(write_config(tmp_path))
+    assert run.missing_lines == {}
+    record = tmp_path / "rounds" / "00002" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    assert run.missing_lines == {}
+    lines = {"clients.jsonl": 3, "evaluations.jsonl": 1}
+    record.write_text(json.dumps({"lines": lines}))
+    assert run.missing_lines == lines
+    (tmp_path / "evaluations.jsonl").write_text('{"round": 2}\n')
+    (tmp_path / "clients.jsonl").write_text('{"round": 2}\n')
+    assert run.missing_lines == {"clients.jsonl": 2}
+    (tmp_path / "server.json").write_text(json.dumps({"pid": os.getpid()}))
+    assert run.missing_lines == {}
+
+
 def test_runs_are_found_with_the_newest_first(tmp_path):
     for number, name in enumerate(["b", "a", "c"]):
         folder = write_config(tmp_path / name)

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
+from common.pictures import MOST_PIXELS, open_picture
 from common.tasks.inputs import Images
+from common.tasks.outputs import Answer
 from scripts.serving import metadata as beside
 from scripts.serving.loading import load_model
-from scripts.serving.model import MOST_PIXELS, Answer, open_picture
 from tests.exported import GREY, write_classifier, write_text
 
 
@@ -34,28 +35,28 @@ def encoded(picture, kind="PNG"):
 
 
 def test_probabilities_are_the_softmax_of_the_scores(classifier):
-    found = classifier.probabilities([np.full((1, 2, 2), 1, np.float32)])
+    found = classifier.predict([np.full((1, 2, 2), 1, np.float32)])
     assert found == pytest.approx(np.array([[1 / (1 + np.exp(8)), 1 / (1 + np.exp(-8))]]))
-    assert [answer.label for answer in classifier.likeliest(found[0], 5)] == ["light", "dark"]
+    assert [answer.label for answer in classifier.answers(found[0], 5)] == ["light", "dark"]
     # Scores of a thousand don't overflow.
-    assert classifier.probabilities([np.full((1, 2, 2), 1e3, np.float32)]).tolist() == [[0, 1]]
+    assert classifier.predict([np.full((1, 2, 2), 1e3, np.float32)]).tolist() == [[0, 1]]
 
 
 def test_classes_without_names_are_their_numbers(tmp_path):
     model, _ = load_model(write_classifier(tmp_path / "tiny.onnx", classes=()))
-    assert model.likeliest(np.array([0.4, 0.6]), 1) == [Answer("1", 0.6)]
+    assert model.answers(np.array([0.4, 0.6]), 1) == [Answer("1", 0.6)]
 
 
 def test_a_batch_is_answered_as_its_examples_alone(text):
     examples = [text.of_text(value) for value in ("a", "ab", "abc abc", "?")]
-    alone = [text.probabilities([example])[0] for example in examples]
-    np.testing.assert_allclose(text.probabilities(examples), alone)
+    alone = [text.predict([example])[0] for example in examples]
+    np.testing.assert_allclose(text.predict(examples), alone)
 
 
 def test_a_model_of_texts_of_one_length_answers_shorter_ones_as_any_length(tmp_path, text):
     fixed, _ = load_model(write_text(tmp_path / "fixed.onnx", places=8))
     examples = [text.of_text(value) for value in ("a", "abc")]
-    np.testing.assert_allclose(fixed.probabilities(examples), text.probabilities(examples))
+    np.testing.assert_allclose(fixed.predict(examples), text.predict(examples))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_what_is_no_example_is_refused(classifier, values, said):
 def test_scores_that_overflow_are_refused(classifier):
     example = classifier.of_array(np.full((1, 2, 2), 3e38))
     with pytest.raises(InputError, match="not finite"):
-        classifier.probabilities([example])
+        classifier.predict([example])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_picture_that_is_cut_off_or_none_is_refused(cut):
     [
         ({"format": "pth"}, "is pth; what runs without torch is --format onnx"),
         ({"sha256": "0" * 64}, "is damaged, or not the file"),
-        ({"classes": ("one",)}, "1 classes for 2 scores"),
+        ({"classes": ("one",)}, "not 1 scores, one for each name"),
         ({"classes": (1, 2)}, "a class has no name"),
         ({"inputs": {"kind": "sound"}}, "no description of inputs"),
         ({"inputs": {"kind": "image", "height": 9, "width": 2, "mean": [0], "std": [1]}}, "shape"),
@@ -233,8 +234,8 @@ def test_a_model_of_colour_pictures_takes_them(tmp_path):
         write_classifier(tmp_path / "c.onnx", colour, np.eye(3), classes=("red", "green", "blue"))
     )
     picture = open_picture(encoded(Image.new("RGB", (5, 5), "lime")))
-    found = model.probabilities([model.of_picture(picture)])[0]
-    assert model.likeliest(found, 1)[0].label == "green"
+    found = model.predict([model.of_picture(picture)])[0]
+    assert model.answers(found, 1)[0].label == "green"
 
 
 def test_answering_needs_no_torch(tmp_path):
@@ -242,7 +243,7 @@ def test_answering_needs_no_torch(tmp_path):
     script = (
         "import sys, pathlib, numpy; from scripts.serving.loading import load_model;"
         f"model = load_model(pathlib.Path({str(path)!r}))[0];"
-        "model.probabilities([numpy.zeros((1, 2, 2), 'float32')]);"
+        "model.predict([numpy.zeros((1, 2, 2), 'float32')]);"
         "heavy = {'torch', 'onnx', 'structlog', 'cyclopts', 'PIL', 'grpc'} & sys.modules.keys();"
         "sys.exit(str(heavy) if heavy else 0)"
     )

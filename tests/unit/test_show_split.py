@@ -1,6 +1,7 @@
 """A division is shown as it would be made: in a table, as JSON, and in a picture."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 
@@ -115,6 +116,15 @@ def test_a_division_that_cannot_be_made_here_is_an_error_and_leaves_nothing(
     with pytest.raises(error, match=said):
         parts_of_run(options(**changes), changes.get("task", "tests.tasks:Owned"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_fails_at_its_data_is_one_line_with_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["show_split", "--task", "tests.tasks:Unread"])
+    assert run_app(app) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --task: the data of tests.tasks:Unread can't be read: FileNot")
+    assert re.search(r"tests/tasks\.py, line \d+\)$", line)
 
 
 def test_the_names_of_owners_and_classes_are_text_and_no_formula(tmp_path):

@@ -149,14 +149,16 @@ def test_each_scheme_has_its_name_as_a_flag_and_on_the_wire():
 
 
 @pytest.mark.parametrize("partitioner", list(Partitioner))
-def test_only_schemes_by_class_want_one_target_an_example(partitioner):
+def test_only_schemes_by_class_want_one_class_an_example(partitioner):
     for shape in [(60,), (60, 1)]:
-        check_targets(partitioner, shape)
-    if partitioner in {Partitioner.DIRICHLET, Partitioner.SHARDS}:
-        with pytest.raises(InputError, match=f"^--partitioner: {partitioner.value} .* 80 targets"):
-            check_targets(partitioner, (60, 80))
-    else:
-        check_targets(partitioner, (60, 80))
+        check_targets(partitioner, shape, whole=True)
+    for shape, whole, said in [((60, 80), True, "80 targets"), ((60, 1), False, "real numbers")]:
+        if partitioner in {Partitioner.DIRICHLET, Partitioner.SHARDS}:
+            message = f"^--partitioner: {partitioner.value} divides by class, .* {said}"
+            with pytest.raises(InputError, match=message):
+                check_targets(partitioner, shape, whole=whole)
+        else:
+            check_targets(partitioner, shape, whole=whole)
 
 
 def largest_share_of_a_class(alpha):

@@ -142,6 +142,8 @@ def test_the_check_returns_the_norm_of_all_floating_point_values(dtype):
 def test_a_norm_is_finite_where_squares_are_not():
     large = torch.tensor([3e200, -4e200], dtype=torch.float64)
     assert check_finite({"a": large, "b": torch.tensor([3e38])}) == pytest.approx(5e200)
+    together = {"a": torch.full((WINDOW + 1,), 1e20), "b": torch.tensor([3.0])}
+    assert check_finite(together) == pytest.approx(1e20 * math.sqrt(WINDOW + 1))
     assert check_finite({"a": torch.full((9,), 1.7e308, dtype=torch.float64)}) <= sys.float_info.max
     small = torch.full((9,), 1e-38)
     assert check_finite({"a": small}) == pytest.approx(3e-38)

@@ -195,9 +195,10 @@ def test_without_a_folder_the_text_is_pythons_help(tmp_path, monkeypatch):
     monkeypatch.setattr("pydoc_data.topics.topics", topics)
     owners = NextWord().owners(Path("data"))
     assert set(owners) == {f"help-{number}" for number in range(10)}
-    # One that is there for other tasks changes nothing.
+    # One that is there for other tasks changes nothing; a run's config.json has its whole path.
     (tmp_path / "data" / "MNIST").mkdir(parents=True)
     assert NextWord().owners(Path("data")) == owners
+    assert NextWord().owners(tmp_path / "data") == owners
 
 
 def test_topics_go_largest_first_to_the_smallest_group_and_a_paragraph_is_there_once():

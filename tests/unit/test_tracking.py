@@ -1,15 +1,19 @@
 """What a run directory tells MLflow, and what the server makes of its flags; without MLflow."""
 
+import importlib
 import json
 import os
+import sys
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
 from common.errors import InputError
+from common.tensors import digest_bytes
 from server.options import TrackingOptions
 from server.run_files import RunFiles
-from server.tracker import Target, target_of
+from server.tracker import Target, Tracker, target_of
 from server.tracking.history import History
 
 GONE = 2**22 + 1  # No process has this number.
@@ -172,3 +176,39 @@ def test_a_missing_extra_is_refused_with_how_to_install_it(monkeypatch):
     monkeypatch.setattr("common.extras.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'^--mlflow-uri needs the extra "mlflow": .*\[mlflow\]'):
         target_of(TrackingOptions(mlflow_uri="http://a"))
+
+
+@pytest.fixture
+def best_model(monkeypatch):
+    """The class, also where MLflow is not installed."""
+    monkeypatch.setitem(sys.modules, "server.tracking.runs", SimpleNamespace(Runs=object))
+    monkeypatch.delitem(sys.modules, "server.tracking.models", raising=False)
+    yield importlib.import_module("server.tracking.models").BestModel
+    del sys.modules["server.tracking.models"]
+
+
+def test_a_run_directorys_task_is_imported_only_if_it_was_named(tmp_path, monkeypatch, best_model):
+    data = b"a model"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "best.safetensors").write_bytes(data)
+    about = {"blake3": digest_bytes(data).blake3, "size_bytes": len(data)}
+    (tmp_path / "strange.py").write_text("from pathlib import Path; Path('imported').touch()")
+    monkeypatch.chdir(tmp_path)
+    Run(tmp_path, task="strange:Task", model="linear", data_dir="data")
+
+    def export(named):
+        best = best_model(RunFiles(tmp_path), tmp_path, named)
+        best._about = about
+        return best._exported()
+
+    assert not export(None)
+    assert not export("other:Task")
+    assert not (tmp_path / "imported").exists()
+    assert not export("strange:Task")
+    assert (tmp_path / "imported").exists()
+
+
+def test_a_runs_own_server_names_the_task_whose_code_it_runs_itself(tmp_path):
+    target = Target("http://a", "mine", None)
+    assert Tracker(tmp_path, target, "mine:Task")._flags()[-2:] == ["--task", "mine:Task"]
+    assert "--task" not in Tracker(tmp_path, target, "digits")._flags()

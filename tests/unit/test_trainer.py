@@ -8,7 +8,7 @@ from torch import nn
 
 from client.data import LocalData
 from client.trainer import Trainer, WorkFailed, choose_device
-from common.errors import InputError, RunFailed
+from common.errors import InputError, TensorError
 from common.tasks import Examples, Task
 from common.training import Evaluation, TrainConfig, train
 
@@ -252,9 +252,46 @@ def test_local_layers_begin_alike_with_the_same_seed():
 def test_what_travels_has_the_size_and_the_names_of_the_other_tensors():
     trainer, shared, base = with_local_layers()
     assert trainer.model_size_bytes == sum(tensor.nbytes for tensor in shared.values())
-    trainer.check_travels(shared)
-    with pytest.raises(RunFailed, match=r"'0\.bias'"):
-        trainer.check_travels(base)
+    trainer.check_model(shared)
+    with pytest.raises(TensorError, match=r"'0\.bias' stays with the clients"):
+        trainer.check_model(base)
+    with pytest.raises(TensorError, match=r"'1\.bias' is missing"):
+        trainer.check_model({"1.weight": shared["1.weight"]})
+
+
+def frozen(model):
+    """Return the model, whose first layer does not learn."""
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+class Frozen(Small):
+    """One whose first layer is frozen."""
+
+    models = {"tuned": lambda: frozen(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))}
+
+
+def test_a_correction_leaves_a_frozen_layer_alone():
+    trainer, base = begin("tuned", Frozen())
+    assert trainer.trainable == {"1.weight", "1.bias"}
+    plain, _ = trained(trainer, base, config=ONE_STEP)
+    correction = {name: torch.ones_like(tensor) for name, tensor in base.items()}
+    corrected, _ = trained(trainer, base, config=ONE_STEP, correction=correction)
+    assert not corrected["0.weight"].any()
+    torch.testing.assert_close(corrected["1.bias"], plain["1.bias"] - 0.1)
+
+
+def test_of_local_layers_only_what_was_changed_is_kept():
+    task = Frozen()
+    with torch.random.fork_rng():
+        travels = {"1.bias": task.models["tuned"]().state_dict()["1.bias"]}
+    trainer = Trainer(task, "tuned", "cpu", ["0.weight", "0.bias", "1.weight"])
+    assert trainer.own_layers() == {}
+    base = travels | trainer.initial_layers
+    update = {"1.bias": torch.empty(2)}
+    trainer.train(base, update, DATA, CONFIG, 3, lambda _done, _total: None)
+    assert trainer.own_layers().keys() == {"1.weight"}
 
 
 def test_a_local_layer_that_diverged_is_work_that_failed():

@@ -194,3 +194,48 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     assert dropout.training
     evaluate(dropout, INPUTS, TARGETS, cross_entropy)
     assert not dropout.training
+
+
+class Normalised(nn.Module):
+    """Normalises pictures of 2 x 2 first, then what is left of each: one number a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures, self.numbers = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, inputs):
+        return self.linear(self.numbers(self.pictures(inputs).mean((2, 3))))
+
+
+def normalised(count, batch_size, epochs=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Normalised()
+        inputs, targets = torch.randn(count, 3, 2, 2), torch.arange(count) % 2
+    config = TrainConfig(local_epochs=epochs, batch_size=batch_size, learning_rate=0.1)
+    steps = []
+    train(model, inputs, targets, config, cross_entropy, 3, lambda *step: steps.append(step))
+    return model, steps
+
+
+@pytest.mark.parametrize(("count", "batch_size", "full"), [(9, 4, 2), (1, 4, 0), (3, 1, 0)])
+def test_a_batch_of_one_example_is_normalised_by_what_is_known(count, batch_size, full):
+    model, steps = normalised(count, batch_size, epochs=2)
+    assert len(steps) == 2 * -(-count // batch_size)
+    # A picture has a variance of its own; a number has none, and teaches no statistics.
+    assert model.pictures.num_batches_tracked == len(steps)
+    assert model.numbers.num_batches_tracked == 2 * full
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_its_task_has_frozen_stays_so():
+    model = Normalised()
+    model.train = lambda mode=True: nn.Module.train(model, mode) and model.numbers.eval()
+    inputs, targets = torch.randn(5, 3, 2, 2), torch.zeros(5, dtype=torch.long)
+    config = TrainConfig(batch_size=4)
+    train(model, inputs, targets, config, cross_entropy, 3, lambda *_: None)
+    assert not model.numbers.training
+    assert model.numbers.num_batches_tracked == 0

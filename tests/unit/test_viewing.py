@@ -1,11 +1,13 @@
 """What the dashboard shows of a run, up to Plotly's figures; tests/e2e has the page itself."""
 
+import io
 import json
 import math
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from common.errors import InputError, UnnamedTask
 from scripts.viewing import figures, maps
@@ -21,6 +23,7 @@ from scripts.viewing.tables import (
     examples_by_client,
     headline,
     own_metrics,
+    own_of_clients,
 )
 from tests.recorded import begin, client_rows, commit, confusion, row
 
@@ -90,9 +93,40 @@ def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_
     server = drawn["server's held-out data"]
     assert list(server.x) == [1, 2, 3]
     assert list(server.y) == [line["global_accuracy"] for line in ROWS]
-    assert list(drawn["clients, lowest"].y) == [line["client_accuracy_min"] for line in rows]
-    band = drawn["clients, lowest to highest"]
-    assert (band.fill, list(band.y)) == ("tonexty", [line["client_accuracy_max"] for line in rows])
+    names = [trace.name for trace in figures.accuracy(rows).data]
+    for name, end in (
+        ("clients, 10th percentile", "p10"),
+        ("clients, 10th percentile to highest", "max"),
+        ("clients, median", "median"),
+        ("clients, lowest", "min"),
+    ):
+        assert list(drawn[name].y) == [line[f"client_accuracy_{end}"] for line in rows]
+    # Between those two alone, one after the other.
+    assert [name for name in names if drawn[name].fill] == [names[1]]
+    assert names[:2] == ["clients, 10th percentile", "clients, 10th percentile to highest"]
+    assert drawn[names[1]].fill == "tonexty"
+
+
+def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
+    rows = [asdict(row(number, client_accuracy_p10=None)) for number in (1, 2)]
+    names = [trace.name for trace in figures.accuracy(rows).data]
+    assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
+    assert names.count("clients, lowest") == 1
+
+
+def test_what_nobody_measures_has_no_figure():
+    assert figures.accuracy([{"round": 1, "global_loss": 0.5}]) is None
+    assert figures.loss([{"round": 1, "global_accuracy": 0.5}]) is None
+
+
+def test_a_tasks_own_metrics_of_clients_are_values_of_their_map():
+    lines = [
+        {"round": 1, "client_id": "a", "validation_metrics": {"f1": 0.5}, "train_metrics": None},
+        {"round": 1, "client_id": "b", "train_metrics": {"f1": 0.25}},
+    ]
+    assert own_of_clients(lines) == ["training f1", "validation f1"]
+    assert by_client(lines, "validation f1").values[0, 0] == 0.5
+    assert np.isnan(by_client(lines, "validation f1").values[1, 0])
 
 
 @pytest.mark.parametrize("rounds", [3, 500])
@@ -265,3 +299,16 @@ def test_a_task_of_ones_own_is_named_where_the_dashboard_is_started():
         r"start ./scripts/dashboard again with --task moons\:Moons."
     )
     assert said(InputError("a_b")) == r"a\_b"
+
+
+def test_a_picture_file_is_turned_as_its_camera_was_held(monkeypatch):
+    st = pytest.importorskip("streamlit")
+    from scripts.viewing import try_out
+
+    picture = Image.new("L", (4, 2))
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    monkeypatch.setattr(st, "file_uploader", lambda *_: file)
+    assert try_out._uploaded().size == (2, 4)
