@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RunFailed
+from scripts.benchmarks.processes import Process
 from scripts.commands import script
 from scripts.resilience import invariants
 from scripts.resilience.proxy import Proxy
@@ -198,9 +199,8 @@ class Disturber:
                 training.later(fault.seconds, lambda: client.send(signal.SIGCONT))
             case Kind.STALL:
                 others = [c for i, c in enumerate(training.clients) if i != fault.client]
-                for other in others:
-                    other.send(signal.SIGSTOP)
-                training.later(fault.seconds, lambda: [o.send(signal.SIGCONT) for o in others])
+                _send(others, signal.SIGSTOP)
+                training.later(fault.seconds, lambda: _send(others, signal.SIGCONT))
             case Kind.CUT:
                 proxy.cut_after(fault.way, fault.count)
             case Kind.CORRUPT:
@@ -225,6 +225,11 @@ class Disturber:
 
     def _say(self, line: str) -> None:
         _say(f"seed {self._seed} {time.monotonic() - self._began:6.1f} s  {line}")
+
+
+def _send(processes: Iterable[Process], number: int) -> None:
+    for process in processes:
+        process.send(number)
 
 
 def show(results: Iterator[Result], as_json: bool) -> bool:

@@ -162,4 +162,4 @@ def enough(count: int, least: int, what: str) -> list[str]:
 def no_bugs(log: Sequence[str]) -> list[str]:
     """Check that no line of a server's log tells of a bug."""
     bad = [line for line in log if any(sign in line for sign in _BUGS)]
-    return [f"the log tells of bugs in {len(bad)} lines, first {bad[0]:.500}"] if bad else []
+    return [f"the log tells of bugs in {len(bad)} lines, first {bad[0]:.2500}"] if bad else []

@@ -49,6 +49,7 @@ _FLAGS = (
 _MOST_CALLS_A_SECOND = 20.0
 _WINDOW_SECONDS = 5.0
 _TRIES = 10
+_SILENT_SECONDS = 0.1
 _END_SECONDS = 120.0
 _COMBINATIONS = 1000
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -387,21 +388,15 @@ class _Timing:
         self._superseded += any(u.outcome is None and u.value != payload.value for u in uploads)
         uploads.append(sent)
         began = time.monotonic()
-        call = caller.stub.PushUpdate(timeout=30)
+        silence = None if chunks is None else asyncio.Event()
         messages = _messages(caller.session, assignment, payload, offset)
+        some = islice(messages, None if chunks is None else 1 + chunks)
+        call = caller.stub.PushUpdate(_Messages(some, sent, silence), timeout=30)
         try:
-            with suppress(asyncio.InvalidStateError):  # It is answered already.
-                for message in islice(messages, None if chunks is None else 1 + chunks):
-                    # Once the last one is out, the upload may count, whatever is heard of it.
-                    sent.whole = sent.whole or message.chunk.finish_write
-                    await call.write(message)
-                if chunks is None:
-                    await call.done_writing()
-            if chunks is not None:
-                await asyncio.sleep(0.1)
-                if call.cancel():
-                    self._count("PushUpdate", "cancelled by us")
-                    return None
+            if silence is not None and await self._falls_silent(silence, call):
+                call.cancel()
+                self._count("PushUpdate", "cancelled by us")
+                return None
             response: pb.PushUpdateResponse = await call
         except grpc.aio.AioRpcError as error:
             self._count("PushUpdate", name_of(error))
@@ -413,6 +408,15 @@ class _Timing:
         if response.upload.complete:
             self._settled.setdefault(assignment.task_token, sent.outcome)
         return response
+
+    async def _falls_silent(self, silence: asyncio.Event, call: Any) -> bool:  # noqa: ANN401
+        """Return whether an upload that breaks off is not answered before."""
+        ends = [asyncio.create_task(silence.wait()), asyncio.create_task(call.code())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends[1:], timeout=_SILENT_SECONDS)
+        for end in ends:
+            end.cancel()
+        return not call.done()
 
     def _count(self, method: str, outcome: str) -> None:
         path = PUSH if method == "PushUpdate" else COORDINATOR + method
@@ -514,6 +518,32 @@ class _Timing:
         console = Console()
         console.print(table)
         console.print(", ".join(f"{name} {value}" for name, value in figures.items()))
+
+
+class _Messages:
+    """An upload's messages; nothing follows them, not even an end, if they break off in silence."""
+
+    def __init__(
+        self, messages: Iterator[pb.PushUpdateRequest], sent: _Sent, silence: asyncio.Event | None
+    ) -> None:
+        self._messages = messages
+        self._sent = sent
+        self._silence = silence
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> pb.PushUpdateRequest:
+        message = next(self._messages, None)
+        if message is None:
+            if self._silence is None:
+                raise StopAsyncIteration
+            self._silence.set()
+            await asyncio.Event().wait()
+            raise StopAsyncIteration
+        # Once the last one is out, the upload may count, whatever is heard of it.
+        self._sent.whole = self._sent.whole or message.chunk.finish_write
+        return message
 
 
 def _messages(
