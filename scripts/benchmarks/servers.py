@@ -113,7 +113,7 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def serving(*flags: object) -> Iterator[Server]:
+def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
     """Run a server that evaluates nothing; it listens by then.
 
     Raises:
@@ -123,7 +123,7 @@ def serving(*flags: object) -> Iterator[Server]:
         run = place / "run"
         log = place / "server.log"
         with Process(
-            *("server", "--task", TASK, "--run-dir", run, "--bind", "127.0.0.1:0"),
+            *("server", "--task", task, "--run-dir", run, "--bind", "127.0.0.1:0"),
             *("--evaluate-every", 0, "--client-evaluate-every", 0, "--partitioner", "iid"),
             *flags,
             output=log,

@@ -27,7 +27,7 @@ Small = Annotated[
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
 Draw = Annotated[int, Parameter(help="Another seed draws other messages.", validator=Number(gte=0))]
 Messages = Annotated[int, Parameter(help="After the warm-up.", validator=Number(gte=1))]
-Seconds = Annotated[int, Parameter(help="For both together.", validator=Number(gte=2))]
+Seconds = Annotated[int, Parameter(help="How long it goes on.", validator=Number(gte=2))]
 Rounds = Annotated[int, Parameter(help="A tenth of them is the warm-up.", validator=Number(gte=10))]
 Every = Annotated[int, Parameter(help="Only every so many-th point.", validator=Number(gte=1))]
 
@@ -51,7 +51,7 @@ def run(*, seed: Seed = 0, seeds: Seeds = 1, small: Small = False, json: Json = 
 
 @app.command
 def kill_points(*, every: Every = 1, json: Json = False) -> None:
-    """Kill a server at each of its writes, and look whether the next one goes on as if not."""
+    """Kill servers and clients at each of their writes; the next ones must go on as if not."""
     # Imports torch, which the other commands need not wait for.
     from scripts.resilience import kill_points as killing
 
@@ -62,6 +62,15 @@ def kill_points(*, every: Every = 1, json: Json = False) -> None:
 def fuzz(*, messages: Messages = 20_000, seed: Draw = 0, json: Json = False) -> None:
     """Send a server malformed calls."""
     fuzzing.run(messages, seed, json)
+
+
+@app.command
+def fuzz_timing(*, seconds: Seconds = 60, seed: Draw = 0, json: Json = False) -> None:
+    """Send a server valid calls at the wrong moment, from several sessions at once."""
+    # Imports numpy, which the other commands need not wait for.
+    from scripts.resilience import timing
+
+    timing.run(seconds, seed, json)
 
 
 @app.command

@@ -21,11 +21,11 @@ from protos import federated_pb2 as pb
 from scripts.benchmarks.servers import TASK
 from scripts.resilience.malformed import damaged, hostile_file, wrong_values
 
-_COORDINATOR, _ADMIN = "/federated.v1.Coordinator/", "/federated.v1.Admin/"
+COORDINATOR, _ADMIN = "/federated.v1.Coordinator/", "/federated.v1.Admin/"
 _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-PUSH = _COORDINATOR + "PushUpdate"
-JOIN = _COORDINATOR + "Join"
+PUSH = COORDINATOR + "PushUpdate"
+JOIN = COORDINATOR + "Join"
 _STOP = _ADMIN + "StopRun"
 _PATIENCE = 30.0
 # Deadlines that an open stream runs into; a poll needs 2 s.
@@ -69,14 +69,14 @@ METHODS = {
     JOIN: _method(
         *("unary_unary", "INVALID_ARGUMENT TASK_MISMATCH"),
         *("INVALID_ARGUMENT PARTITION_OUT_OF_RANGE", "FAILED_PRECONDITION PARTITION_TAKEN"),
-        "RESOURCE_EXHAUSTED JOINING_PACED",
+        *("RESOURCE_EXHAUSTED JOINING_PACED", "FAILED_PRECONDITION RUN_ENDED"),
     ),
-    _COORDINATOR + "Heartbeat": _method("unary_unary", *_SESSION),
-    _COORDINATOR + "Leave": _method("unary_unary"),
-    _COORDINATOR + "PollTaskAssignment": _method(
+    COORDINATOR + "Heartbeat": _method("unary_unary", *_SESSION),
+    COORDINATOR + "Leave": _method("unary_unary"),
+    COORDINATOR + "PollTaskAssignment": _method(
         *("unary_unary", *_SESSION, "INVALID_ARGUMENT DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED"),
     ),
-    _COORDINATOR + "PullModel": _method(
+    COORDINATOR + "PullModel": _method(
         *("unary_stream", *_SESSION),
         *("NOT_FOUND MODEL_UNKNOWN", "OUT_OF_RANGE READ_OFFSET_TOO_LARGE"),
         "RESOURCE_EXHAUSTED PULLS_EXCEEDED",
@@ -85,8 +85,8 @@ METHODS = {
         *("stream_unary", *_SESSION, BROKEN_OFF, "INVALID_ARGUMENT HEADER_MISSING"),
         *(f"OK {name}" for name in pb.PushUpdateResponse.Outcome.keys()[1:]),
     ),
-    _COORDINATOR + "GetUpload": _method("unary_unary", *_SESSION, "NOT_FOUND ASSIGNMENT_UNKNOWN"),
-    _COORDINATOR + "ReportTaskResult": _method(
+    COORDINATOR + "GetUpload": _method("unary_unary", *_SESSION, "NOT_FOUND ASSIGNMENT_UNKNOWN"),
+    COORDINATOR + "ReportTaskResult": _method(
         "unary_unary", *_SESSION, "ABORTED ROUND_CLOSED", "INVALID_ARGUMENT WORK_MISMATCH"
     ),
     _ADMIN + "GetRun": _method("unary_unary", _NO_OPERATOR),
@@ -229,7 +229,7 @@ def _undecodable(data: bytes) -> bytes:
 def _unknown_method(rng: random.Random) -> Call:
     nowhere = ["/", "//", "/x", "/x/y", JOIN + "2", JOIN.lower(), "/" + "x" * 5000 + "/y"]
     # A method of the other port's service, and one without the request that it needs.
-    path = rng.choice([*nowhere, _COORDINATOR + "GetRun", ""])
+    path = rng.choice([*nowhere, COORDINATOR + "GetRun", ""])
     kind = rng.choice(["unary_unary", "stream_unary", "unary_stream"])
     if path:
         return Call(path, kind, [rng.randbytes(20)])

@@ -22,12 +22,14 @@ from common.errors import RunFailed
 from scripts.commands import script
 from scripts.resilience import invariants
 from scripts.resilience.proxy import Proxy
-from scripts.resilience.schedule import CLIENTS, Fault, Kind, Shape, plan
+from scripts.resilience.schedule import CLIENTS, SHORT_DEADLINE, Fault, Kind, Shape, abandons, plan
 from scripts.resilience.training import KEEP_ROUNDS, Log, Training
 
 _TRAINING_SECONDS = 0.3
 _PATIENCE = 240.0
 _DELAY_SECONDS = 0.03
+# Where attempts may be abandoned.
+_QUORUM = 2
 _NAMES = [f"client-{index}" for index in range(CLIENTS)]
 
 
@@ -41,6 +43,7 @@ class Result:
     client_kills: int = 0
     pauses: int = 0
     connection_faults: int = 0
+    abandoned: int = 0
     digest_equal: bool = False
     violations: list[str] = field(default_factory=list)
 
@@ -84,7 +87,8 @@ def _undisturbed(folder: Path, ends: ExitStack, shape: Shape) -> Reference:
 
 def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
     began = time.monotonic()
-    with Training(folder, shape.rounds, CLIENTS, _TRAINING_SECONDS, _PATIENCE) as training:
+    few = (SHORT_DEADLINE, _QUORUM) if abandons(seed) else ()
+    with Training(folder, shape.rounds, CLIENTS, _TRAINING_SECONDS, _PATIENCE, *few) as training:
         disturber = Disturber(seed, training)
         problems = []
         try:
@@ -97,7 +101,7 @@ def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
         problems += invariants.ended_well(training.statuses)
     result = disturber.result(time.monotonic() - began)
     result.digest_equal = _model(training.run) == reference.model
-    if not result.digest_equal:
+    if not result.digest_equal and not abandons(seed):
         problems.append("the final model's bytes are not those of the undisturbed run")
     result.violations = problems + _problems(training, result, reference, shape)
     for problem in result.violations:
@@ -108,18 +112,28 @@ def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
 
 
 def _problems(training: Training, result: Result, reference: Reference, shape: Shape) -> list[str]:
+    # Imports torch, which other commands need not wait for.
+    from scripts.resilience import replay
+
     run, server = training.run, training.server.pid
+    may_abandon = abandons(result.seed)
     metrics, log = _rows(run / "metrics.jsonl"), _rows(run / "server.jsonl")
     clients = _rows(run / "clients.jsonl")
     client_logs = {name: _rows(run.parent / f"{name}.log") for name in _NAMES}
     files = [str(path.relative_to(run)) for path in run.rglob("*") if not path.is_dir()]
+    result.abandoned = sum(event["event"] == "round abandoned" for event in log)
     client_faults = result.client_kills + result.pauses + result.connection_faults
     levels = (training.levels.get((server, number)) for number in (shape.quiet_round, shape.rounds))
     return [
         *invariants.rounds_grow_by_one(metrics, log, shape.rounds),
-        *invariants.counted_once(clients, _NAMES, shape.rounds),
+        *invariants.counted_once(
+            clients, _NAMES, shape.rounds, _QUORUM if may_abandon else CLIENTS
+        ),
         *invariants.acknowledged_kept(clients, log, client_logs),
-        *invariants.same_models(metrics, reference.metrics),
+        *invariants.recomputed_models(metrics, replay.digests(run, clients)),
+        # Where a round may end without some clients, it is another training.
+        *([] if may_abandon else invariants.same_models(metrics, reference.metrics)),
+        *invariants.enough(result.abandoned, int(may_abandon), "abandoned attempts"),
         *invariants.server_settled(*levels),
         *invariants.no_orphans(files, shape.rounds, KEEP_ROUNDS),
         *invariants.enough(result.server_kills, shape.server_kills, "server kills"),
@@ -162,7 +176,7 @@ class Disturber:
     def result(self, seconds: float) -> Result:
         """Return the counts so far."""
         hits = self._hits
-        others = (Kind.KILL_SERVER, Kind.KILL_CLIENT, Kind.PAUSE)
+        others = (Kind.KILL_SERVER, Kind.KILL_CLIENT, Kind.PAUSE, Kind.STALL)
         return Result(
             seed=self._seed,
             seconds=round(seconds, 1),
@@ -182,6 +196,11 @@ class Disturber:
                 client = training.clients[fault.client]
                 client.send(signal.SIGSTOP)
                 training.later(fault.seconds, lambda: client.send(signal.SIGCONT))
+            case Kind.STALL:
+                others = [c for i, c in enumerate(training.clients) if i != fault.client]
+                for other in others:
+                    other.send(signal.SIGSTOP)
+                training.later(fault.seconds, lambda: [o.send(signal.SIGCONT) for o in others])
             case Kind.CUT:
                 proxy.cut_after(fault.way, fault.count)
             case Kind.CORRUPT:
@@ -211,7 +230,7 @@ class Disturber:
 def show(results: Iterator[Result], as_json: bool) -> bool:
     """Print each seed's result; return whether all invariants held everywhere."""
     table = Table("seed", "s", "server kills", "client kills", "pauses", "connection faults")
-    for name in ("invariants", "digest"):
+    for name in ("abandoned", "invariants", "digest"):
         table.add_column(name)
     held = True
     for result in results:
@@ -222,8 +241,9 @@ def show(results: Iterator[Result], as_json: bool) -> bool:
         counts = (result.server_kills, result.client_kills, result.pauses)
         table.add_row(
             *map(str, (result.seed, result.seconds, *counts, result.connection_faults)),
+            str(result.abandoned),
             "held" if result.held else f"{len(result.violations)} broken",
-            "equal" if result.digest_equal else "different",
+            "equal" if result.digest_equal else "of its own" if result.held else "different",
         )
     if not as_json:
         Console().print(table)

@@ -27,6 +27,7 @@ from scripts.benchmarks.crowd import Client
 from scripts.benchmarks.servers import TASK, Server, serving
 from scripts.operators import bearer, server_of
 from scripts.resilience.calls import JOIN, METHODS, UNKNOWN_METHOD, Call, Caller, draw
+from scripts.resilience.invariants import no_bugs
 from scripts.resilience.sending import garbage, send, speak
 from scripts.resilience.vitals import at_rest, growth, table_of, vitals
 
@@ -36,7 +37,6 @@ _BATCH = 20
 _GARBAGE_SHARE = 0.03
 _GARBAGE, _UNKNOWN = "garbage on a socket", "unknown method"
 _GARBAGE_OUTCOMES = {"ended by the server", "ended by us"}
-_BUGS = ("bug in a call", "Traceback", "never retrieved")
 _LAST_ROUND_SECONDS = 60.0
 # Of its own connection, which the others' failures don't touch.
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -191,9 +191,7 @@ class _Fuzz:
     def check_log(self) -> None:
         """Look for bugs in what the server has written."""
         log = (self._server.run.parent / "server.log").read_text()
-        bad = [line for line in log.splitlines() if any(sign in line for sign in _BUGS)]
-        if bad:
-            self.problems.append(f"the log tells of bugs in {len(bad)} lines, first {bad[0]:.500}")
+        self.problems += no_bugs(log.splitlines())
         if not self._server.events("run ended"):
             self.problems.append("no round could be completed afterwards")
 

@@ -25,6 +25,7 @@ _FILES = re.compile(
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )
+_BUGS = ("bug in a call", "Traceback", "never retrieved")
 # What ends a client's wait for the answer to its push.
 _INTERRUPTIONS = {
     "client started",
@@ -52,32 +53,45 @@ def rounds_grow_by_one(metrics: Rows, log: Rows, rounds: int) -> list[str]:
     return problems
 
 
-def counted_once(clients: Rows, names: Iterable[str], rounds: int) -> list[str]:
-    """Check that each client has one row a round, and that it is an accepted one."""
-    found = Counter((row["round"], row["client_id"], row["outcome"]) for row in clients)
-    wanted = Counter((r, name, "accepted") for r in range(1, rounds + 1) for name in names)
-    lacking, odd = wanted - found, found - wanted
-    problems = [f"clients.jsonl lacks {row}" for row in lacking]
-    return problems + [f"clients.jsonl has {row} too much" for row in odd]
+def counted_once(clients: Rows, names: Sequence[str], rounds: int, quorum: int) -> list[str]:
+    """Check that each client has one row a round, and that a quorum of them is accepted."""
+    found = Counter((row["round"], row["client_id"]) for row in clients)
+    wanted = Counter((number, name) for number in range(1, rounds + 1) for name in names)
+    accepted = Counter(row["round"] for row in clients if row["outcome"] == "accepted")
+    return [
+        *(f"clients.jsonl lacks {row}" for row in wanted - found),
+        *(f"clients.jsonl has {row} too much" for row in found - wanted),
+        *(
+            f"round {number} was committed with {accepted[number]} updates"
+            for number in range(1, rounds + 1)
+            if accepted[number] < quorum
+        ),
+    ]
 
 
 def acknowledged_kept(clients: Rows, log: Rows, client_logs: Mapping[str, Rows]) -> list[str]:
     """Check the clients' acknowledgements against what the server counted.
 
-    An acknowledged update is an accepted row; its client pushes once more only after its attempt
-    was abandoned; and only a client that was interrupted may lack an acknowledgement.
+    An acknowledged update is an accepted row, or its attempt was abandoned; and only a client
+    that was interrupted may lack an acknowledgement.
     """
     accepted = {(r["round"], r["client_id"]) for r in clients if r["outcome"] == "accepted"}
-    abandoned = Counter(e["round"] for e in log if e["event"] == "round abandoned")
+    abandoned = {(e["round"], e["attempt"]) for e in log if e["event"] == "round abandoned"}
+    dropped = Counter(
+        (e["round"], e["client"])
+        for e in log
+        if e["event"] == "update accepted" and (e["round"], e["attempt"]) in abandoned
+    )
     problems = []
     for name, events in client_logs.items():
         acknowledged = Counter(
             e["round"] for e in events if e["event"] == "pushed" and e["outcome"] == "ACCEPTED"
         )
         for number, count in acknowledged.items():
-            if (number, name) not in accepted:
+            left = count - dropped[number, name]
+            if left > 0 and (number, name) not in accepted:
                 problems.append(f"{name}'s acknowledged update of round {number} is lost")
-            if count > 1 + abandoned[number]:
+            if left > 1:
                 problems.append(f"{name} had to push {count} times in round {number}")
         interruptions = sum(event["event"] in _INTERRUPTIONS for event in events) - 1
         missing = sum(c == name and r not in acknowledged for r, c in accepted)
@@ -94,6 +108,15 @@ def same_models(metrics: Rows, reference: Rows) -> list[str]:
         f"round {ours['round']} ended with another model"
         for ours, theirs in zip(metrics, reference, strict=False)
         if ours["model_blake3"] != theirs["model_blake3"]
+    ]
+
+
+def recomputed_models(metrics: Rows, digests: Sequence[str]) -> list[str]:
+    """Check each round's model against what was recomputed of the updates that it counted."""
+    return [
+        f"round {row['round']}: the model is not that of the updates that were counted"
+        for row, digest in zip(metrics, digests, strict=True)
+        if row["model_blake3"] != digest
     ]
 
 
@@ -134,3 +157,9 @@ def ended_well(statuses: Mapping[str, int | None]) -> list[str]:
 def enough(count: int, least: int, what: str) -> list[str]:
     """Check that the faults that hit were as many as promised."""
     return [] if count >= least else [f"only {count} {what}, not {least}"]
+
+
+def no_bugs(log: Sequence[str]) -> list[str]:
+    """Check that no line of a server's log tells of a bug."""
+    bad = [line for line in log if any(sign in line for sign in _BUGS)]
+    return [f"the log tells of bugs in {len(bad)} lines, first {bad[0]:.500}"] if bad else []

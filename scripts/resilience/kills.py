@@ -189,4 +189,4 @@ def _path(place: Any, keywords: dict[str, Any]) -> str:  # noqa: ANN401
         return str(Path(f"/proc/self/fd/{place}").readlink())
     if keywords.get("dir_fd") is not None:
         place = Path(_path(keywords["dir_fd"], {})) / place
-    return os.path.abspath(place)  # noqa: PTH100 - resolves no link, which may be replaced
+    return str(os.path.abspath(place))  # noqa: PTH100 - resolves no link, which may be replaced

@@ -13,11 +13,13 @@ from itertools import chain
 from scripts.resilience.proxy import Way
 
 CLIENTS = 3
+# Where attempts are to be abandoned, in seconds: what a cohort has, and what it is paused for.
+SHORT_DEADLINE, STALL_SECONDS = 4.0, 6.0
 _MEBIBYTE = 1 << 20
 
 
 class Kind(Enum):
-    """What happens; all but the first and the last to one client."""
+    """What happens; all but the first and the last two to one client."""
 
     KILL_SERVER = "server killed"
     KILL_CLIENT = "client killed"
@@ -27,6 +29,7 @@ class Kind(Enum):
     RESET = "connections reset"
     HALF_OPEN = "connections half-open"
     DELAY = "connections delayed"
+    STALL = "all clients but one paused"
     CALM = "all faults end"
 
 
@@ -71,6 +74,11 @@ class Shape:
         return self.faulty_rounds[-1] + 2
 
 
+def abandons(seed: int) -> bool:
+    """Say whether attempts of a seed's training miss their quorum, in every other one."""
+    return seed % 2 == 1
+
+
 FULL = Shape(server_kills=5, client_kill_rounds=(1, 4, 8), last_faulty_rounds=2, client_faults=20)
 SMALL = Shape(server_kills=1, client_kill_rounds=(1,), last_faulty_rounds=1, client_faults=5)
 
@@ -81,7 +89,8 @@ class Fault:
 
     Attributes:
         way, count: of CUT and CORRUPT: the direction, and the bytes that pass before.
-        seconds: how long PAUSE, HALF_OPEN and DELAY last.
+        client: of STALL: who is not paused.
+        seconds: how long PAUSE, STALL, HALF_OPEN and DELAY last.
     """
 
     round: int
@@ -114,12 +123,16 @@ def plan(seed: int, shape: Shape) -> list[Fault]:
         if number <= shape.server_kills:
             here.append(Fault(number, accepted, after, Kind.KILL_SERVER))
         faults += here
+    if abandons(seed):
+        for number in (shape.faulty_rounds[0], shape.quiet_round + 1):
+            one = draw.randrange(CLIENTS)
+            faults.insert(0, Fault(number, 0, 0.0, Kind.STALL, one, seconds=STALL_SECONDS))
     faults.append(Fault(shape.calm_round, 0, 0.0, Kind.CALM))
     faults.append(Fault(shape.faulty_rounds[-1] + 1, 0, 0.0, Kind.CALM))
     return sorted(faults, key=lambda fault: fault.round)
 
 
-_NOT_DEALT = (Kind.KILL_SERVER, Kind.KILL_CLIENT, Kind.CALM)
+_NOT_DEALT = (Kind.KILL_SERVER, Kind.KILL_CLIENT, Kind.STALL, Kind.CALM)
 
 
 def _client_fault(draw: random.Random, number: int, kind: Kind) -> Fault:

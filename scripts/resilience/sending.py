@@ -50,7 +50,7 @@ async def send(channel: grpc.aio.Channel, call: Call, token: str) -> tuple[str, 
             running.cancel()
             answer = b""
     except grpc.aio.AioRpcError as error:
-        return _name(error), b""
+        return name_of(error), b""
     except asyncio.CancelledError:
         if not running.cancelled():
             raise
@@ -76,7 +76,8 @@ async def _cancel_soon(running: grpc.aio.StreamUnaryCall[bytes, bytes]) -> None:
     running.cancel()
 
 
-def _name(error: grpc.aio.AioRpcError) -> str:
+def name_of(error: grpc.aio.AioRpcError) -> str:
+    """Return a status and its reason, e.g. NOT_FOUND SESSION_UNKNOWN."""
     code = error.code().name
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS and isinstance(value, bytes):

@@ -47,3 +47,17 @@ class Steps(Task):
     def evaluate(self, model: nn.Module, examples: Examples) -> Evaluation:
         """Return something that follows from the model."""
         return Evaluation({"loss": sum(p.abs().mean().item() for p in model.parameters())})
+
+
+class Zeros(Task):
+    """A model of 32 MiB whose values are all 0 at first; nobody trains it here."""
+
+    models = {"flat": lambda: _zeros(1 << 23)}
+
+    def data(self, data_dir: Path, train: bool) -> Examples:
+        """Return examples that nobody looks at."""
+        return Examples(torch.zeros(100, 1), torch.zeros(100, dtype=torch.long))
+
+
+def _zeros(size: int) -> nn.Module:
+    return nn.ParameterList([torch.zeros(size)])

@@ -36,10 +36,19 @@ class Training(ExitStack):
         clients: how many partitions, all of which report in each round.
         training_seconds: that each training of a client takes.
         patience: seconds until `wait` gives up.
+        deadline: seconds that a cohort has to report.
+        quorum: updates that suffice then; of all clients if not given.
     """
 
     def __init__(
-        self, folder: Path, rounds: int, clients: int, training_seconds: float, patience: float
+        self,
+        folder: Path,
+        rounds: int,
+        clients: int,
+        training_seconds: float,
+        patience: float,
+        deadline: float = 60.0,
+        quorum: int | None = None,
     ) -> None:
         super().__init__()
         self.run = folder / "run"
@@ -52,8 +61,15 @@ class Training(ExitStack):
         self._flags: tuple[object, ...] = (
             *("--task", TASK, "--rounds", rounds, "--run-dir", self.run, "--bind", self._address),
             *("--admin-bind", "127.0.0.1:0", "--min-clients", clients, "--report-goal", clients),
-            *("--quorum", clients, "--num-partitions", clients, "--keep-rounds", KEEP_ROUNDS),
-            *("--lease", 8, "--report-deadline", 60, "--max-attempts", 100),
+            *(
+                "--quorum",
+                quorum or clients,
+                "--num-partitions",
+                clients,
+                "--keep-rounds",
+                KEEP_ROUNDS,
+            ),
+            *("--lease", 8, "--report-deadline", deadline, "--max-attempts", 100),
             *("--hyperparameters", json.dumps({"seconds": training_seconds})),
         )
         self._log = Log(self.run / "server.jsonl")

@@ -22,7 +22,8 @@ def test_all_invariants_hold_under_a_seeds_faults(federation):
     process = federation.start("scripts.resilience", "--seed", 1, "--small", "--json")
     assert process.wait(200) == 0, process.text
     result = json.loads(next(line for line in process.text.splitlines() if line.startswith("{")))
-    assert (result["seed"], result["held"], result["digest_equal"]) == (1, True, True)
+    assert (result["seed"], result["held"]) == (1, True)
+    assert result["abandoned"] >= 1
     assert result["server_kills"] == 1
     assert result["client_kills"] + result["pauses"] + result["connection_faults"] >= 5
     assert _leftovers(process) == []

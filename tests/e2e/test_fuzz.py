@@ -16,3 +16,11 @@ def test_malformed_calls_end_as_documented_and_leave_no_trace(federation):
     # Deep enough to reach the files, the digest and the offsets.
     assert {"OK OUTCOME_INVALID", "OK OUTCOME_OFFSET_MISMATCH", "OK OUTCOME_ACCEPTED"} < outcomes
     assert lines[-1]["calls"] >= 1500
+
+
+def test_valid_calls_at_the_wrong_moment_change_no_model_and_end_no_server(federation):
+    process = federation.start("scripts.resilience", "fuzz-timing", "--seconds", 10, "--json")
+    assert process.wait(3 * PATIENCE) == 0, process.text
+    figures = json.loads(process.text.splitlines()[-1])
+    assert figures["failures"] == 0
+    assert min(figures[name] for name in ("committed", "superseded")) >= 1

@@ -8,7 +8,9 @@ from scripts.resilience.invariants import (
     counted_once,
     ended_well,
     enough,
+    no_bugs,
     no_orphans,
+    recomputed_models,
     rounds_grow_by_one,
     same_models,
     server_settled,
@@ -56,8 +58,8 @@ def test_a_round_that_is_lost_repeated_or_out_of_order_is_seen(metrics, log):
     ],
 )
 def test_an_update_that_is_not_counted_exactly_once_is_seen(clients):
-    assert counted_once(CLIENTS, NAMES, 2) == []
-    assert counted_once(clients, NAMES, 2)
+    assert counted_once(CLIENTS, NAMES, 2, 2) == []
+    assert counted_once(clients, NAMES, 2, 2)
 
 
 def test_an_acknowledged_update_that_is_lost_is_seen():
@@ -70,8 +72,33 @@ def test_an_acknowledged_update_that_is_lost_is_seen():
 def test_a_second_acknowledgement_needs_an_abandoned_attempt():
     logs = {"a": [STARTED, pushed(1), pushed(1), pushed(2)]}
     assert acknowledged_kept(CLIENTS, COMMITS, logs) == ["a had to push 2 times in round 1"]
-    abandoned = [*COMMITS, {"event": "round abandoned", "round": 1}]
+    abandoned = [
+        *COMMITS,
+        {"event": "update accepted", "round": 1, "attempt": 1, "client": "a"},
+        {"event": "round abandoned", "round": 1, "attempt": 1},
+    ]
     assert acknowledged_kept(CLIENTS, abandoned, logs) == []
+    # Of another client's update, it is no excuse.
+    logs["b"] = logs.pop("a")
+    assert acknowledged_kept(CLIENTS, abandoned, logs) == ["b had to push 2 times in round 1"]
+
+
+def test_a_round_may_lack_updates_but_not_a_quorum():
+    late = [{**CLIENTS[0], "outcome": "dropped"}, *CLIENTS[1:]]
+    assert counted_once(late, NAMES, 2, 1) == []
+    assert counted_once(late, NAMES, 2, 2) == ["round 1 was committed with 1 updates"]
+
+
+def test_a_model_of_other_updates_is_seen():
+    assert recomputed_models(METRICS, ["x", "y"]) == []
+    assert recomputed_models(METRICS, ["x", "z"]) == [
+        "round 2: the model is not that of the updates that were counted"
+    ]
+
+
+def test_a_bug_in_the_log_is_seen():
+    assert no_bugs(["all is well"]) == []
+    assert len(no_bugs(["all is well", "bug in a call", "Traceback"])) == 1
 
 
 @pytest.mark.parametrize(
