@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,8 @@ class Disturber:
                 others = [c for i, c in enumerate(training.clients) if i != fault.client]
                 for other in others:
                     other.send(signal.SIGSTOP)
-                training.later(fault.seconds, lambda: [o.send(signal.SIGCONT) for o in others])
+                for other in others:
+                    training.later(fault.seconds, partial(other.send, signal.SIGCONT))
             case Kind.CUT:
                 proxy.cut_after(fault.way, fault.count)
             case Kind.CORRUPT:
