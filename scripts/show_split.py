@@ -15,7 +15,7 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from common.errors import InputError
-from common.tasks import load_task
+from common.tasks import load_examples, load_task
 from scripts.commands import run_app
 from scripts.split_picture import draw
 from scripts.splits import Part, parts_of
@@ -58,7 +58,7 @@ def show(
     found = load_task(task)
     # By class or not: as the server finds it in the held-out data.
     given = split.partitioner or found.partitioner
-    targets = None if given else found.data(data_dir, train=False).targets
+    targets = None if given else load_examples(found, data_dir, train=False).targets
     options = resolve_split(split, found, seed, targets)
     how = data_split(options)
     divided = parts_of(found, data_dir, how)

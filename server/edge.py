@@ -144,7 +144,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             if not handler.response_streaming:
                 return result
             async for response in result:
-                await context.write(response)
+                try:
+                    await context.write(response)
+                except grpc.aio.BaseError:  # The caller has gone: nobody hears of anything.
+                    return None
             return None
 
         async def call(messages: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401

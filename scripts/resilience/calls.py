@@ -40,10 +40,11 @@ _ANYWHERE = {
     "INVALID_ARGUMENT FIELD_INVALID",
     "INVALID_ARGUMENT MESSAGE_INVALID",
     "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE REQUEST_UNFINISHED",
     "cancelled by us",
 }
 # gRPC's own: no such method, or a stream that ends before the one message of a request.
-UNKNOWN_METHOD = {"UNIMPLEMENTED", "DEADLINE_EXCEEDED"}
+UNKNOWN_METHOD = {"UNIMPLEMENTED", "INVALID_ARGUMENT MESSAGE_INVALID"}
 
 # Of an upload: federated.proto says that a status can reach a caller so that still writes.
 BROKEN_OFF = "INTERNAL at the caller, which still wrote"
@@ -98,8 +99,9 @@ METHODS = {
     _ADMIN + "RevokeJoinToken": _method("unary_unary", _NO_TOKENS, _NO_OPERATOR),
     # The health service has NOT_FOUND for a service that it does not know.
     _HEALTH + "Check": _method("unary_unary", "NOT_FOUND"),
-    _HEALTH + "Watch": _method("unary_stream", "DEADLINE_EXCEEDED"),
-    _REFLECTION: _method("stream_stream"),
+    # Not served: anyone could hold it.
+    _HEALTH + "Watch": _method("unary_stream", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"),
+    _REFLECTION: _method("stream_stream", "DEADLINE_EXCEEDED"),
 }
 
 

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
 from scripts.commands import script
 from scripts.resilience import invariants
 from scripts.resilience.proxy import Proxy
@@ -199,8 +199,10 @@ class Disturber:
                 training.later(fault.seconds, lambda: client.send(signal.SIGCONT))
             case Kind.STALL:
                 others = [c for i, c in enumerate(training.clients) if i != fault.client]
-                _send(others, signal.SIGSTOP)
-                training.later(fault.seconds, lambda: _send(others, signal.SIGCONT))
+                for other in others:
+                    other.send(signal.SIGSTOP)
+                for other in others:
+                    training.later(fault.seconds, partial(other.send, signal.SIGCONT))
             case Kind.CUT:
                 proxy.cut_after(fault.way, fault.count)
             case Kind.CORRUPT:
@@ -225,11 +227,6 @@ class Disturber:
 
     def _say(self, line: str) -> None:
         _say(f"seed {self._seed} {time.monotonic() - self._began:6.1f} s  {line}")
-
-
-def _send(processes: Iterable[Process], number: int) -> None:
-    for process in processes:
-        process.send(number)
 
 
 def show(results: Iterator[Result], as_json: bool) -> bool:
