@@ -42,7 +42,7 @@ _CALLERS = 5
 _FLAGS = (
     *("--rounds", 1_000_000, "--max-attempts", 1_000_000, "--num-partitions", _CALLERS + 1),
     # Some rounds reach their goal, some end at the deadline, and some miss their quorum.
-    *("--min-clients", 3, "--report-goal", 3, "--quorum", 2, "--report-deadline", 10),
+    *("--min-clients", 3, "--report-goal", 4, "--quorum", 3, "--report-deadline", 6),
     *("--lease", 10, "--keep-rounds", 2),
 )
 # Of an honest client that is never disturbed by others, in any five seconds.
@@ -224,7 +224,7 @@ class _Timing:
             await action(caller, assignment)
 
         if rng.random() < 0.1:  # Not before the deadline.
-            await asyncio.sleep(11.0)
+            await asyncio.sleep(7.0)
         push = self._push(caller, assignment, self._payload(caller))
         await asyncio.gather(push, *map(later, others))
         if rng.random() < 0.7:
