@@ -4,7 +4,7 @@ import json
 
 
 def test_the_run_goes_on_from_each_point_as_if_undisturbed(federation):
-    process = federation.start("scripts.resilience", "kill-points", "--every", "24", "--json")
+    process = federation.start("scripts.resilience", "kill-points", "--every", "20", "--json")
     assert process.wait(200) == 0, process.text
     found = json.loads(next(line for line in process.text.splitlines() if line.startswith("{")))
     assert found["failures"] == 0
