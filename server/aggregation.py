@@ -5,7 +5,7 @@ Pure: tensors in, tensors out. Knows nothing about files, clients or rounds.
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median_low
+from statistics import median_high
 from typing import NamedTuple
 
 import torch
@@ -49,8 +49,8 @@ def outliers(norms: Mapping[str, float], max_ratio: float) -> Outliers:
     """Return the clients whose update is longer than `max_ratio` times the median.
 
     The median is that of the updates that are not zero, which say nothing of how long a step is;
-    of an even number it is the lower one in the middle, so that one of two can be left out. At
-    least half of the updates stay.
+    of an even number it is the upper one in the middle: short updates leave out others only where
+    they are more than half, so of two both stay. More than half of the updates stay.
 
     Args:
         norms: at least one, by client, none of them negative.
@@ -59,7 +59,7 @@ def outliers(norms: Mapping[str, float], max_ratio: float) -> Outliers:
     >>> outliers({"a": 1.0, "b": 2.0, "c": 0.0, "d": 3e9}, 10)
     Outliers(clients=frozenset({'d'}), median=2.0)
     """
-    median = median_low([norm for norm in norms.values() if norm] or [0.0])
+    median = median_high([norm for norm in norms.values() if norm] or [0.0])
     most = max_ratio * median or math.inf
     return Outliers(frozenset(c for c, norm in norms.items() if norm > most), median)
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import __version__
 from common.config import parse_options
 from common.errors import InputError, UnnamedTask
-from common.splits import are_classes
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes
 from common.tasks.registry import BUILT_IN
@@ -226,6 +225,8 @@ def resolve_split(
 def _usual(task: Task, targets: torch.Tensor | None) -> Scheme:
     """Return the scheme for tasks that name none: by class, if there are classes."""
     if targets is not None:
+        from common.splits import are_classes
+
         found = are_classes(targets.shape, whole=not targets.is_floating_point())
     else:
         found = task.outputs is None or type(task.outputs) is Classes

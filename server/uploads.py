@@ -11,6 +11,7 @@ Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
 """
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -190,6 +191,7 @@ class Spool:
             if (
                 update is None
                 or (update.round, update.attempt) != (number, attempt)
+                or path.stem != Path(update.file).stem
                 or not _is_intact(folder / update.file, update.digest)
             ):
                 damaged.append(update.client_id if update else path.stem)
@@ -198,7 +200,11 @@ class Spool:
             self.accepted[update.client_id] = update
             self._settle(update.client_id, update.task_token, _accepted(update))
         for path in folder.iterdir():
-            if path.name not in kept:
+            if path.name in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
         return damaged
 

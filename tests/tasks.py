@@ -143,3 +143,10 @@ class TwoHeaded(Tiny):
     """Its model returns two tensors."""
 
     models = {"two": TwoScores}
+
+
+class Arrays(Tiny):
+    """Data as numpy has it."""
+
+    def data(self, data_dir, train):
+        return Examples(*(tensor.numpy() for tensor in super().data(data_dir, train)))

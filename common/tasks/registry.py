@@ -96,8 +96,15 @@ def load_examples(task: Task, data_dir: Path, *, train: bool) -> Examples:
     Raises:
         DataError: they are missing or can't be read, or the task's code fails.
     """
+    import torch
+
     with failing_data(task):
         examples = Examples(*task.data(data_dir, train=train))
+        if not isinstance(examples.targets, torch.Tensor):
+            raise DataError(
+                f"--task: data() returned targets of type {type(examples.targets).__name__}; "
+                "return torch tensors, e.g. torch.from_numpy(...)"
+            )
         inputs, targets = len(examples.inputs), len(examples.targets)
     if inputs != targets or not inputs:
         raise DataError(

@@ -40,6 +40,7 @@ WRONG_INPUT = {
     "client --partition 0 --server 10.0.0.1": "--server: '10.0.0.1' is not HOST:PORT",
     "client --partition 0 --server ::1": "--server: '::1' is not HOST:PORT",
     "client --partition 0 --server [::1]:0": "--server: '[::1]:0' is not HOST:PORT",
+    "server --task tests.tasks:Arrays": "--task: data() returned targets of type ndarray; return ",
     "server --task tests.tasks:Unread": "--task: the data of tests.tasks:Unread can't be read: "
     "FileNotFoundError: [Errno 2] No such file or directory: 'data/examples' (",
     "client --partition 0 --task nowhere": "--task",

@@ -81,14 +81,14 @@ def test_without_a_cap_the_weights_are_the_counts_exactly():
         ([5.0, 5.0, 5.0, 5.0], [], 5.0),
         ([5.0, 5.0, 50.0], [], 5.0),  # Exactly as much as is allowed.
         ([5.0, 5.0, 50.1], [2], 5.0),
-        ([3e9, 1.0], [0], 1.0),
-        ([1.0, 2.0, 3e9, 3e9], [2, 3], 2.0),
+        ([3e9, 1.0], [], 3e9),  # Nobody knows which of two is right.
+        ([1e-6, 1e-6, 1.0, 1.0], [], 1.0),  # Short ones leave out none unless they are more.
         ([1.0, 3e9, 3e9], [], 3e9),
         ([0.0, 0.0, 1.0], [], 1.0),
         ([0.0, 0.0, 0.0, 1.0, 1.0, 3e9], [5], 1.0),
         ([0.0, 0.0], [], 0.0),
         ([3e9], [], 3e9),
-        ([sys.float_info.max, sys.float_info.max, 1.0, 1.0], [0, 1], 1.0),
+        ([sys.float_info.max, 1.0, 1.0, 1.0], [0], 1.0),
         ([sys.float_info.max] * 3, [], sys.float_info.max),
     ],
 )
@@ -102,8 +102,8 @@ def test_an_update_that_is_far_longer_than_the_median_is_left_out(norms, left_ou
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_at_least_half_of_the_updates_stay(seed):
+def test_more_than_half_of_the_updates_stay(seed):
     random = Random(seed)
     count = random.randint(1, 9)
     norms = {str(n): random.choice([0.0, 10 ** random.uniform(-9, 9)]) for n in range(count)}
-    assert 2 * len(outliers(norms, 1.0).clients) <= count
+    assert 2 * len(outliers(norms, 1.0).clients) < count

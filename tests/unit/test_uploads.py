@@ -176,8 +176,11 @@ async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage, tm
     damaged.write_bytes(data_of(1.0))
     for litter in ("x.safetensors", "x.json.new", "token-a.safetensors"):
         (stage.folder / litter).write_bytes(b"x")
+    (stage.folder / "folder").mkdir()
+    record = stage.spool.path_of(stage.spool.accepted["a"]).with_suffix(".json")
+    (stage.folder / "zz.json").write_bytes(record.read_bytes())
     spool = Spool(schema_of(stage.base))
-    assert spool.recover(stage.folder, stage.base, 1, 1) == ["b"]
+    assert sorted(spool.recover(stage.folder, stage.base, 1, 1)) == ["a", "b"]
     kept = Path(spool.accepted["a"].file)
     assert stage.files == sorted([kept.name, kept.with_suffix(".json").name])
     assert Spool(schema_of(stage.base)).recover(stage.folder, stage.base, 1, 2) == ["a"]
