@@ -428,7 +428,7 @@ class Connection:
             case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":
                 return WorkLost(details)
             case "TASK_MISMATCH":
-                return InputError(f"--task: {details}; if you trust that task, name it with --task")
+                return InputError(f"--task: {details}")
             case "PARTITION_OUT_OF_RANGE" | "PARTITION_TAKEN":
                 return InputError(f"--partition: {details}")
             case "JOIN_TOKEN_INVALID":
