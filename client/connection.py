@@ -77,7 +77,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 10_000),
     # What may be on its way unread, and is lost when the connection breaks.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 1 << 19),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     # Otherwise all channels of a process share one connection.
