@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.errors import DataError, InputError, TensorError
 from common.tasks import Examples, Task, load_examples, load_task_of_run
 from common.tensors import open_mapped
-from server.checkpoints import RunDirectory
+from server.storage.checkpoints import RunDirectory
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from client.connection import Connection
 from client.progress import StepProgress
-from client.runner import Runner, Site
+from client.runner import ProcessContext, Runner
 from common.tasks import load_task
 from common.tensors import digest_bytes, encode, views
 from common.transfer import pieces
@@ -153,10 +153,10 @@ def take_part(server, folder, willing=(TASK,), stop=None, max_wait=2.0):
     """Run a client in this thread until it ends; what ends it is raised."""
     stop = stop or threading.Event()
     connection = Connection(server.address, None, max_wait, stop)
-    site = Site(
+    process = ProcessContext(
         connection, list(willing), [0], folder, folder / "state", "cpu", stop, StepProgress()
     )
-    runner = Runner(site, "client-0", 0)
+    runner = Runner(process, "client-0", 0)
     try:
         runner.run()
     finally:

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from common.errors import RequestError
-from server.limits import MAX_METRICS, Pace, check_client_id, check_task_names, metrics_objection
+from server.run.limits import (
+    MAX_METRICS,
+    Pace,
+    check_client_id,
+    check_task_names,
+    metrics_objection,
+)
 
 MAX_NAME = "n" * 64
 
