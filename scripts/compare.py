@@ -24,7 +24,7 @@ from rich.console import Console
 from common.errors import InputError
 from common.logs import configure_logs
 from common.process import exit_status
-from common.tasks import load_task
+from common.tasks import load_examples, load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import data_split, parse, train_config
@@ -144,7 +144,7 @@ def _centralised(
         task,
         initial_model(task, run.model or "", run.seed, config.hyperparameters),
         pooled,
-        task.data(run.data_dir, train=False),
+        load_examples(task, run.data_dir, train=False),
         config,
         run.seed,
         [point.examples for point in federated],

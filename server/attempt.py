@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.bounds import MAX_METRICS
 from common.training import Metrics
 from server.folding import Folded
-from server.limits import MAX_METRICS
 from server.metrics import Row, most_reported, spread, weighted_means
 from server.progress import Progress, advance, score_of
 from server.rounds import State

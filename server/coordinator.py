@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from common import tracing
+from common.bounds import BLAKE3
 from common.errors import RequestError, RunFailed, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
@@ -23,7 +24,7 @@ from server.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.clock import RunningClock
 from server.evaluation import Evaluator
 from server.folding import DamagedUpdate, SpooledUpdate, fold
-from server.limits import BLAKE3, Limits, metrics_objection
+from server.limits import Limits, metrics_objection
 from server.metrics import Row, Sinks, by_class, finite_only
 from server.progress import should_stop, worthless
 from server.rounds import Phase, Policy, State

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from common.bounds import MAX_METRICS
 from common.errors import RequestError
-from server.limits import MAX_METRICS, Pace, check_client_id, check_task_names, metrics_objection
+from server.limits import Pace, check_client_id, check_task_names, metrics_objection
 
 MAX_NAME = "n" * 64
 
