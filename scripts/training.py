@@ -17,7 +17,7 @@ from typing import Self
 
 from common.errors import InputError, RunFailed
 from common.printable import printable
-from common.tasks.registry import BUILT_IN
+from server.configuration import own_code
 from server.options import ServerOptions
 from server.storage.run_files import Line, Lines, read_json
 
@@ -132,13 +132,13 @@ class Training:
         if self.address is None:
             return
         run = self._options.run
-        task = [] if run.task in BUILT_IN else ["--task", run.task]
+        own = own_code(self._options).split()
         endpoint = self._options.process.otlp_endpoint
         traced = [] if endpoint is None else ["--otlp-endpoint", endpoint]
         for held in self._clients:
             folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
             self._start(
-                ["client", "--server", self.address, "--partition", held, *folders, *task, *traced],
+                ["client", "--server", self.address, "--partition", held, *folders, *own, *traced],
                 self._log_of(held),
                 {**os.environ, **self._environments.get(held, {})},
             )

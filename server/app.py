@@ -23,11 +23,10 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_examples, load_task, naming
+from common.tasks import Task, load_examples, load_task
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
-from server.aggregation.strategies.registry import build
 from server.auth.callers import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
 from server.engine.rounds import Phase, Policy, State, stopped
@@ -157,7 +156,7 @@ def mention_interrupted(options: ServerOptions) -> None:
 
 
 def _again(options: ServerOptions, folder: Path) -> str:
-    return f"--run-dir {folder} --resume{naming(options.run.task)}"
+    return f"--run-dir {folder} --resume{configuration.own_code(options)}"
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
@@ -248,7 +247,6 @@ def prepare(
             committed_round=record.round,
             accepted=sorted(state.accepted),
         )
-    strategy = build(options.strategy, training, options.split.num_partitions)
     return Coordinator(
         settings=RunSettings(
             run_id=run_id,
@@ -267,7 +265,7 @@ def prepare(
         state=state,
         record=record,
         rows=rows,
-        strategy=strategy,
+        algorithm=configuration.algorithm(options),
         directory=directory,
         spool=spool,
         sinks=sinks,

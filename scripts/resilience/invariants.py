@@ -23,7 +23,7 @@ THREADS_TOLERANCE = 4
 _FILES = re.compile(
     r"config\.json|server\.jsonl|metrics\.(jsonl|csv)|(clients|evaluations)\.jsonl"
     r"|\.lock|operator\.token"
-    r"|rounds/(?P<round>\d{5})/(model|momentum|second_moment|control)\.safetensors"
+    r"|rounds/(?P<round>\d{5})/[a-z_]+\.safetensors"
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )
