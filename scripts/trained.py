@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import DataError, InputError, TensorError
 from common.tasks import Examples, Task, load_examples, load_task_of_run
-from common.tensors import open_mapped
+from common.tensor_roles import model_of_run
 from server.storage.checkpoints import RunDirectory
 from server.storage.run_files import read_json
 
@@ -57,9 +56,8 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
             "wait for that round, or go on with the run"
         )
     try:
-        model = found.build(options["model"], json.loads(options.get("hyperparameters", "{}")))
-        model.load_state_dict(open_mapped(path))
-    except (KeyError, RuntimeError, TensorError) as error:
+        model = model_of_run(found, options, path)
+    except (KeyError, TensorError) as error:
         reason = " ".join(str(error).split())
         kept = options.get("local_layers")
         if kept:

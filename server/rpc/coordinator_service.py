@@ -150,7 +150,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 task_name=self._task_name,
                 model_name=self._model_name,
                 split=self._data_split(),
-                local_tensors=sorted(coordinator.settings.local_tensors),
+                local_tensors=sorted(coordinator.settings.roles.stays),
                 hyperparameters=_hyperparameters(coordinator.settings.training),
             ),
         )

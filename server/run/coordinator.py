@@ -15,6 +15,7 @@ from common.bounds import BLAKE3
 from common.errors import RequestError, RunFailed, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
+from common.tensor_roles import TensorRoles
 from common.training import Metrics, TrainConfig
 from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
 from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
@@ -61,8 +62,7 @@ class RunSettings:
     max_norm_ratio: float
     training: TrainConfig
     # Of the model: those that optimizers step, and those that stay with their clients.
-    trained_tensors: frozenset[str]
-    local_tensors: frozenset[str]
+    roles: TensorRoles
 
 
 class Coordinator:
@@ -534,7 +534,7 @@ class Coordinator:
                 {name: directory.state_path(last, name) for name in self._record.state},
                 spooled,
                 self._strategy,
-                self.settings.trained_tensors,
+                self.settings.roles.trained,
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self._strategy.state_names},
             )

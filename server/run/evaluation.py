@@ -6,6 +6,7 @@ import torch
 
 from common.errors import FolkmootError, RunFailed
 from common.tasks import Examples, Task, describe
+from common.tensor_roles import TensorRoles, load_model
 from common.tensors import open_mapped
 from common.training import Evaluation
 
@@ -16,17 +17,18 @@ class Evaluator:
     def __init__(self, task: Task, model: torch.nn.Module, examples: Examples) -> None:
         self._task = task
         self._model = model
+        self._roles = TensorRoles.of(model)
         self._examples = examples
 
     def evaluate(self, path: Path) -> Evaluation:
         """Return the task's evaluation of a model file.
 
         Raises:
-            TensorError: the file is damaged.
+            TensorError: the file is damaged, or of another model.
             InputError: the model's outputs are not such as the task says.
             RunFailed: the task's own code failed.
         """
-        self._model.load_state_dict(open_mapped(path))
+        load_model(self._model, open_mapped(path), self._roles)
         return self._evaluate(self._examples)
 
     def try_out(self, count: int | None = None) -> Evaluation:
