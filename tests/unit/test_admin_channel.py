@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from scripts.operators import reason
+from scripts.admin_channel import reason
 
 
 class Failed(grpc.RpcError):
