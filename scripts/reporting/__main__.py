@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import App
 
 from common.errors import InputError
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.reporting import card, page, plots
 from scripts.reporting.facts import collect
 

@@ -17,11 +17,11 @@ from common.tasks import Examples, load_task
 from common.tasks.inputs import load
 from common.tensors import digest_bytes, encode, open_mapped
 from scripts import perplexity, predict
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
 from scripts.serving.verify import main as verify
-from scripts.trained import read_test_set
+from scripts.trained_run import read_test_set
 from tests.tasks import Unread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")

@@ -151,7 +151,7 @@ class Training:
     ) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.leashed", *arguments],
+                [sys.executable, "-m", "scripts.leash", *arguments],
                 # Closed when this process ends, even by SIGKILL.
                 stdin=subprocess.PIPE,
                 stdout=file,
