@@ -18,6 +18,11 @@ WRONG_INPUT = {
     "server --partitioner natural": "--partitioner natural: task Digits does not say whose",
     "server --task tests.tasks:Pairs --partitioner shards": "--partitioner: shards divides by",
     "server --task tests.kinds:OwnLoss --partitioner dirichlet": "have real numbers as targets",
+    "server --task tests.kinds:Years --partitioner shards": "have real numbers as targets",
+    "server --task tests.kinds:Years --partitioner dirichlet --evaluate-every 0": "have real",
+    "server --task tests.kinds:Scaled": "--task: the targets of Labels must be 0 or 1, not 255",
+    "server --task tests.kinds:Doubles": "--task: the inputs are of dtype float64, and the model's "
+    "parameters of float32; convert them in the task's data(), e.g. inputs.float()",
     "server --task tests.kinds:Misfit": "the model's outputs are of shape [n, 2], not 1 numbers",
     "server --task tests.kinds:Column --target-accuracy 0.9": "--target-accuracy: the evaluation",
     "server --task tests.kinds:OwnLoss --target-accuracy 0.9": "--target-accuracy: the evaluation",
