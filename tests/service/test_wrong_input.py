@@ -53,6 +53,25 @@ WRONG_INPUT = {
 }
 
 
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [
+        ("--task nowhere:thing", 2),
+        ("--bind here", 2),
+        ("--task tests.kinds:Failing --target-accuracy 0.9", 1),
+    ],
+)
+def test_a_server_that_is_refused_leaves_nothing_but_what_was_there(
+    flags, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for folder in ("new", "mine"):
+        assert server.__main__.main(["--run-dir", folder, *flags.split()]) == status
+        assert capsys.readouterr().err.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("command", WRONG_INPUT)
 def test_wrong_input_is_one_line_that_names_it(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
