@@ -18,7 +18,7 @@ from client.connection import Connection, Stopped
 from client.credentials import channel_credentials, join_token
 from client.options import ClientOptions, client_ids
 from client.progress import StepProgress
-from client.runner import Runner, Site
+from client.runner import ProcessContext, Runner
 from client.trainer import choose_device
 from common import tracing
 from common.errors import FolkmootError
@@ -52,7 +52,7 @@ def serve(options: ClientOptions) -> int:
     stop = threading.Event()
     credentials = channel_credentials(options, ids.values())
     connection = Connection(options.server, credentials, options.max_wait, stop)
-    site = Site(
+    context = ProcessContext(
         connection,
         list(BUILT_IN) if options.task is None else [options.task],
         list(ids),
@@ -63,7 +63,7 @@ def serve(options: ClientOptions) -> int:
         StepProgress(),
         join_token(options.security),
     )
-    runners = [Runner(site, client_id, partition) for partition, client_id in ids.items()]
+    runners = [Runner(context, client_id, partition) for partition, client_id in ids.items()]
     log.info("client started", clients=len(runners), server=options.server, device=device)
     return _run(runners, connection, stop)
 

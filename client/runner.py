@@ -1,6 +1,6 @@
 """One client's life: join, poll, work, report, and again, until the run ends.
 
-A process runs one `Runner` a partition, each in a thread; they share a `Site`.
+A process runs one `Runner` a partition, each in a thread; they share a `ProcessContext`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Pushable:
     trained: Trained
 
 
-class Site:
+class ProcessContext:
     """What the clients of a process share: data, one trainer, and the model last pulled.
 
     One of them works at a time: several at once would only slow each other down.
@@ -221,7 +221,7 @@ class Site:
 class Runner:
     """One client: a partition, an id, and its session while it has one."""
 
-    site: Site
+    context: ProcessContext
     client_id: str
     partition: int
     instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -271,7 +271,10 @@ class Runner:
             return
         self.last_beat = now
         try:
-            if self.site.connection.heartbeat(token, task_token) and task_token == self.task_token:
+            if (
+                self.context.connection.heartbeat(token, task_token)
+                and task_token == self.task_token
+            ):
                 self.cancelled.set()
         except Superseded:
             # The next poll says so, too, and ends this client.
@@ -283,10 +286,10 @@ class Runner:
         """Wait before the server is asked again, longer each time until there is work to do."""
         longer = max(_FIRST_PAUSE_SECONDS, 2 * self.pause_seconds)
         self.pause_seconds = min(longer, _LONGEST_PAUSE_SECONDS)
-        self.site.stop.wait(self.pause_seconds)
+        self.context.stop.wait(self.pause_seconds)
 
     def _take_part(self) -> None:
-        site, connection = self.site, self.site.connection
+        context, connection = self.context, self.context.connection
         joined = self._join()
         self.lost.clear()
         self.heartbeat_interval = joined.heartbeat_interval
@@ -297,7 +300,7 @@ class Runner:
         structlog.contextvars.bind_contextvars(run_id=joined.run_id)
         log.info("joined", task=joined.task.task_name, partition=self.partition)
         try:
-            trainer, data = site.prepare(joined, self.partition)
+            trainer, data = context.prepare(joined, self.partition)
             while True:
                 self.busy, asked = False, time.monotonic()
                 response = connection.poll(self.session_token, joined.max_poll_duration)
@@ -317,20 +320,20 @@ class Runner:
 
         What the server refuses in one of them ends them all, before another takes part in a round.
         """
-        site = self.site
+        context = self.context
         request = pb.JoinRequest(
             client_id=self.client_id,
             instance_id=self.instance_id,
-            task_names=site.task_names,
+            task_names=context.task_names,
             partition=self.partition,
             client_version=__version__,
-            join_token=site.join_token,
+            join_token=context.join_token,
         )
-        with site.joining:
+        with context.joining:
             try:
-                return site.connection.join(request)
+                return context.connection.join(request)
             except InputError:
-                site.stop.set()
+                context.stop.set()
                 raise
 
     def _work(self, assignment: pb.TaskAssignment, means: Means) -> None:
@@ -372,14 +375,14 @@ class Runner:
             structlog.contextvars.unbind_contextvars("round")
 
     def _train(self, assignment: pb.TaskAssignment, means: Means) -> None:
-        site, ready = self.site, self.unanswered
+        context, ready = self.context, self.unanswered
         work = (assignment.task_token, assignment.model.digest.blake3, assignment.seed)
         if ready is None or ready.work != work:
             self.unanswered = None
             ready = self.unanswered = self._trained(assignment, means, work)
         means.session.bounds.check_metrics(ready.trained.metrics)
         with self._span("push", assignment) as span:
-            response = site.connection.push(
+            response = context.connection.push(
                 self.session_token,
                 assignment.task_token,
                 assignment.model,
@@ -392,7 +395,7 @@ class Runner:
             outcome = pb.PushUpdateResponse.Outcome.Name(response.outcome).removeprefix("OUTCOME_")
             span.note(outcome=outcome, bytes=ready.digest.size_bytes)
         self.unanswered = None
-        site.give_back(ready.payload)
+        context.give_back(ready.payload)
         why = {"why": response.message} if response.message else {}
         log.info("pushed", outcome=outcome, bytes=ready.digest.size_bytes, **why)
 
@@ -400,17 +403,17 @@ class Runner:
         self, assignment: pb.TaskAssignment, means: Means, work: tuple[bytes, str, int]
     ) -> Pushable:
         """Pull the model and train it."""
-        site, (trainer, data, session) = self.site, means
+        context, (trainer, data, session) = self.context, means
         session.bounds.check_examples(len(data.train.inputs))
         with self._span("pull", assignment):
             base = self._pull(assignment.model, trainer)
             control = self._control(assignment, trainer)
-        payload = site.update_of(base)
+        payload = context.update_of(base)
         session.bounds.check_size(len(payload))
         config, update = train_config(assignment.train), views(payload)
         with (
-            site.turn,
-            site.progress.of(self.client_id, assignment.round) as advance,
+            context.turn,
+            context.progress.of(self.client_id, assignment.round) as advance,
             self._span("train", assignment) as span,
         ):
             self._check_wanted()
@@ -459,7 +462,7 @@ class Runner:
 
     def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
         token, check_wanted = self.session_token, self._check_wanted
-        return self.site.pull(token, model, trainer, check_wanted, control=control)
+        return self.context.pull(token, model, trainer, check_wanted, control=control)
 
     def _control(self, assignment: pb.TaskAssignment, trainer: Trainer) -> scaffold.Tensors | None:
         """Return the server's control variate, empty if it is all zeros; None: not SCAFFOLD."""
@@ -503,16 +506,16 @@ class Runner:
         return kept
 
     def _state(self, name: str) -> ClientState:
-        return ClientState(self.site.state_dir, self.run_id, f"{self.client_id}-{name}")
+        return ClientState(self.context.state_dir, self.run_id, f"{self.client_id}-{name}")
 
     def _evaluate(self, assignment: pb.TaskAssignment, means: Means) -> None:
-        site, (trainer, data, session) = self.site, means
+        context, (trainer, data, session) = self.context, means
         with self._span("pull", assignment):
             base = self._pull(assignment.model, trainer)
         work = assignment.evaluate
         with (
-            site.turn,
-            site.progress.of(self.client_id, assignment.round) as advance,
+            context.turn,
+            context.progress.of(self.client_id, assignment.round) as advance,
             self._span("evaluate", assignment),
         ):
             self._check_wanted()
@@ -526,7 +529,7 @@ class Runner:
         session.bounds.check_examples(num_examples)
         session.bounds.check_metrics(metrics)
         report = pb.EvaluationReport(num_examples=num_examples, metrics=metrics)
-        site.connection.report(
+        context.connection.report(
             pb.ReportTaskResultRequest(
                 session_token=self.session_token,
                 task_token=assignment.task_token,
@@ -543,10 +546,10 @@ class Runner:
             session_token=self.session_token, task_token=self.task_token, failure=failure
         )
         with suppress(WorkLost):  # The round is over anyhow.
-            self.site.connection.report(request)
+            self.context.connection.report(request)
 
     def _check_wanted(self) -> None:
-        if self.site.stop.is_set():
+        if self.context.stop.is_set():
             raise Stopped("asked to end")
         if self.lost.is_set():
             raise SessionLost("the session is gone")

@@ -1,8 +1,8 @@
 """SCAFFOLD's client: what its local steps are corrected by, and its next control variate.
 
 Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1 with option II. Control variates are
-tensors by name, float32 and of the model's shapes; the server's half is server/strategies/
-scaffold.py. Pure.
+tensors by name, float32 and of the model's shapes; the server's half is
+server/aggregation/strategies/scaffold.py. Pure.
 """
 
 from __future__ import annotations

@@ -17,10 +17,7 @@ def require(extra: str, feature: str, *modules: str) -> None:
         InputError: one is missing.
     """
     if not all(_is_there(module) for module in modules):
-        raise InputError(
-            f'{feature} needs the extra "{extra}": '
-            f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'"
-        )
+        raise InputError(f'{feature} needs the extra "{extra}": ./scripts/install {extra}')
 
 
 def _is_there(module: str) -> bool:

@@ -30,7 +30,7 @@ from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import data_split, parse, train_config
 from server.options import ServerOptions
-from server.run_files import Line, RunFiles
+from server.storage.run_files import Line, RunFiles
 
 _CLIENTS = 5
 _DESCRIPTION = (

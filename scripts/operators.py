@@ -16,7 +16,7 @@ import grpc
 from common.errors import InputError
 from common.tasks.registry import naming
 from common.tls import read_ca, read_pair
-from server.run_files import RunFiles, is_running
+from server.storage.run_files import RunFiles, is_running
 
 _TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]

@@ -20,7 +20,7 @@ from scripts.commands import script
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
-from server.run_files import Line, RunFiles, own_numbers
+from server.storage.run_files import Line, RunFiles, own_numbers
 
 _PROCESSES = 5
 _DESCRIPTION = (

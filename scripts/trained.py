@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.errors import DataError, InputError, TensorError
 from common.tasks import Examples, Task, load_examples, load_task_of_run
 from common.tensors import open_mapped
-from server.checkpoints import RunDirectory
-from server.run_files import read_json
+from server.storage.checkpoints import RunDirectory
+from server.storage.run_files import read_json
 
 if TYPE_CHECKING:
     import torch

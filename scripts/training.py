@@ -19,7 +19,7 @@ from common.errors import InputError, RunFailed
 from common.printable import printable
 from common.tasks.registry import BUILT_IN
 from server.options import ServerOptions
-from server.run_files import Line, Lines, read_json
+from server.storage.run_files import Line, Lines, read_json
 
 _POLL_SECONDS = 0.1
 _END_SECONDS = 5.0

@@ -27,21 +27,21 @@ from common.tasks import Task, load_examples, load_task, naming
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
-from server.access import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
-from server.checkpoints import Record, Recovered, RunDirectory, export_pth
-from server.coordinator import Coordinator, RunSettings
-from server.evaluation import Evaluator
-from server.limits import Limits
-from server.metrics import Sinks
+from server.aggregation.strategies.registry import build
+from server.auth.callers import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
+from server.engine.early_stopping import should_stop
+from server.engine.rounds import Phase, Policy, State, stopped
+from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
 from server.options import LimitOptions, ServerOptions
-from server.ports import Ports, listen, start
-from server.progress import should_stop
-from server.rounds import Phase, Policy, State, stopped
-from server.run_files import RunFiles, find_runs
-from server.strategies.registry import build
+from server.rpc.listeners import Ports, listen, start
+from server.run.coordinator import Coordinator, RunSettings
+from server.run.evaluation import Evaluator
+from server.run.limits import Limits
+from server.run.uploads import Spool
+from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
+from server.storage.metrics import Sinks
+from server.storage.run_files import RunFiles, find_runs
 from server.terminal import show_progress
-from server.tracker import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
-from server.uploads import Spool
 
 log = get_logger()
 

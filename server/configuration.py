@@ -23,10 +23,10 @@ from common.tasks.outputs import Classes, Values
 from common.tasks.registry import BUILT_IN
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
-from server.cohort import wanted_updates
+from server.aggregation.strategies import choices
+from server.engine.cohort import wanted_updates
 from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
-from server.run_files import FORMAT
-from server.strategies import choices
+from server.storage.run_files import FORMAT
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def parse(
     if not options.run.resume:
         folder = options.run.run_dir or _new_run_folder(options.run.task)
         return replace(options, run=replace(options.run, run_dir=folder))
-    from server.checkpoints import RunDirectory, newest_run
+    from server.storage.checkpoints import RunDirectory, newest_run
 
     folder = options.run.run_dir or newest_run(RUNS)
     if RunDirectory(folder).is_unbegun():  # Nothing of it is lost: it begins.

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.coordinator import Coordinator
-from server.rounds import Phase
+from server.engine.rounds import Phase
+from server.run.coordinator import Coordinator
 
 _KEEPALIVE_SECONDS = 60.0
 

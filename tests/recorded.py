@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import fields
 
-from server.metrics import Row, Sinks, by_class
+from server.storage.metrics import Row, Sinks, by_class
 
 
 def begin(folder, rounds=5, **options):

@@ -21,13 +21,13 @@ from common.tensors import digest_file, encode, open_mapped
 from scripts.benchmarks.figures import Figure, seconds_of
 from scripts.benchmarks.servers import folder
 from scripts.benchmarks.tasks import SIZES, Flat
-from server.folding import THREADS, SpooledUpdate, fold
-from server.optimizers import Sgd
-from server.strategies.base import Contribution, Strategy
-from server.strategies.fedavg import FedAvg
-from server.strategies.median import Median
-from server.strategies.multi_krum import MultiKrum
-from server.strategies.trimmed_mean import TrimmedMean
+from server.aggregation.fold import THREADS, SpooledUpdate, fold
+from server.aggregation.optimizers import Sgd
+from server.aggregation.strategies.base import Contribution, Strategy
+from server.aggregation.strategies.fedavg import FedAvg
+from server.aggregation.strategies.median import Median
+from server.aggregation.strategies.multi_krum import MultiKrum
+from server.aggregation.strategies.trimmed_mean import TrimmedMean
 
 _WINDOW = 1 << 18
 _COHORT = 50

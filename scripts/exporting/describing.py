@@ -23,7 +23,7 @@ from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
 from scripts.trained import TrainedRun, load_trained, read_test_set
-from server.run_files import RunFiles, read_json
+from server.storage.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
     import torch

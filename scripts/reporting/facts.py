@@ -22,7 +22,7 @@ from common.printable import printable
 from common.tasks import Task, load_task_of_run
 from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
-from server.run_files import Line, Lines, RunFiles
+from server.storage.run_files import Line, Lines, RunFiles
 
 Numbers = Mapping[str, float]
 

@@ -19,7 +19,7 @@ from scripts.reproduction.results import (
 )
 from scripts.reproduction.running import train
 from scripts.reproduction.tasks import HOSTILE
-from server.run_files import Lines
+from server.storage.run_files import Lines
 
 _TASK = "scripts.reproduction.tasks:AttackedMnist"
 _HONEST = ("0-3", "4-7")

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from common.errors import InputError
 from scripts.training import Training, spread
-from server.checkpoints import RunDirectory
 from server.configuration import parse
-from server.run_files import Line, RunFiles
+from server.storage.checkpoints import RunDirectory
+from server.storage.run_files import Line, RunFiles
 
 
 def train(

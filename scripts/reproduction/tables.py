@@ -18,7 +18,7 @@ from scripts.reproduction.results import (
     read_results,
 )
 from scripts.reproduction.running import train
-from server.run_files import Line, Lines
+from server.storage.run_files import Line, Lines
 
 _HEAD = ("cell", "model", "split", "C", "E", "B", "target")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.reproduction.running import train
-from server.run_files import Line
+from server.storage.run_files import Line
 
 _EPOCHS = 5
 # Column of the metrics by what the table calls it.

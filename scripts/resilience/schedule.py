@@ -6,7 +6,7 @@ A fault waits for progress of the run, not for a time. Knows no process, clock o
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 
@@ -79,7 +79,7 @@ def abandons(seed: int) -> bool:
     return seed % 2 == 1
 
 
-FULL = Shape(server_kills=5, client_kill_rounds=(1, 4, 8), last_faulty_rounds=2, client_faults=20)
+FULL = Shape(server_kills=5, client_kill_rounds=(1, 4, 9), last_faulty_rounds=2, client_faults=20)
 SMALL = Shape(server_kills=1, client_kill_rounds=(1,), last_faulty_rounds=1, client_faults=5)
 
 
@@ -124,6 +124,13 @@ def plan(seed: int, shape: Shape) -> list[Fault]:
             here.append(Fault(number, accepted, after, Kind.KILL_SERVER))
         faults += here
     if abandons(seed):
+        # A shorter pause of the same client would end the stall with it.
+        faults = [
+            replace(fault, kind=Kind.RESET)
+            if (fault.round, fault.kind) == (shape.quiet_round + 1, Kind.PAUSE)
+            else fault
+            for fault in faults
+        ]
         for number in (shape.faulty_rounds[0], shape.quiet_round + 1):
             one = draw.randrange(CLIENTS)
             faults.insert(0, Fault(number, 0, 0.0, Kind.STALL, one, seconds=STALL_SECONDS))

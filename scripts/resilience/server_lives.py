@@ -25,10 +25,7 @@ from common.training import Evaluation
 from common.transfer import Piece, pieces
 from scripts.resilience.kills import Forked, Life, Point, Tell, count_steps
 from server import app, configuration
-from server.assignments import Assignment, Work
-from server.checkpoints import RunDirectory, export_pth
-from server.coordinator import Coordinator
-from server.evaluation import Evaluator
+from server.engine.rounds import DeadlinePassed, Phase
 from server.options import (
     CohortOptions,
     EvaluationOptions,
@@ -36,8 +33,11 @@ from server.options import (
     ServerOptions,
     StrategyOptions,
 )
-from server.rounds import DeadlinePassed, Phase
-from server.uploads import Announcement, Outcome, PushResult
+from server.run.assignments import Assignment, Work
+from server.run.coordinator import Coordinator
+from server.run.evaluation import Evaluator
+from server.run.uploads import Announcement, Outcome, PushResult
+from server.storage.checkpoints import RunDirectory, export_pth
 
 ROUNDS = frozenset((1, 2))
 _CLIENTS = ("a", "b", "c")

@@ -35,7 +35,7 @@ from scripts.operators import bearer, server_of
 from scripts.resilience import invariants
 from scripts.resilience.calls import COORDINATOR, METHODS, PUSH
 from scripts.resilience.sending import name_of
-from server.assignments import Work, task_token
+from server.run.assignments import Work, task_token
 
 TASK = "scripts.resilience.tasks:Zeros"
 _CALLERS = 5

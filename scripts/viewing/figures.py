@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from plotly.colors import qualitative
 
 from scripts.viewing.tables import Column, column, own_metrics
-from server.run_files import Line
+from server.storage.run_files import Line
 
 BLUE, ORANGE, GREEN = "#4c8bf5", "#ef8733", "#2fa36b"
 RED, GREY, PURPLE = "#e0524d", "#8a8f98", "#9b6ddb"

@@ -26,7 +26,7 @@ from scripts.viewing.tables import (
     seconds_text,
     share_text,
 )
-from server.run_files import Line
+from server.storage.run_files import Line
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from scripts.viewing.tables import by_round, shown
-from server.run_files import Line, Lines, RunFiles, find_runs
+from server.storage.run_files import Line, Lines, RunFiles, find_runs
 
 # Runs that are kept; the lines of 1,000 rounds of 100 clients take some 150 MB once looked at.
 _MOST_KEPT = 200

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.names import natural
-from server.run_files import Line
+from server.storage.run_files import Line
 
 Column = NDArray[np.float64]
 

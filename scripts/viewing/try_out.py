@@ -18,7 +18,7 @@ from scripts.viewing.drawing import sheet
 from scripts.viewing.messages import plain
 from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import number
-from server.run_files import RunFiles
+from server.storage.run_files import RunFiles
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from scripts.splits import Parts
-    from server.run_files import Line
+    from server.storage.run_files import Line
 
 # Of Plotly's tools.
 CONFIG = {"displaylogo": False, "scrollZoom": False}

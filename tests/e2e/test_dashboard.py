@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from common.durable import seal
-from server.run_files import Lines
+from server.storage.run_files import Lines
 from tests.e2e.harness import Federation
 from tests.recorded import begin, client_rows, commit, row
 

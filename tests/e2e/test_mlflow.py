@@ -15,7 +15,7 @@ import torch
 
 from common.tasks.digits import Digits, cnn
 from common.tensors import open_mapped
-from server.run_files import numbers
+from server.storage.run_files import numbers
 from tests.e2e.harness import Process, until
 
 psutil = pytest.importorskip("psutil", reason='needs the extra "full"')

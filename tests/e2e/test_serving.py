@@ -30,13 +30,15 @@ NO_TORCH = "from importlib.util import find_spec; raise SystemExit(find_spec('to
 
 
 def pins(path):
-    lines = (line for line in path.read_text().splitlines() if not line.startswith("#"))
-    return {canonicalize_name(line.partition("==")[0]): line for line in lines}
+    """Return the lines of a lock file by package: its version, then its hashes."""
+    blocks = re.split(r"(?m)^(?=\w)", path.read_text())[1:]
+    lines = ([line for line in block.splitlines() if "#" not in line] for block in blocks)
+    return {pinned[0].partition("==")[0]: pinned for pinned in lines}
 
 
-def test_what_the_container_installs_is_all_that_is_needed_at_the_constraints_versions():
+def test_what_the_container_installs_is_all_that_is_needed_at_the_lock_files_versions():
     listed = pins(REQUIREMENTS)
-    assert listed.items() <= pins(ROOT / "constraints.txt").items()
+    assert listed.items() <= pins(ROOT / "requirements.lock").items()
     needed = set()
 
     def add(name):
@@ -112,8 +114,9 @@ def test_the_containers_recipe_serves_without_torch(tmp_path):
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_model_is_verified_where_only_numpy_and_onnxruntime_are(tmp_path):
-    wanted = pins(ROOT / "constraints.txt")
-    python = environment(tmp_path / "venv", wanted["numpy"], wanted["onnxruntime"])
+    wanted = pins(ROOT / "requirements.lock")
+    versions = (wanted[name][0].removesuffix(" \\") for name in ("numpy", "onnxruntime"))
+    python = environment(tmp_path / "venv", *versions)
     model = write_classifier(tmp_path / "tiny.onnx")
     command = [python, "-m", "scripts.serving.verify", model]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)

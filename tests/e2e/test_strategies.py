@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from common.seeds import derive_seed
 from server.app import initial_model
-from server.cohort import select_cohort
+from server.engine.cohort import select_cohort
 from tests.e2e.harness import json_lines
 from tests.e2e.tiny import tiny_shares
 

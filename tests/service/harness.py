@@ -16,10 +16,10 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.operators import Where, connect
 from server import app, configuration
-from server.access import open_doors, operator_token
-from server.checkpoints import RunDirectory
+from server.auth.callers import open_doors, operator_token
 from server.options import ServerOptions
-from server.ports import listen, start
+from server.rpc.listeners import listen, start
+from server.storage.checkpoints import RunDirectory
 
 TASK = "tests.tasks:Tiny"
 OUTCOME = pb.PushUpdateResponse.Outcome

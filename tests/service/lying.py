@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from client.connection import Connection
 from client.progress import StepProgress
-from client.runner import Runner, Site
+from client.runner import ProcessContext, Runner
 from common.tasks import load_task
 from common.tensors import digest_bytes, encode, views
 from common.transfer import pieces
@@ -153,10 +153,10 @@ def runner_of(server, folder, willing=(TASK,), stop=None, max_wait=2.0):
     """Return a client that has not joined yet."""
     stop = stop or threading.Event()
     connection = Connection(server.address, None, max_wait, stop)
-    site = Site(
+    process = ProcessContext(
         connection, list(willing), [0], folder, folder / "state", "cpu", stop, StepProgress()
     )
-    return Runner(site, "client-0", 0)
+    return Runner(process, "client-0", 0)
 
 
 def take_part(*arguments, **options):
@@ -165,7 +165,7 @@ def take_part(*arguments, **options):
     try:
         runner.run()
     finally:
-        runner.site.connection.close()
+        runner.context.connection.close()
     return runner
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from client.connection import retry_delay
 from protos import federated_pb2 as pb
-from server import access
-from server.limits import MAX_PULLS, Pace
+from server.auth import callers
+from server.run.limits import MAX_PULLS, Pace
 from tests import certs
 from tests.service.harness import LiveServer, refusal
 from tests.service.test_access import mutual_server
@@ -68,6 +68,6 @@ def test_a_certificate_that_expires_while_its_connection_is_open_is_refused(tmp_
             def now(cls, zone=None):
                 return super().now(zone) + datetime.timedelta(days=36500)
 
-        monkeypatch.setattr(access, "datetime", Later)
+        monkeypatch.setattr(callers, "datetime", Later)
         error = refused(client.heartbeat)
         assert refusal(error)[:2] == ("UNAUTHENTICATED", "CERTIFICATE_EXPIRED")

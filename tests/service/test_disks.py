@@ -7,7 +7,7 @@ import pytest
 
 from common.durable import DurableFile
 from protos import federated_pb2 as pb
-from server import uploads
+from server.run import uploads
 from tests.service.harness import OUTCOME, LiveServer, update
 
 

@@ -8,7 +8,7 @@ import torch
 
 from client.connection import Connection
 from client.progress import StepProgress
-from client.runner import PulledModel, Runner, Site
+from client.runner import ProcessContext, PulledModel, Runner
 from client.state import ClientState
 from client.trainer import Trainer
 from common.tasks import load_task
@@ -44,10 +44,10 @@ def test_they_never_travel_and_each_client_goes_on_from_its_own(tmp_path, monkey
     with LiveServer(tmp_path / "run", TASK, rounds=2, num_partitions=2, **options) as server:
         stop = threading.Event()
         connection = Connection(server.address, None, 30.0, stop)
-        site = Site(
+        process = ProcessContext(
             connection, [TASK], [0, 1], tmp_path, tmp_path / "state", "cpu", stop, StepProgress()
         )
-        runners = [Runner(site, f"client-{number}", number) for number in (0, 1)]
+        runners = [Runner(process, f"client-{number}", number) for number in (0, 1)]
         threads = [threading.Thread(target=runner.run) for runner in runners]
         for thread in threads:
             thread.start()

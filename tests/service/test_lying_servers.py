@@ -416,12 +416,12 @@ def test_a_session_whose_heartbeats_are_refused_is_a_lost_one(server, tmp_path, 
     with Server() as liar:
         runner = take_part(liar, tmp_path)
         assert not runner.lost.is_set()
-        runner.site.connection = type(runner.site.connection)(
-            liar.address, None, 2.0, runner.site.stop
+        runner.context.connection = type(runner.context.connection)(
+            liar.address, None, 2.0, runner.context.stop
         )
         runner.busy, runner.session_token, runner.last_beat = True, "secret", -1e9
         runner.beat()
-        runner.site.connection.close()
+        runner.context.connection.close()
     assert runner.lost.is_set()
 
 
@@ -447,7 +447,7 @@ def test_a_client_that_hears_of_another_process_as_it_works_ends_and_does_not_jo
         runner.beat()
         with pytest.raises(RunFailed, match=r"a --partition of its own$"):
             ending.result(30)
-        runner.site.connection.close()
+        runner.context.connection.close()
     assert liar.calls["join"] == 1
 
 

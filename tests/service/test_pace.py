@@ -8,8 +8,8 @@ import pytest
 from client.connection import Connection
 from common.errors import RunFailed
 from protos import federated_pb2 as pb
-from server.limits import Pace
-from server.service import CoordinatorService
+from server.rpc.coordinator_service import CoordinatorService
+from server.run.limits import Pace
 from tests.service.harness import TASK, LiveServer
 
 REQUEST = pb.JoinRequest(client_id="a", instance_id="one", task_names=[TASK])

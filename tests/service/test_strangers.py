@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client.connection import Connection, Stopped
 from common.errors import RunFailed
 from protos import federated_pb2 as pb
-from server import connections, edge
-from server.limits import MAX_STREAMS, MAX_UNFINISHED, STRANGER_BYTES
+from server.rpc import connections, interceptors
+from server.run.limits import MAX_STREAMS, MAX_UNFINISHED, STRANGER_BYTES
 from tests.http2 import Http2, unfinished
 from tests.service.harness import TASK, LiveServer, refusal
 from tests.service.test_pace import Waits
@@ -35,7 +35,7 @@ def until(probe, connection, seconds=20):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_request_that_is_not_finished_in_time_is_ended(tmp_path, monkeypatch, method):
-    monkeypatch.setattr(edge, "UNFINISHED_SECONDS", 0.2)
+    monkeypatch.setattr(interceptors, "UNFINISHED_SECONDS", 0.2)
     with LiveServer(tmp_path / "run") as server:
         connection = Http2(server.address)
         stream = connection.open(method)
@@ -45,7 +45,7 @@ def test_a_request_that_is_not_finished_in_time_is_ended(tmp_path, monkeypatch, 
 
 
 def test_whose_header_is_late_is_told_to_try_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(edge, "UNFINISHED_SECONDS", 0.2)
+    monkeypatch.setattr(interceptors, "UNFINISHED_SECONDS", 0.2)
     ended = threading.Event()
 
     def nothing():

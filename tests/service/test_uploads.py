@@ -9,7 +9,7 @@ import torch
 
 from common.tensors import views
 from protos import federated_pb2 as pb
-from server import uploads
+from server.run import uploads
 from tests.e2e.harness import json_lines, until
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.assignments import Assignment, Assignments, Work, task_token
+from server.run.assignments import Assignment, Assignments, Work, task_token
 
 
 def assignment(client, work=Work.TRAIN, attempt=1):

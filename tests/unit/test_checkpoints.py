@@ -13,10 +13,17 @@ import torch
 from common.durable import read_sealed, seal
 from common.errors import CheckpointError, InputError
 from common.tensors import digest_bytes, encode
-from server.checkpoints import Cohort, Record, Recovered, RunDirectory, export_pth, newest_run
-from server.metrics import Row
-from server.progress import Progress
-from server.run_files import FORMAT, RunFiles
+from server.engine.early_stopping import Progress
+from server.storage.checkpoints import (
+    Cohort,
+    Record,
+    Recovered,
+    RunDirectory,
+    export_pth,
+    newest_run,
+)
+from server.storage.metrics import Row
+from server.storage.run_files import FORMAT, RunFiles
 
 COHORT = Cohort(round=3, attempt=2, cohort=("a", "b"), goal=2, live=("a", "b", "c"))
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from server.cohort import cohort_size, select_cohort, wanted_updates
+from server.engine.cohort import cohort_size, select_cohort, wanted_updates
 
 TEN = [f"client-{index}" for index in range(10)]
 

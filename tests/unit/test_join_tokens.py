@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import CheckpointError, RequestError
-from server.join_tokens import JoinTokens
+from server.auth.join_tokens import JoinTokens
 
 DAY = 86_400.0
 

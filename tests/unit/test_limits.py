@@ -6,7 +6,12 @@ import pytest
 
 from common.bounds import MAX_METRICS
 from common.errors import RequestError
-from server.limits import Pace, check_client_id, check_task_names, metrics_objection
+from server.run.limits import (
+    Pace,
+    check_client_id,
+    check_task_names,
+    metrics_objection,
+)
 
 MAX_NAME = "n" * 64
 

@@ -15,7 +15,7 @@ from scripts.commands import run_app
 from scripts.reporting import card, page
 from scripts.reporting.__main__ import app
 from scripts.reporting.facts import collect
-from server.metrics import by_class
+from server.storage.metrics import by_class
 from tests.unit.test_show_split import options
 
 # The script reads sys.argv, which the fixture sets.

@@ -3,12 +3,12 @@
 from types import SimpleNamespace
 
 from common.tensors import Digest
-from server.access import Everyone
-from server.attempt import Attempt
-from server.roster import Roster
-from server.rounds import State
-from server.sessions import Activity, Sessions
-from server.uploads import StoredUpdate
+from server.auth.callers import Everyone
+from server.engine.rounds import State
+from server.run.ledger import RoundLedger
+from server.run.roster import Roster
+from server.run.sessions import Activity, Sessions
+from server.run.uploads import StoredUpdate
 
 
 def begin(*clients):
@@ -22,7 +22,7 @@ def begin(*clients):
 
 def roster(sessions, clock, ledger=None, updates=None, **state):
     return Roster(
-        State(**state), sessions, ledger or Attempt(90.0, 1), updates or {}, now=clock.now
+        State(**state), sessions, ledger or RoundLedger(90.0, 1), updates or {}, now=clock.now
     )
 
 
@@ -80,7 +80,7 @@ def test_those_without_work_are_told_apart_by_what_the_round_has_of_them():
 def test_one_who_left_is_lost_while_the_round_may_want_it_and_then_forgotten():
     sessions, clock = begin("a", "b")
     sessions.leave(sessions.by_client["b"].token, Everyone())
-    ledger = Attempt(90.0, 2, partitions={"a": 0, "b": 1}, left={"b": 97.0})
+    ledger = RoundLedger(90.0, 2, partitions={"a": 0, "b": 1}, left={"b": 97.0})
     found = roster(sessions, clock, ledger, cohort=("a", "b"), lost=frozenset("b"))
     assert shown(found)["b"] == ("LOST", 3.0)
     assert found.summary("b").partition == 1
@@ -98,7 +98,7 @@ def test_the_clients_of_before_a_restart_are_lost_until_they_come_again():
 def test_bytes_are_of_the_round_and_examples_and_loss_of_the_last_accepted_update():
     sessions, clock = begin("a", "b", "c")
     sessions.by_client["a"].trained = sessions.by_client["b"].trained = (5, {"loss": 2.0})
-    ledger = Attempt(90.0, 3)
+    ledger = RoundLedger(90.0, 3)
     ledger.count_down("a", 7)
     ledger.count_up("a", 8)
     update = StoredUpdate(

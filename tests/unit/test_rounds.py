@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from server import rounds
-from server.rounds import (
+from server.engine import rounds
+from server.engine.rounds import (
     Abandon,
     Aggregate,
     Aggregated,

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from common.errors import InputError
-from server.run_files import Lines, RunFiles, find_runs
+from server.storage.run_files import Lines, RunFiles, find_runs
 
 
 def write_config(folder, **changes):

@@ -31,3 +31,11 @@ def test_faults_come_in_the_order_of_rounds_and_leave_the_quiet_rounds_alone(see
     assert rounds == sorted(rounds)
     assert shape.quiet_round not in rounds
     assert max(rounds) < shape.rounds
+
+
+@pytest.mark.parametrize("shape", [FULL, SMALL])
+@pytest.mark.parametrize("seed", range(1, 20, 2))
+def test_nothing_wakes_a_stalled_client_in_the_last_servers_life(seed, shape):
+    last = max(fault.round for fault in plan(seed, shape) if fault.kind is Kind.STALL)
+    kinds = {fault.kind for fault in plan(seed, shape) if fault.round == last}
+    assert kinds.isdisjoint({Kind.PAUSE, Kind.KILL_CLIENT, Kind.KILL_SERVER})

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import RequestError, Status
-from server.access import Everyone
-from server.limits import MAX_PULLS
-from server.sessions import Sessions
+from server.auth.callers import Everyone
+from server.run.limits import MAX_PULLS
+from server.run.sessions import Sessions
 
 LEASE = 10.0
 

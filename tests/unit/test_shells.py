@@ -13,8 +13,8 @@ SHELLS = sorted(
     for path in SCRIPTS.iterdir()
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash")
 )
-# Those two are about the clone itself.
-AT_HOME = {"test", "generate_protos"}
+# Those are about the clone itself.
+AT_HOME = {"generate_protos", "install", "lock", "test"}
 
 _PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$PWD" "${PYTHONSAFEPATH:-}" "${PYTHONPATH:-}" "$@"
@@ -27,12 +27,12 @@ def clone(tmp_path):
     root = tmp_path / "a clone"
     shutil.copytree(SCRIPTS, root / "scripts", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (root / "pyproject.toml").touch()
-    (root / "constraints.txt").touch()
+    (root / "requirements.lock").touch()
     (root / ".venv" / "bin").mkdir(parents=True)
     python = root / ".venv" / "bin" / "python"
     python.write_text(_PYTHON)
     python.chmod(0o755)
-    made = "cat pyproject.toml constraints.txt | cksum"
+    made = "cat pyproject.toml requirements.lock | cksum"
     stamp = subprocess.run(made, shell=True, cwd=root, capture_output=True, check=True).stdout  # noqa: S602
     for extra in ("", "-dashboard", "-lesson", "-mlflow", "-onnx", "-serve"):
         (root / ".venv" / f"installed{extra}").write_bytes(stamp)

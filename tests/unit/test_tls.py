@@ -12,7 +12,7 @@ from client.options import SecurityOptions as ClientSecurity
 from common.errors import InputError
 from common.tls import Reloading, identity_of, is_loopback, read_ca, read_pair, read_revoked
 from scripts import make_certs
-from server.access import open_doors
+from server.auth.callers import open_doors
 from server.options import SecurityOptions
 from tests import certs
 

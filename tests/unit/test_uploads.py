@@ -9,8 +9,8 @@ import torch
 
 from common.tensors import digest_bytes, encode, schema_of
 from common.transfer import Piece, pieces
-from server.assignments import Assignment, Work
-from server.uploads import Announcement, Outcome, Spool
+from server.run.assignments import Assignment, Work
+from server.run.uploads import Announcement, Outcome, Spool
 
 BASE = digest_bytes(b"base")
 

@@ -8,10 +8,10 @@ import pytest
 from common.errors import InputError
 from common.tasks import load_task
 from common.training import TrainConfig
+from server.aggregation.strategies.registry import build
+from server.aggregation.strategies.scaffold import Scaffold
 from server.configuration import parse, resolve, train_config
 from server.options import StrategyName
-from server.strategies.registry import build
-from server.strategies.scaffold import Scaffold
 
 NEEDED = {"norm-bounding": ["--norm-bound", "1"]}
 
@@ -30,7 +30,7 @@ def built(*argv):
 @pytest.mark.parametrize("name", get_args(StrategyName))
 def test_every_strategy_is_built_of_its_name_alone(name):
     strategy = built("--strategy", name, *NEEDED.get(name, []))
-    assert type(strategy).__module__.startswith("server.strategies.")
+    assert type(strategy).__module__.startswith("server.aggregation.strategies.")
 
 
 @pytest.mark.parametrize("name", get_args(StrategyName))

@@ -5,15 +5,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from server.optimizers import Sgd
-from server.strategies.base import Contribution
-from server.strategies.fedavg import FedAvg
-from server.strategies.fednova import FedNova
-from server.strategies.median import Median
-from server.strategies.multi_krum import MultiKrum, krum_scores
-from server.strategies.norm_bounding import NormBounding
-from server.strategies.scaffold import Scaffold
-from server.strategies.trimmed_mean import TrimmedMean
+from server.aggregation.optimizers import Sgd
+from server.aggregation.strategies.base import Contribution
+from server.aggregation.strategies.fedavg import FedAvg
+from server.aggregation.strategies.fednova import FedNova
+from server.aggregation.strategies.median import Median
+from server.aggregation.strategies.multi_krum import MultiKrum, krum_scores
+from server.aggregation.strategies.norm_bounding import NormBounding
+from server.aggregation.strategies.scaffold import Scaffold
+from server.aggregation.strategies.trimmed_mean import TrimmedMean
 from tests.unit.strategies.rounds import one_round
 
 ALL = {

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.optimizers import Sgd
-from server.strategies.base import CannotAggregate, Contribution
-from server.strategies.fedavg import FedAvg
-from server.strategies.fednova import FedNova, norm_of_steps
+from server.aggregation.optimizers import Sgd
+from server.aggregation.strategies.base import CannotAggregate, Contribution
+from server.aggregation.strategies.fedavg import FedAvg
+from server.aggregation.strategies.fednova import FedNova, norm_of_steps
 from tests.unit.strategies.rounds import one_round
 
 

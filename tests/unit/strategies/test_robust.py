@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.optimizers import Sgd
-from server.strategies.base import CannotAggregate, Contribution
-from server.strategies.median import Median
-from server.strategies.multi_krum import MultiKrum, krum_scores
-from server.strategies.norm_bounding import NormBounding
-from server.strategies.order_statistics import network, ranks
-from server.strategies.trimmed_mean import TrimmedMean
+from server.aggregation.optimizers import Sgd
+from server.aggregation.strategies.base import CannotAggregate, Contribution
+from server.aggregation.strategies.median import Median
+from server.aggregation.strategies.multi_krum import MultiKrum, krum_scores
+from server.aggregation.strategies.norm_bounding import NormBounding
+from server.aggregation.strategies.order_statistics import network, ranks
+from server.aggregation.strategies.trimmed_mean import TrimmedMean
 from tests.unit.strategies.rounds import one_round
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.scaffold import correction, next_control
-from server.optimizers import Sgd
-from server.strategies.base import Contribution
-from server.strategies.fedavg import FedAvg
-from server.strategies.scaffold import Scaffold
+from server.aggregation.optimizers import Sgd
+from server.aggregation.strategies.base import Contribution
+from server.aggregation.strategies.fedavg import FedAvg
+from server.aggregation.strategies.scaffold import Scaffold
 from tests.unit.strategies.rounds import full_round, one_round
 
 LR, STEPS = 0.1, 5

@@ -1,0 +1,1 @@
+"""Who a caller is: certificates, join tokens, the operator's token."""

@@ -1,0 +1,176 @@
+"""What Prometheus is told of a run: a collector of metrics, read from the coordinator.
+
+Counters and histograms begin with the process, as Prometheus expects; gauges say how the run is
+now, a resumed one, too. A scrape runs in a thread of its own: it reads values that the event loop
+replaces or appends to, and never waits for it. Knows nothing about HTTP or gRPC.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Enum,
+    Gauge,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from server.engine.rounds import Phase
+from server.run.coordinator import Coordinator
+from server.run.ledger import RoundSummary
+
+# From a hundredth of a second, for small models, to an hour.
+_SECONDS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+)
+_PHASES = ("collect", "aggregate", "evaluate", "commit")
+_OUTCOMES = ("accepted", "refused", "dropped")
+# Whose accuracy and loss: the column of metrics.jsonl is VIEW_accuracy, or client_accuracy_p10.
+_VIEWS = {
+    "global": "global_{}",
+    "client_mean": "client_{}",
+    "client_min": "client_{}_min",
+    "client_p10": "client_{}_p10",
+    "client_median": "client_{}_median",
+    "client_max": "client_{}_max",
+    "train": "train_{}",
+}
+
+
+def registry_of(coordinator: Coordinator, run: Mapping[str, str]) -> CollectorRegistry:
+    """Return the registry of a server process: its run, and the process itself.
+
+    Args:
+        coordinator: of the run.
+        run: what the run is, as labels of folkmoot_run_info.
+    """
+    registry = CollectorRegistry()
+    registry.register(RunCollector(coordinator, run))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class RunCollector(Collector):
+    """The run's metrics, brought up to date whenever they are collected."""
+
+    def __init__(self, coordinator: Coordinator, run: Mapping[str, str]) -> None:
+        self._coordinator = coordinator
+        self._lock = threading.Lock()
+        self._own = CollectorRegistry()
+        info = Info("folkmoot_run", "What this server trains.", registry=self._own)
+        info.info({"run_id": coordinator.settings.run_id, **run})
+        self._round = self._gauge("round", "Round in progress, or the last; from 1.")
+        self._attempt = self._gauge("round_attempt", "Attempt at that round; from 1.")
+        self._target = self._gauge("target_rounds", "Round that the run ends with, if not earlier.")
+        self._phase = Enum(
+            "folkmoot_round_phase",
+            "Where that round stands.",
+            states=[phase.value for phase in Phase],
+            registry=self._own,
+        )
+        self._cohort = self._gauge("round_cohort_clients", "Clients selected for that round.")
+        self._wanted = self._gauge("round_wanted_updates", "Updates wanted of them.")
+        self._accepted = self._gauge("round_accepted_updates", "Updates accepted so far.")
+        self._sessions = self._gauge("sessions", "Clients that are connected.")
+        self._accuracy = self._gauge(
+            "model_accuracy_ratio", "Accuracy of the last model that was evaluated.", "view"
+        )
+        self._loss = self._gauge("model_loss", "Loss of the last model that was evaluated.", "view")
+        self._metric = self._gauge(
+            "model_metric",
+            "A task's own metrics of the last model that was evaluated.",
+            "view",
+            "metric",
+        )
+        self._rounds = self._counter("rounds", "Attempts at rounds that ended.", "outcome")
+        self._updates = self._counter(
+            "updates",
+            "Clients selected in attempts that ended, by what became of their update.",
+            "outcome",
+        )
+        self._duration = self._histogram("round_duration_seconds", "Of committed rounds.")
+        self._phases = self._histogram("phase_duration_seconds", "Of committed rounds.", "phase")
+        for outcome in ("committed", "abandoned"):
+            self._rounds.labels(outcome)
+        for outcome in _OUTCOMES:
+            self._updates.labels(outcome)
+        for phase in _PHASES:
+            self._phases.labels(phase)
+        for summary in coordinator.history:
+            self._show(summary)
+        self._seen = len(coordinator.history)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics as they are now."""
+        with self._lock:
+            while self._seen < len(self._coordinator.history):
+                summary = self._coordinator.history[self._seen]
+                self._seen += 1
+                self._count(summary)
+                self._show(summary)
+            self._look()
+            return [*self._own.collect(), *self._traffic()]
+
+    def _count(self, ended: RoundSummary) -> None:
+        """Count an attempt at a round that has ended."""
+        self._rounds.labels(ended.phase).inc()
+        for outcome in _OUTCOMES:
+            self._updates.labels(outcome).inc(getattr(ended, outcome))
+        numbers = ended.metrics
+        if "duration_seconds" in numbers:
+            self._duration.observe(numbers["duration_seconds"])
+        for phase in _PHASES:
+            if f"{phase}_seconds" in numbers:
+                self._phases.labels(phase).observe(numbers[f"{phase}_seconds"])
+
+    def _show(self, ended: RoundSummary) -> None:
+        """Show how good a round's model is, as far as that was found out."""
+        for gauge, name in ((self._accuracy, "accuracy"), (self._loss, "loss")):
+            for view, column in _VIEWS.items():
+                if (value := ended.metrics.get(column.format(name))) is not None:
+                    gauge.labels(view).set(value)
+        if ended.own:
+            # Clients may name theirs otherwise each time.
+            self._metric.clear()
+        for column, value in ended.own.items():
+            side, _, name = column.partition("_")
+            self._metric.labels({"client": "client_mean"}.get(side, side), name).set(value)
+
+    def _look(self) -> None:
+        """Show how the run is now."""
+        current = self._coordinator.current_round()
+        self._round.set(current.number)
+        self._attempt.set(current.attempt)
+        self._target.set(self._coordinator.policy.rounds)
+        self._phase.state(self._coordinator.state.phase.value)
+        self._cohort.set(current.cohort_size)
+        self._wanted.set(current.report_goal)
+        self._accepted.set(current.accepted)
+        self._sessions.set(len(self._coordinator.sessions))
+
+    def _traffic(self) -> Iterator[Metric]:
+        traffic = self._coordinator.traffic
+        for name, text, value in (
+            ("sent", "Of models, to clients.", traffic.down),
+            ("received", "Of updates, from clients.", traffic.up),
+            ("resent", "Of both, what went again after a broken transfer.", traffic.resent),
+        ):
+            yield CounterMetricFamily(f"folkmoot_{name}_bytes", text, value=value)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"folkmoot_{name}", text, labels, registry=self._own)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"folkmoot_{name}", text, labels, registry=self._own)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"folkmoot_{name}", text, labels, buckets=_SECONDS, registry=self._own)

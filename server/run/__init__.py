@@ -1,0 +1,1 @@
+"""The shell around the engine: sessions, assignments, uploads, and the coordinator."""

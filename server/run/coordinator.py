@@ -1,0 +1,692 @@
+"""The async shell around the round engine: feeds it events and runs its effects.
+
+The only place where round state changes. Quick effects run at once; slow ones one after
+the other, in a task of their own. Knows nothing about gRPC.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from common import tracing
+from common.bounds import BLAKE3
+from common.errors import RequestError, RunFailed, Status
+from common.logs import get_logger
+from common.seeds import derive_seed
+from common.training import Metrics, TrainConfig
+from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
+from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
+from server.aggregation.strategies.scaffold import CONTROL
+from server.aggregation.weighting import capped_weights, outliers
+from server.engine import rounds
+from server.engine.early_stopping import should_stop, worthless
+from server.engine.rounds import Phase, Policy, State
+from server.run.assignments import Assignment, Assignments, Work, task_token
+from server.run.clock import RunningClock
+from server.run.evaluation import Evaluator
+from server.run.ledger import RoundLedger, RoundSummary, Traffic, committed
+from server.run.limits import Limits, metrics_objection
+from server.run.sessions import Activity, Sessions
+from server.run.uploads import Announcement, Spool
+from server.storage.checkpoints import Cohort, ModelFile, Record, RunDirectory
+from server.storage.metrics import Row, Sinks, by_class, finite_only
+
+# What a client says when its training came to NaN or infinity, or went too far.
+_DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
+# Of a row, in the log's line.
+_HEADLINE = (
+    *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
+    *("fine_tuning_gain", "train_loss"),
+)
+_ACTIVITIES = {
+    None: Activity.WAITING,
+    Work.TRAIN: Activity.TRAINING,
+    Work.EVALUATE: Activity.EVALUATING,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the coordinator needs of the run's options."""
+
+    run_id: str
+    seed: int
+    target_accuracy: float | None
+    patience: int | None
+    keep_rounds: int
+    limits: Limits
+    max_share: float
+    max_norm_ratio: float
+    training: TrainConfig
+    # Of the model: those that optimizers step, and those that stay with their clients.
+    trained_tensors: frozenset[str]
+    local_tensors: frozenset[str]
+
+
+class Coordinator:
+    """Runs the rounds of one run; everything happens on one event loop.
+
+    Args:
+        state: where the run stands. With a cohort, that attempt was under way before a
+            restart: it is durable, and its accepted updates are in the spool.
+        record: the last committed round.
+        rows: the committed rows so far.
+        evaluator: None when the server never evaluates.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: RunSettings,
+        policy: Policy,
+        state: State,
+        record: Record,
+        rows: list[Row],
+        strategy: Strategy,
+        directory: RunDirectory,
+        spool: Spool,
+        sinks: Sinks,
+        evaluator: Evaluator | None,
+        lease: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.state = state
+        self._look_seconds = min(1.0, lease / 4)
+        self.clock = RunningClock(clock, 2 * self._look_seconds)
+        self.assignments = Assignments(self._work_changed)
+        self.sessions = Sessions(
+            lease, self.clock, self._client_joined, self._client_left, settings.limits.max_clients
+        )
+        self.sessions.await_clients(state.live)
+        self.spool = spool
+        self.revision = 1
+        self.ended = False
+        self.shutting_down = False
+        self.history = [committed(row) for row in rows]
+        self._log = get_logger().bind(run_id=settings.run_id)
+        self._record = record
+        self._strategy = strategy
+        self.directory = directory
+        self._sinks = sinks
+        self._evaluator = evaluator
+        self.traffic = Traffic()
+        self._ledger = RoundLedger(self.clock(), len(state.live), self.traffic)
+        self._warned = self._worthless() is not None
+        self._trace = tracing.OFF
+        self._recovered = (state.round, state.attempt) if state.cohort else None
+        if state.cohort:  # It may have all its updates, and not begin again.
+            self._log = self._log.bind(round=state.round, attempt=state.attempt)
+        self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
+        self._ordering = asyncio.Lock()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline_at = 0.0
+        self._changed = asyncio.Event()
+        path = directory.model_path(record.round)
+        self._models = {record.round: ModelFile(record.round, path, record.model)}
+
+    # ------------------------------------------------------------- for the app
+
+    async def run(self) -> None:
+        """Run rounds until the engine finishes.
+
+        Raises:
+            RunFailed: an accepted update was damaged before it was counted.
+            OSError: the run directory can't be written.
+            TensorError: a file in it was damaged while in use.
+        """
+        self._settle(*rounds.resume(self.policy, self.state))
+        if self.state.phase is Phase.SELECTING:
+            self._log.info("waiting for clients", needed=self.policy.min_clients)
+        expiry = asyncio.create_task(self._expire_sessions())
+        try:
+            while not self.ended:
+                effect = await self._effects.get()
+                if isinstance(effect, OSError):
+                    raise effect
+                await self._run_effect(effect)
+        finally:
+            expiry.cancel()
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def shut_down(self) -> None:
+        """Let every waiting poll and watcher know that the server is going."""
+        self.shutting_down = True
+        self._trace.note(outcome="interrupted")
+        self._trace.end()
+        self._bump()
+        self.sessions.wake_all()
+
+    # -------------------------------------------------------- for the gRPC edge
+
+    async def stop(self) -> None:
+        """Make the current round the last one, durably before it is so.
+
+        Raises:
+            OSError: the order can't be written; the run goes on.
+        """
+        async with self._ordering:
+            if not self.state.stopping:
+                await asyncio.to_thread(self.directory.order_stop, self.policy.rounds)
+                self.apply(rounds.StopRequested())
+
+    def apply(self, event: rounds.Event) -> tuple[rounds.Effect, ...]:
+        """Take an event through the table and start its effects; returns them."""
+        before = self.state
+        state, effects = rounds.transition(self.policy, before, event)
+        if state is not before or effects:
+            self._settle(state, effects)
+        return effects
+
+    def find(self, task_token: str, client_id: str) -> Assignment | None:
+        """Return the client's open training assignment with this token."""
+        assignment = self.assignments.find(task_token, client_id)
+        return assignment if assignment and assignment.work is Work.TRAIN else None
+
+    def objection(self, assignment: Assignment, announcement: Announcement) -> str | None:
+        """Return why the announced update is invalid, None if it is not."""
+        base = self._models.get(announcement.base_version)
+        limits = self.settings.limits
+        if not 1 <= announcement.num_examples <= limits.max_examples:
+            most = limits.max_examples
+            return f"num_examples must be 1 to {most} (the server's --max-examples)"
+        size = announcement.digest.size_bytes
+        if not BLAKE3.fullmatch(announcement.digest.blake3):
+            return "digest.blake3 must be 64 lower-case hexadecimal digits"
+        if not 0 <= size <= limits.max_update_size_bytes:
+            return f"the update has {size} bytes, the limit is {limits.max_update_size_bytes}"
+        if base is None or base.version != assignment.model_version:
+            return f"base_model must be version {assignment.model_version}"
+        if base.digest != announcement.base_digest:
+            return "base_model's digest is not that of the model that was handed out"
+        training = self.settings.training
+        most_steps = training.local_epochs * -(-announcement.num_examples // training.batch_size)
+        if self._strategy.needs_steps and not 1 <= announcement.num_steps <= most_steps:
+            return f"num_steps must be 1 to {most_steps}, as many batches as there are"
+        return metrics_objection(announcement.metrics)
+
+    def offer(self, assignment: Assignment) -> bool:
+        """Let the engine decide whether a valid, durable update counts."""
+        event = rounds.UpdateReceived(assignment.round, assignment.attempt, assignment.client_id)
+        return rounds.KeepUpdate(assignment.client_id) in self.apply(event)
+
+    def fail(self, error: OSError) -> None:
+        """End the run: the engine counts an update that the disk may not hold.
+
+        Only a restart, which counts what it finds there, puts that right.
+        """
+        self._effects.put_nowait(error)
+
+    def count_resent(self, size: int) -> None:
+        """Count bytes that came again."""
+        self._ledger.count_resent(size)
+
+    def refuse(self, assignment: Assignment, message: str) -> None:
+        """Count an invalid update; its client is out of this attempt."""
+        self._log.warning("update refused", client=assignment.client_id, reason=message)
+        self._ledger.refused.add(assignment.client_id)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, assignment.client_id))
+
+    def report_failure(self, assignment: Assignment, reason: str, message: str) -> None:
+        """Take a client's report that its work can't be done."""
+        client = assignment.client_id
+        self._log.warning("client failed", client=client, reason=reason, message=message)
+        if reason in _DIVERGED:
+            self._ledger.diverged.add(client)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, client))
+
+    def report_evaluation(
+        self, assignment: Assignment, num_examples: int, metrics: Metrics
+    ) -> None:
+        """Take a client's evaluation of the candidate."""
+        client = assignment.client_id
+        self._ledger.evaluations[client] = (num_examples, metrics)
+        self.assignments.finish(assignment.task_token)
+        self.apply(rounds.ClientEvaluated(assignment.round, assignment.attempt, client))
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run failed, and what to change if its model had become worthless."""
+        failure, worthless = self.state.failure, self._worthless()
+        return f"{failure}; {worthless}" if failure and worthless else failure
+
+    @property
+    def ledger(self) -> RoundLedger:
+        """What happens in the current attempt."""
+        return self._ledger
+
+    def model(self, version: int) -> ModelFile:
+        """Return a model that clients may pull.
+
+        Raises:
+            RequestError: MODEL_UNKNOWN.
+        """
+        if version not in self._models:
+            message = f"model {version} is not offered; poll for an assignment"
+            raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
+        return self._models[version]
+
+    @property
+    def uses_control(self) -> bool:
+        """Whether the strategy is SCAFFOLD."""
+        return CONTROL in self._strategy.state_names
+
+    def control(self, version: int) -> ModelFile | None:
+        """Return SCAFFOLD's control variate of a model; None: all zeros, or not SCAFFOLD.
+
+        Raises:
+            RequestError: MODEL_UNKNOWN.
+        """
+        self.model(version)
+        digest = self._record.state.get(CONTROL)
+        if digest is None or version != self._record.round:
+            return None
+        return ModelFile(version, self.directory.state_path(version, CONTROL), digest)
+
+    def previous_round(self, client_id: str) -> int:
+        """Return the last round that counted an update of a client; 0: none.
+
+        While a round's model is evaluated, that round is one of them.
+        """
+        state = self.state
+        if state.phase is Phase.EVALUATING and client_id in state.accepted:
+            return state.round
+        return self._record.contributed.get(client_id, 0)
+
+    @property
+    def newest_model(self) -> ModelFile:
+        """The last committed model."""
+        return self._models[self._record.round]
+
+    def seed_of(self, assignment: Assignment) -> int:
+        """Return the seed of every random choice in an assignment's work."""
+        return derive_seed(
+            self.settings.seed, assignment.work.value, assignment.round, assignment.client_id
+        )
+
+    @property
+    def time_remaining(self) -> float:
+        """Seconds until the current phase's deadline, at least 0."""
+        return max(0.0, self._deadline_at - self.clock())
+
+    def current_round(self) -> RoundSummary:
+        """Return the attempt in progress, or the last round when the run has ended."""
+        if self.state.phase is not Phase.FINISHED:
+            return self._ledger.summary(self.state, self.state.phase.value)
+        if self.history:
+            return self.history[-1]
+        return self._ledger.summary(self.state, Phase.SELECTING.value)
+
+    async def wait_for_change(self, revision: int, seconds: float) -> None:
+        """Return once the run is newer than `revision`, or after so many seconds."""
+        if self.revision > revision:
+            return
+        changed = self._changed
+        try:
+            await asyncio.wait_for(changed.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # ---------------------------------------------------------------- the engine
+
+    def _client_joined(self, client_id: str) -> None:
+        self._ledger.partitions[client_id] = self.sessions.by_client[client_id].partition
+        assignment = self.assignments.of_client(client_id)
+        self._work_changed(client_id, assignment.work if assignment else None)
+        self.apply(rounds.ClientJoined(client_id))
+        if self.state.phase is Phase.SELECTING:
+            needed = self.policy.min_clients
+            self._log.info("waiting for clients", live=len(self.state.live), needed=needed)
+
+    def _client_left(self, client_id: str) -> None:
+        self._ledger.left[client_id] = self.clock()
+        self.apply(rounds.ClientLeft(client_id))
+
+    def _work_changed(self, client_id: str, work: Work | None) -> None:
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.turn_to(_ACTIVITIES[work])
+
+    def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
+        before, self.state = self.state, state
+        for effect in effects:
+            match effect:
+                case rounds.StartDeadline(seconds, event):
+                    self._start_deadline(seconds, event)
+                case rounds.KeepUpdate(client_id):
+                    self._keep_update(client_id)
+                case rounds.DropUpdate():
+                    pass  # The spool deletes it when its offer is declined.
+                case rounds.Abandon():
+                    self.history.append(self._ledger.summary(before, "abandoned"))
+                    self._stop_collecting()
+                    self._effects.put_nowait(effect)
+                case rounds.Aggregate():
+                    self._stop_collecting()
+                    self._effects.put_nowait(effect)
+                case _:
+                    self._effects.put_nowait(effect)
+        self._bump()
+
+    def _bump(self) -> None:
+        self.revision += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _start_deadline(self, seconds: float, event: rounds.DeadlinePassed) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline_at = self.clock() + seconds
+        self._wait_for_deadline(event)
+
+    def _wait_for_deadline(self, event: rounds.DeadlinePassed) -> None:
+        if self.time_remaining == 0:
+            self.apply(event)
+            return
+        # The loop counts time in which the run's clock stands still.
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self.time_remaining, self._wait_for_deadline, event)
+
+    def _keep_update(self, client_id: str) -> None:
+        self.spool.keep(client_id)
+        update = self.spool.accepted[client_id]
+        self.assignments.finish(update.task_token)
+        session = self.sessions.by_client.get(client_id)
+        if session is not None:
+            session.trained = (update.num_examples, {**update.metrics})
+        self._ledger.report_seconds[client_id] = self.clock() - self._ledger.began
+        self._log.info(
+            "update accepted",
+            client=client_id,
+            accepted=len(self.state.accepted),
+            goal=self.state.goal,
+            examples=update.num_examples,
+        )
+
+    def _stop_collecting(self) -> None:
+        self.spool.close()
+        self.assignments.replace(())
+        self._ledger.collected = self.clock()
+
+    async def _expire_sessions(self) -> None:
+        stood = self.clock.stood
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            self.clock()
+            if self.clock.stood > stood:
+                seconds = round(self.clock.stood - stood, 1)
+                self._log.warning(
+                    "the server stood still; that time does not count", seconds=seconds
+                )
+                stood = self.clock.stood
+            for client_id in self.sessions.expire():
+                self._log.warning(
+                    "client lost", client=client_id, lease_seconds=self.sessions.lease
+                )
+
+    async def _run_effect(self, effect: rounds.Effect) -> None:
+        match effect:
+            case rounds.BeginRound(number, attempt):
+                await self._begin_round(number, attempt)
+            case rounds.Aggregate():
+                with self._span("aggregate"):
+                    await self._aggregate()
+            case rounds.Evaluate(on_server, clients):
+                await self._evaluate(on_server, clients)
+            case rounds.Commit():
+                with self._span("commit"):
+                    await self._commit()
+                self._end_trace(self.history[-1])
+            case rounds.Abandon(number, _, reason):
+                await self._abandon(number, reason)
+                self._end_trace(self.history[-1])
+            case rounds.Finish():
+                await asyncio.to_thread(self.directory.remove_spare)
+                await self._remove_old_rounds()
+                self.ended = True
+                self._bump()
+                self.sessions.wake_all()
+
+    async def _begin_round(self, number: int, attempt: int) -> None:
+        state = self.state
+        if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
+            return
+        held = {client: found.partition for client, found in self.sessions.by_client.items()}
+        self._ledger = RoundLedger(self.clock(), len(state.live), self.traffic, held)
+        if (number, attempt) != self._recovered:
+            cohort = Cohort(
+                round=number,
+                attempt=attempt,
+                cohort=state.cohort,
+                goal=state.goal,
+                live=tuple(sorted(state.live)),
+            )
+            await asyncio.to_thread(self.directory.begin_attempt, cohort)
+            folder, spares = self.directory.updates_folder(number), self.directory.spares()
+            self.spool.begin(folder, self.newest_model.path, spares)
+        if (number, attempt, Phase.REPORTING) != (
+            self.state.round,
+            self.state.attempt,
+            self.state.phase,
+        ):
+            return
+        self._begin_trace(state)
+        # Those who are lost, too: they may come back in time.
+        workers = sorted(self.state.pending | self.state.lost)
+        self._log = self._log.bind(round=number, attempt=attempt)
+        self._log.info(
+            "round began",
+            cohort=len(state.cohort),
+            goal=state.goal,
+            live=len(state.live),
+        )
+        self._assign(workers, Work.TRAIN, self._record.round)
+        # Deleting large files takes a while; the cohort is busy meanwhile.
+        await self._remove_old_rounds()
+
+    async def _remove_old_rounds(self) -> None:
+        keep = self.settings.keep_rounds
+        await asyncio.to_thread(self.directory.remove_old, self._record.round, keep)
+
+    def _assign(self, clients: Iterable[str], work: Work, version: int) -> None:
+        number, attempt = self.state.round, self.state.attempt
+        run_id = self.settings.run_id
+        self.assignments.replace(
+            Assignment(
+                task_token(run_id, number, attempt, client, work),
+                client,
+                number,
+                attempt,
+                work,
+                version,
+                self._trace.traceparent,
+            )
+            for client in clients
+        )
+        self.sessions.wake(clients)
+
+    async def _aggregate(self) -> None:
+        number = self.state.round
+        if self._reject_outliers():
+            return
+        updates = [self.spool.accepted[client] for client in sorted(self.state.accepted)]
+        weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
+        spooled = [
+            SpooledUpdate(
+                self.spool.path_of(update),
+                update.client_id,
+                update.digest,
+                Contribution(weight, update.num_steps),
+            )
+            for update, weight in zip(updates, weights, strict=True)
+        ]
+        last, directory = self._record.round, self.directory
+        try:
+            folded = await asyncio.to_thread(
+                fold,
+                directory.model_path(last),
+                {name: directory.state_path(last, name) for name in self._record.state},
+                spooled,
+                self._strategy,
+                self.settings.trained_tensors,
+                directory.model_path(number),
+                {name: directory.state_path(number, name) for name in self._strategy.state_names},
+            )
+        except DamagedUpdate as error:
+            raise RunFailed(f"{error}; go on with --resume, and it is trained again") from error
+        except CannotAggregate as error:
+            self.apply(rounds.AggregationFailed(str(error)))
+            return
+        self._ledger.folded = folded
+        self._ledger.shares = dict(
+            zip((update.client_id for update in updates), folded.shares, strict=True)
+        )
+        self._ledger.aggregated = self.clock()
+        self.apply(rounds.Aggregated())
+
+    def _reject_outliers(self) -> bool:
+        """Leave out the updates that are too long for a mean; say whether that ends the attempt.
+
+        Of the durable records alone, so that a resumed run decides as this one does.
+        """
+        ratio, updates = self.settings.max_norm_ratio, self.spool.accepted
+        found = outliers({client: update.norm for client, update in updates.items()}, ratio)
+        for client in sorted(found.clients):
+            self._log.warning(
+                "update left out: it is far longer than the others (--max-norm-ratio)",
+                client=client,
+                norm=updates[client].norm,
+                median=found.median,
+                max_norm_ratio=ratio,
+            )
+        if not found.clients:
+            return False
+        self._ledger.refused |= found.clients
+        reason = (
+            f"{len(found.clients)} updates are longer than {ratio:g} times the median "
+            "(--max-norm-ratio)"
+        )
+        return bool(self.apply(rounds.UpdatesRejected(found.clients, reason)))
+
+    async def _evaluate(self, on_server: bool, clients: tuple[str, ...]) -> None:
+        number, attempt = self.state.round, self._ledger
+        path = self.directory.model_path(number)
+        attempt.evaluating_since = self.clock()
+        if attempt.folded is not None:
+            self._models[number] = ModelFile(number, path, attempt.folded.model)
+            self._assign(clients, Work.EVALUATE, number)
+        if on_server and self._evaluator is not None:
+            with self._span("evaluate"):
+                found = await asyncio.to_thread(self._evaluator.evaluate, path)
+            attempt.global_metrics = finite_only(found.metrics)
+            attempt.confusion = found.confusion
+            if len(attempt.global_metrics) < len(found.metrics):
+                self._log.warning("evaluation is not finite")
+            attempt.loss_is_finite = math.isfinite(found.metrics.get("loss", 0.0))
+            self.apply(rounds.ServerEvaluated())
+
+    async def _commit(self) -> None:
+        state, updates = self.state, self.spool.accepted
+        self.assignments.replace(())
+        row, progress = self._ledger.row(state, updates, self._record.progress, self.clock())
+        clients = self._ledger.client_rows(state, updates)
+        confusion = self._ledger.confusion
+        evaluation = by_class(state.round, confusion) if confusion else None
+        if self._ledger.folded is None:
+            raise ValueError("a round is committed after its updates were aggregated")
+        record = Record(
+            round=state.round,
+            model=self._ledger.folded.model,
+            state=self._ledger.folded.state,
+            contributed={
+                **self._record.contributed,
+                **dict.fromkeys(sorted(state.accepted), state.round),
+            },
+            live=tuple(sorted(state.live)),
+            progress=progress,
+            row=row,
+            clients=tuple(clients),
+            evaluation=evaluation,
+            lines=self._sinks.counts_with(clients, evaluation),
+        )
+        began = self.clock()
+        model = await asyncio.to_thread(self.directory.commit, record)
+        row = replace(row, commit_seconds=round(self.clock() - began, 4))
+        self._record, self._models = record, {model.version: model}
+        await asyncio.to_thread(self._sinks.append, row, clients, evaluation)
+        self.history.append(committed(row))
+        self._log.info("round committed", **_headline(row))
+        self._warn_if_worthless()
+        settings = self.settings
+        evaluated = any(count for count, _ in self._ledger.evaluations.values())
+        if settings.target_accuracy is not None and row.accuracy is None and evaluated:
+            self._log.warning(
+                "--target-accuracy has no effect: the clients' evaluation has no accuracy"
+            )
+        stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
+        self.apply(rounds.Committed(stop))
+
+    def _worthless(self) -> str | None:
+        """Return why the model is worthless, and what to change; None if it is not."""
+        diverging = bool(self._ledger.diverged)
+        why = worthless(self._record.progress, self.settings.patience, diverging)
+        if why is None:
+            return None
+        ratio = self.settings.max_norm_ratio
+        longest = f"below {ratio:g}" if ratio else "above 0, where the strategy takes one"
+        return f"{why}; start again with a smaller --lr, or with a --max-norm-ratio {longest}"
+
+    def _warn_if_worthless(self) -> None:
+        """Say so once, for a resumed run too."""
+        why = self._worthless()
+        if why is not None and not self._warned:
+            self._log.warning(why, best_round=self._record.progress.best_round)
+            self._warned = True
+
+    async def _abandon(self, number: int, reason: str) -> None:
+        self._log.warning("round abandoned", reason=reason)
+        self._warn_if_worthless()
+        await asyncio.to_thread(self.directory.abandon_attempt, number)
+
+    # -------------------------------------------------------------------- traces
+
+    def _begin_trace(self, state: State) -> None:
+        self._trace = tracing.trace(
+            "round",
+            run=self.settings.run_id,
+            round=state.round,
+            attempt=state.attempt,
+            cohort=len(state.cohort),
+            goal=state.goal,
+        )
+
+    def _span(self, name: str) -> tracing.Span:
+        return tracing.span(name, self._trace.traceparent)
+
+    def _end_trace(self, ended: RoundSummary) -> None:
+        self._trace.note(
+            outcome=ended.phase,
+            accepted=ended.accepted,
+            refused=ended.refused,
+            dropped=ended.dropped,
+        )
+        self._trace.end()
+        self._trace = tracing.OFF
+
+
+def _headline(row: Row) -> dict[str, int | float]:
+    """Return what a person wants to see of a row in one line."""
+    return {
+        **{
+            name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
+        },
+        **{name: round(value, 4) for name, value in row.own().items()},
+        "updates": row.accepted,
+        "seconds": round(row.duration_seconds, 2),
+    }

@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, rows of metrics, and what readers see of them."""
