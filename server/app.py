@@ -302,8 +302,13 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
         return State(round=record.round + 1, live=frozenset(record.live))
     folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
     damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
+    missing = ", ".join(sorted(set(cohort.cohort) - spool.accepted.keys()))
     for client in damaged:
-        log.warning("accepted update is damaged; its client trains again", client=client)
+        log.warning(
+            "accepted update is damaged; its client trains again",
+            round=cohort.round,
+            client=client or f"one of {missing}",
+        )
     return State(
         phase=Phase.REPORTING,
         round=cohort.round,

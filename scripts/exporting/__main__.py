@@ -75,7 +75,7 @@ def export(
     path = output or run / "exports" / source.file_name(format)
     data = data_dir or Path(source.run.options.get("data_dir", "data"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # So that what was there stays until the new file is whole.
         with TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             new = Path(folder) / path.name

@@ -289,6 +289,12 @@ def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command):
     assert sentinel.exists()
 
 
+def test_an_export_is_for_its_owner_alone(tmp_path, command):
+    run = write_run(tmp_path / "run")
+    assert command(run, "--format", "pth")[0] == 0
+    assert (run / "exports").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
