@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.errors import DataError, InputError, TensorError
 from common.tasks import Examples, Task, load_examples, load_task_of_run
 from common.tensors import open_mapped
+from server.storage import layout
 from server.storage.checkpoints import RunDirectory
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
     name = options["task"]
     found = load_task_of_run(name, task)
     names = ("best", "global") if which is None else (which,)
-    paths = [run_dir / "models" / f"{name}.safetensors" for name in names]
+    paths = [layout.model(run_dir, name) for name in names]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         kind = f"model called {which}" if which else "model yet; wait for its first round"
