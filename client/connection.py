@@ -93,6 +93,10 @@ class SessionLost(FolkmootError):
     """The server does not know the session any more: join again."""
 
 
+class Superseded(RunFailed):
+    """Another process has taken this client's place; to join again would take it back."""
+
+
 class WorkLost(FolkmootError):
     """The assignment is not wanted any more: poll."""
 
@@ -200,6 +204,7 @@ class Connection:
 
         Raises:
             SessionLost: the session is gone.
+            Superseded: another process has it.
         """
         request = pb.HeartbeatRequest(session_token=session_token, task_token=task_token)
         try:
@@ -420,15 +425,15 @@ class Connection:
             case "SESSION_UNKNOWN":
                 return SessionLost(details)
             case "SESSION_SUPERSEDED":
-                return RunFailed(
-                    f"{details}; give each process its own --partition, or else --client-id"
-                )
+                return Superseded(f"{details}; give each process a --partition of its own")
             case "RUN_ENDED":
                 return RunEnded(details)
             case "ROUND_CLOSED" | "MODEL_UNKNOWN" | "ASSIGNMENT_UNKNOWN":
                 return WorkLost(details)
             case "TASK_MISMATCH":
-                return InputError(f"--task: {details}")
+                return InputError(
+                    f"--task: {details}; if you trust that code, start this client with that --task"
+                )
             case "PARTITION_OUT_OF_RANGE" | "PARTITION_TAKEN":
                 return InputError(f"--partition: {details}")
             case "JOIN_TOKEN_INVALID":

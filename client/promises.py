@@ -7,7 +7,6 @@ its bounds. Pure.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
+from common.bounds import BLAKE3, MAX_METRIC_NAME, MAX_METRICS, MAX_TOKEN
 from common.errors import InputError, RunFailed
 from common.printable import printable
 from common.splits import Partitioner, Split
@@ -22,7 +22,6 @@ from common.training import Hyperparameter, TrainConfig
 from protos import federated_pb2 as pb
 
 MOST_TEXT = 1000
-_MOST_TOKEN = 128
 _MOST_RUN_ID = 255
 _MOST_NAME = 256
 _LEAST_CHUNK_BYTES = 1024
@@ -32,9 +31,6 @@ _BEATS_PER_LEASE = 3
 _MOST_PARTITIONS = 1_000_000
 _MOST_EPOCHS = 1_000_000
 _MOST_INT64 = 2**63 - 1
-_BLAKE3 = re.compile(r"[0-9a-f]{64}")
-# The bounds of the contract, for a server that announces none.
-_METRICS, _METRIC_NAME = 32, 64
 
 
 class BrokenPromise(RunFailed):
@@ -127,7 +123,7 @@ def session_of(response: pb.JoinResponse, willing: Collection[str]) -> Session:
             f"--task: the server trains {printable(task.task_name, _MOST_NAME)!r}, which this "
             "client was not started for; if you trust that code, start it with that --task"
         )
-    _check_text("session_token", response.session_token, _MOST_TOKEN)
+    _check_text("session_token", response.session_token, MAX_TOKEN)
     _check_text("run_id", response.run_id, _MOST_RUN_ID)
     _check_text("model_name", task.model_name, _MOST_NAME)
     lease = _seconds("lease_duration", response.lease_duration, least=1.0)
@@ -158,11 +154,11 @@ def _bounds(response: pb.JoinResponse) -> Bounds:
             else _MOST_INT64
         ),
         max_update_norm=_number("max_update_norm", limits.max_update_norm) or math.inf,
-        max_metrics=_whole("max_metrics", limits.max_metrics) if announced else _METRICS,
+        max_metrics=_whole("max_metrics", limits.max_metrics) if announced else MAX_METRICS,
         max_metric_name_length=(
             _whole("max_metric_name_length", limits.max_metric_name_length)
             if announced
-            else _METRIC_NAME
+            else MAX_METRIC_NAME
         ),
     )
 
@@ -207,7 +203,7 @@ def check_poll(response: pb.PollTaskAssignmentResponse) -> None:
     if not response.HasField("assignment"):
         return
     assignment = response.assignment
-    _check_text("task_token", assignment.task_token, _MOST_TOKEN)
+    _check_text("task_token", assignment.task_token, MAX_TOKEN)
     _whole("round", assignment.round, least=1)
     _whole("previous_round", assignment.previous_round, most=assignment.round)
     _whole("seed", assignment.seed)
@@ -318,5 +314,5 @@ def _check_text(field: str, value: str | bytes, most: int) -> None:
 
 def _check_digest(field: str, digest: pb.Digest) -> None:
     _whole(f"{field}.size_bytes", digest.size_bytes, least=1)
-    if not _BLAKE3.fullmatch(digest.blake3):
+    if not BLAKE3.fullmatch(digest.blake3):
         raise BrokenPromise(f"{field}.blake3 is not 64 lower-case hexadecimal digits")

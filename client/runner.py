@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from client import scaffold
-from client.connection import Connection, RunEnded, SessionLost, Stopped, WorkLost
+from client.connection import Connection, RunEnded, SessionLost, Stopped, Superseded, WorkLost
 from client.data import LocalData, load_partitions
 from client.progress import StepProgress
 from client.promises import (
@@ -276,6 +276,9 @@ class Runner:
                 and task_token == self.task_token
             ):
                 self.cancelled.set()
+        except Superseded:
+            # The next poll says so, too, and ends this client.
+            self.cancelled.set()
         except FolkmootError:
             self.lost.set()
 

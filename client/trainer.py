@@ -15,7 +15,7 @@ import torch
 from client.data import LocalData
 from common.errors import FolkmootError, InputError, TensorError
 from common.seeds import derive_seed
-from common.tasks import Task
+from common.tasks import Examples, Task
 from common.tensors import check_finite, check_schema, specs
 from common.training import Hyperparameter, Metrics, OnStep, TrainConfig, Trained
 
@@ -135,9 +135,10 @@ class Trainer:
         try:
             check_finite({**update, **self.local_layers()})
         except TensorError as error:
-            raise WorkFailed("UPDATE_NOT_FINITE", f"{error}; a smaller --lr may help") from error
+            message = f"{error}; {_remedy(data.train)}"
+            raise WorkFailed("UPDATE_NOT_FINITE", message) from error
         if not all(math.isfinite(value) for value in metrics.values()):
-            message = "the training loss is not finite; a smaller --lr may help"
+            message = f"the training loss is not finite; {_remedy(data.train)}"
             raise WorkFailed("LOSS_NOT_FINITE", message)
         return Trained(len(data.train.inputs), steps, metrics)
 
@@ -197,6 +198,20 @@ class Trainer:
 
     def _load(self, base: Mapping[str, torch.Tensor]) -> None:
         self._model.load_state_dict(dict(base))
+
+
+def _remedy(examples: Examples) -> str:
+    """Return what to do about a model that diverged on these examples."""
+    for name, values in examples._asdict().items():
+        if not isinstance(values, torch.Tensor) or not values.is_floating_point():
+            continue
+        wrong = (~values.isfinite().reshape(len(values), -1).all(1)).sum().item()
+        if wrong:
+            return (
+                f"the {name} of {wrong} of its {len(values)} examples hold NaN or infinity: "
+                "mend its data, or leave them out"
+            )
+    return "a smaller --lr may help"
 
 
 def choose_device(wanted: str) -> str:

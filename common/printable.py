@@ -11,3 +11,12 @@ def printable(text: str, most: int | None = None) -> str:
         c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
     )
     return line if most is None or len(line) <= most else line[:most] + "…"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many of something there are.
+
+    >>> counted(1, "client"), counted(2_000, "client")
+    ('1 client', '2,000 clients')
+    """
+    return f"{count:,} {noun}" + "s" * (count != 1)

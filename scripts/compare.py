@@ -23,8 +23,9 @@ from rich.console import Console
 
 from common.errors import InputError
 from common.logs import configure_logs
+from common.printable import counted
 from common.process import exit_status
-from common.tasks import load_task
+from common.tasks import load_examples, load_task
 from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.training import Training, end_on_signals, spread
 from server.configuration import data_split, parse, train_config
@@ -144,7 +145,7 @@ def _centralised(
         task,
         initial_model(task, run.model or "", run.seed, config.hyperparameters),
         pooled,
-        task.data(run.data_dir, train=False),
+        load_examples(task, run.data_dir, train=False),
         config,
         run.seed,
         [point.examples for point in federated],
@@ -183,9 +184,10 @@ def _write(
         for fed, central in zip(federated, centralised, strict=True)
     ]
     best = [max(point.accuracy for point in side) for side in (federated, centralised)]
+    clients = counted(split.num_partitions, "client")
     text = f"""# Federated against centralised: {options.run.task}, {options.run.model}
 
-{split.num_partitions} clients ({split.partitioner}), the share {options.cohort.fraction:g} of them
+{clients} ({split.partitioner}), the share {options.cohort.fraction:g} of them
 in a round; local epochs: {training.local_epochs}, batches of {training.batch_size}, {rates}. The
 centralised training starts from the same model and has processed as many of the same examples.
 Accuracy on the same held-out examples; best: federated {best[0]:.4f}, centralised {best[1]:.4f}.

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import grpc
 
 from common.errors import InputError
+from common.tasks.registry import naming
 from common.tls import read_ca, read_pair
 from server.storage import layout
-from server.storage.run_files import is_running
+from server.storage.run_files import RunFiles, is_running
 
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
 
@@ -43,7 +44,8 @@ def server_of(run_dir: Path, certs: Path | None = None) -> Where:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--run-dir: no server is running in {run_dir}") from error
     if not is_running(run_dir):
-        again = f"python -m server --run-dir {run_dir} --resume"
+        task = str(RunFiles(run_dir).options.get("task", "digits"))
+        again = f"python -m server --run-dir {run_dir} --resume{naming(task)}"
         raise InputError(f"the server of {run_dir} was killed; go on with: {again}")
     return where
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from common.errors import InputError
-from common.tasks import Examples
+from common.tasks import Examples, load_examples
 from scripts.commands import run_app
 from scripts.ngrams import Pairs, baselines
 from scripts.trained import load_trained, text_task
@@ -64,7 +64,7 @@ def perplexities(
     trained = load_trained(run_dir, task=named)
     task, model = text_task(trained), trained.model
     data_dir = data_dir or Path(trained.options.get("data_dir", "data"))
-    train, held_out = (task.data(data_dir, train=train) for train in (True, False))
+    train, held_out = (load_examples(task, data_dir, train=train) for train in (True, False))
     if len(train.inputs) < 2:
         raise InputError(f"--data-dir: {data_dir} has too little text to count words in")
     loss = task.evaluate(model, held_out).metrics["loss"]

@@ -4,14 +4,16 @@ Clients beyond five share five processes. Whatever it starts it ends, on every w
 are the server's.
 """
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from common.printable import counted
 from common.process import exit_status
 from common.tasks import naming
 from scripts.commands import script
@@ -71,15 +73,25 @@ def _train(options: ServerOptions, argv: Sequence[str]) -> int:
             print("The run has ended already; a larger --rounds goes on with it.")
             return 0
         shared = f" in {len(clients)} processes" if len(clients) < partitions else ""
-        print(f"Server on {training.address}, {partitions} clients{shared}, run directory {folder}")
+        everyone = counted(partitions, "client")
+        print(f"Server on {training.address}, {everyone}{shared}, run directory {folder}")
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("0 rounds", total=options.run.rounds)
-            for row in training.rows():
-                console.print(_line(row, options.run.rounds), highlight=False)
-                known = row["round"]
-                progress.update(bar, completed=known, description=f"{known} rounds")
+            try:
+                for row in training.rows():
+                    _tell(training.failures(), console)
+                    console.print(_line(row, options.run.rounds), highlight=False, soft_wrap=True)
+                    known = row["round"]
+                    progress.update(bar, completed=known, description=counted(known, "round"))
+            finally:
+                _tell(training.failures(), console)
     _report(folder, options)
     return 0
+
+
+def _tell(failures: Iterable[str], console: Console) -> None:
+    for line in failures:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(row: Line, rounds: int) -> str:
@@ -99,22 +111,33 @@ def _own_of_server(row: Line) -> dict[str, float]:
     return {
         name.removeprefix("global_"): value
         for name, value in own_numbers(row).items()
-        if name.startswith("global_")
+        if name.startswith("global_") and not _is_loss(row, name)
     }
+
+
+def _is_loss(row: Line, name: str) -> bool:
+    """Say whether a task's own metric is the loss again, as the squared error of numbers is."""
+    loss, value = row["global_loss"], own_numbers(row).get(name)
+    return loss is not None and value is not None and math.isclose(loss, value, rel_tol=1e-5)
 
 
 def _report(folder: Path, options: ServerOptions) -> None:
     rows = RunFiles(folder).metrics.all()
     shown = [{**row, **own_numbers(row)} for row in rows]
-    own = dict.fromkeys(name for row in rows for name in own_numbers(row))
-    names = {**_COLUMNS, **{name.replace("_", " "): name for name in own}}
+    own = dict.fromkeys(
+        name for row in rows for name in own_numbers(row) if not _is_loss(row, name)
+    )
+    names = {**_COLUMNS, **{_label(name): name for name in own}}
     # What nobody measures has no column.
     columns = {
         label: name
         for label, name in names.items()
         if any(row.get(name) is not None for row in shown)
     }
-    table = Table(*columns, title=f"{options.run.task}, {len(rows)} rounds")
+    table = Table(title=f"{options.run.task}, {counted(len(rows), 'round')}")
+    for label in columns:
+        # A word that is cut says nothing.
+        table.add_column(label, min_width=max(map(len, label.split())))
     for row in shown:
         table.add_row(*(_cell(name, row.get(name)) for name in columns.values()))
     console = Console()
@@ -136,6 +159,11 @@ def _report(folder: Path, options: ServerOptions) -> None:
         f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
         f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"
     )
+
+
+def _label(name: str) -> str:
+    words = name.removeprefix("global_").replace("_", " ")
+    return f"clients' {words.removeprefix('client ')}" if name.startswith("client_") else words
 
 
 def _cell(name: str, value: float | None) -> str:

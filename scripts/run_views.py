@@ -15,7 +15,7 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from common.printable import printable
+from common.printable import counted, printable
 from protos import federated_pb2 as pb
 from scripts.names import natural
 
@@ -52,7 +52,7 @@ def run_line(run: pb.Run) -> str:
         f"{printable(run.run_id)}: {_state(run)}",
         f"round {run.round.number} of {run.target_round_count} {_phase(run.round)}{attempt}",
         f"{run.round.accepted_count} of {run.round.report_goal} updates",
-        f"{run.live_client_count} clients",
+        counted(run.live_client_count, "client"),
         f"model {run.model.version} {run.model.digest.blake3[:12]}",
     ]
     if run.failure_message:
@@ -129,11 +129,12 @@ class LiveView:
         run, now = self.run, self.run.round
         attempt = f", attempt {now.attempt}" if now.attempt > 1 else ""
         colour = "bold red" if run.failure_message else "bold green"
+        clients = counted(run.live_client_count, "client")
         heading = Text.assemble(
             (printable(run.run_id), "bold"),
             f"  {printable(run.task_name)}  ",
             ("no connection", "bold red") if self.problem else (_state(run), colour),
-            f"  round {now.number} {_phase(now)}{attempt}  {run.live_client_count} clients",
+            f"  round {now.number} {_phase(now)}{attempt}  {clients}",
             no_wrap=True,
             overflow="ellipsis",
         )

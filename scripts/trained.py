@@ -11,6 +11,7 @@ from common.tasks import Examples, Task, load_examples, load_task_of_run
 from common.tensors import open_mapped
 from server.storage import layout
 from server.storage.checkpoints import RunDirectory
+from server.storage.run_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
     Args:
         run_dir: the run directory.
         which: "best" or "global", which is the last; if None, the best where one was called so.
-        task: the run's task, if it is none of the built-in ones.
+        task: the run's task, which must be named if it is none of the built-in ones.
 
     Raises:
         InputError: there is no run, no such model, or no such task; or a task that wasn't named.
@@ -42,6 +43,8 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
         raise InputError(f"there is no run in {run_dir}")
     options = RunDirectory(run_dir).load_config()["options"]
     name = options["task"]
+    if task not in (None, name):
+        raise InputError(f"--task: the run in {run_dir} is of task {name}, not {task}")
     found = load_task_of_run(name, task)
     names = ("best", "global") if which is None else (which,)
     paths = [layout.model(run_dir, name) for name in names]
@@ -49,6 +52,11 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
     if path is None:
         kind = f"model called {which}" if which else "model yet; wait for its first round"
         raise InputError(f"{run_dir} has no {kind}")
+    if read_json(path.with_suffix(".json")).get("round") == 0:
+        raise InputError(
+            f"{run_dir} has no trained model yet, only the one that its first round begins with; "
+            "wait for that round, or go on with the run"
+        )
     try:
         model = found.build(options["model"], json.loads(options.get("hyperparameters", "{}")))
         model.load_state_dict(open_mapped(path))

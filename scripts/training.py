@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import InputError, RunFailed
+from common.printable import printable
 from common.tasks.registry import BUILT_IN
 from server.options import ServerOptions
 from server.storage import layout
@@ -54,6 +55,11 @@ class Training:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._rows = Lines(self.folder / layout.METRICS)
         self._known = 0
+        self._failures = Lines(
+            self.folder / layout.LOG, lambda line: line.get("event") == "client failed"
+        )
+        self._known_failures = 0
+        self._told: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Self:
         try:
@@ -102,6 +108,16 @@ class Training:
             with suppress(subprocess.TimeoutExpired):
                 client.wait(max(0.0, until - time.monotonic()))
 
+    def failures(self) -> Iterator[str]:
+        """Yield a line for each client whose work has failed, once for each reason."""
+        found = self._failures.all()[self._known_failures :]
+        self._known_failures += len(found)
+        for line in found:
+            client, reason = str(line.get("client")), str(line.get("reason"))
+            if (client, reason) not in self._told:
+                self._told.add((client, reason))
+                yield printable(f"{client} sends no update: {line.get('message') or reason}")
+
     def _start_all(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         given = [] if "--run-dir" in " ".join(self._argv) else ["--run-dir", str(self.folder)]
@@ -110,6 +126,7 @@ class Training:
         everyone = str(self._options.split.num_partitions)
         defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": everyone}
         self._known = len(self._rows.all())
+        self._known_failures = len(self._failures.all())
         log = self._logs / "server.log"
         server = self._start(["server", *self._argv, *given], log, defaults | os.environ)
         self.address = _wait_for_address(server, self.folder, log)

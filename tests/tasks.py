@@ -112,6 +112,15 @@ class Diverging(Tiny):
         return {"loss": 1.0}
 
 
+class Holed(Tiny):
+    """One training example has a hole."""
+
+    def data(self, data_dir, train):
+        inputs, targets = super().data(data_dir, train)
+        inputs[7, 1] = torch.nan if train else 0
+        return Examples(inputs, targets)
+
+
 class Exploding(Tiny):
     """Its first round is good, its second goes far away, and training on from there fails."""
 

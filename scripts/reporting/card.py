@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from common.printable import counted
 from common.tasks.inputs import Images
 from common.tasks.outputs import NextSymbol
 from scripts.reporting import wording
@@ -117,7 +118,7 @@ def _yaml(value: object, indent: str = "") -> Iterator[str]:
 def _introduction(facts: Facts) -> str:
     taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
     accepted = facts.total("accepted")
-    by = f" by {taught:,} clients" if taught else ""
+    by = f" by {counted(taught, 'client')}" if taught else ""
     text = f"Trained by federated learning{by}, with Folkmoot: run {_text(facts.run_id)}"
     text += f", {_text(facts.progress)}."
     if accepted is not None:

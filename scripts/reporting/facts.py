@@ -262,7 +262,7 @@ def _task(options: Mapping[str, Any], named: str | None, notes: list[str]) -> Ta
     try:
         return load_task_of_run(str(options.get("task")), named)
     except InputError as error:
-        notes.append(f"without the task, names of classes are left out: {error}")
+        notes.append(f"without the task, the names of what its model answers are left out: {error}")
         return None
 
 
@@ -274,7 +274,7 @@ def _parts(
         parts = parts_of_run(options, named)
     except InputError:
         # The reason may name a folder of this machine, and a report is for others.
-        notes.append("the clients' data is not at hand here: which classes they held is left out")
+        notes.append("the clients' data is not at hand here: what each of them held is left out")
         return None
     trained = {client.examples for client in clients if client.examples is not None}
     if not trained <= {part.training for part in parts.parts}:

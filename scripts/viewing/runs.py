@@ -75,8 +75,15 @@ class Run:
         return by_round(self._read(self.files.evaluations))
 
     def models(self) -> dict[str, Line]:
-        """Return the metadata of the best model, and of the latest if that is another round's."""
-        found = {name: model for name in ("best", "global") if (model := self.files.model(name))}
+        """Return the metadata of the best model, and of the latest if that is another round's.
+
+        The initial model, of round 0, is none of them: nobody has trained it.
+        """
+        found = {
+            name: model
+            for name in ("best", "global")
+            if (model := self.files.model(name)) and model.get("round") != 0
+        }
         if len(found) == 2 and found["best"].get("round") == found["global"].get("round"):
             del found["global"]
         return found

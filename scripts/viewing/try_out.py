@@ -18,6 +18,7 @@ from scripts.viewing.drawing import sheet
 from scripts.viewing.messages import plain
 from scripts.viewing.runs import Run, named_task
 from scripts.viewing.tables import number
+from server.storage.run_files import RunFiles
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,9 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
     # The training beside it needs the others.
     torch.set_num_threads(1)
-    return load_trained(path, which, named_task())
+    # The dashboard's --task is of one of its runs.
+    named = named_task()
+    return load_trained(path, which, named if named == RunFiles(path).options["task"] else None)
 
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)

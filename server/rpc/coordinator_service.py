@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.struct_pb2 import Struct
 
+from common.bounds import MAX_METRIC_NAME, MAX_METRICS, MAX_TOKEN
 from common.errors import RequestError, Status
 from common.logs import get_logger
 from common.splits import Partitioner, Split
@@ -98,7 +99,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         limits.check_client_id(request.client_id)
         check_identity(request.client_id, allowed)
         check_length("instance_id", request.instance_id, limits.MAX_INSTANCE_ID, least=1)
-        check_length("join_token", request.join_token, limits.MAX_TOKEN)
+        check_length("join_token", request.join_token, MAX_TOKEN)
         check_length("client_version", request.client_version, limits.MAX_VERSION)
         limits.check_task_names(request.task_names)
         if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
@@ -141,8 +142,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             limits=pb.Limits(
                 max_num_examples=bounds.max_examples,
                 max_update_norm=bounds.max_update_norm or 0.0,
-                max_metrics=limits.MAX_METRICS,
-                max_metric_name_length=limits.MAX_METRIC_NAME,
+                max_metrics=MAX_METRICS,
+                max_metric_name_length=MAX_METRIC_NAME,
                 max_concurrent_pulls=limits.MAX_PULLS,
             ),
             task=pb.TaskSpec(
@@ -163,7 +164,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return pb.HeartbeatResponse(cancel_requested=not wanted)
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
-        check_length("session_token", request.session_token, limits.MAX_TOKEN)
+        check_length("session_token", request.session_token, MAX_TOKEN)
         check_length("reason", request.reason, limits.MAX_LEAVE_REASON)
         self._sessions.leave(request.session_token, self._clients(context))
         return pb.LeaveResponse()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from common import tracing
+from common.bounds import BLAKE3
 from common.errors import RequestError, RunFailed, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
@@ -26,7 +27,7 @@ from server.run.assignments import Assignment, Assignments, Work, task_token
 from server.run.clock import RunningClock
 from server.run.evaluation import Evaluator
 from server.run.ledger import RoundLedger, RoundSummary, Traffic, committed
-from server.run.limits import BLAKE3, Limits, metrics_objection
+from server.run.limits import Limits, metrics_objection
 from server.run.sessions import Activity, Sessions
 from server.run.uploads import Announcement, Spool
 from server.storage.checkpoints import Cohort, ModelFile, Record, RunDirectory

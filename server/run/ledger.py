@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.bounds import MAX_METRICS
 from common.training import Metrics
 from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress, advance, score_of
 from server.engine.rounds import State
-from server.run.limits import MAX_METRICS
 from server.run.uploads import StoredUpdate
 from server.storage.metrics import Row, most_reported, spread, weighted_means
 

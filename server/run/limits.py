@@ -9,22 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from common.bounds import MAX_METRIC_NAME, MAX_METRICS, MAX_TASK_NAME
 from common.errors import RequestError, Status
 from common.training import Metrics
 
 MAX_CLIENT_ID = 128
 _CLIENT_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_CLIENT_ID}}}")
-BLAKE3 = re.compile(r"[0-9a-f]{64}")
-MAX_TOKEN = 128
 MAX_INSTANCE_ID = 64
 MAX_VERSION = 64
 MAX_TASK_NAMES = 64
-MAX_TASK_NAME = 256
 MAX_LEAVE_REASON = 256
 MAX_FAILURE_REASON = 64
 MAX_FAILURE_MESSAGE = 1024
-MAX_METRICS = 32
-MAX_METRIC_NAME = 64
 # Metrics that a run may end by.
 _ACCURACIES = frozenset({"accuracy", "fine_tuned_accuracy"})
 # Requests that may be unfinished at a time, of all connections, and the seconds that one may take.

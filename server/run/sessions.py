@@ -189,7 +189,7 @@ class Sessions:
         if older is not None and older.instance_id == instance_id:
             return self._renew(older)
         if older is None and len(self) >= self._most:
-            message = f"{self._most} clients are here, which is this server's --max-clients"
+            message = f"as many clients are here as this server's --max-clients, {self._most}"
             raise RequestError(Status.RESOURCE_EXHAUSTED, "CLIENTS_FULL", message, self.lease)
         if older is not None:
             del self._by_token[older.token]

@@ -123,10 +123,33 @@ def test_quickstart_shows_own_metrics_and_no_column_that_nobody_measures(federat
     flags = ("--task", "tests.kinds:Own", "--rounds", 2, "--num-partitions", 2)
     done = federation.start("scripts.quickstart", *flags, "--run-dir", federation.run_dir)
     assert done.wait() == 0, done.text
-    assert "global within one" in " ".join(done.text.split())
+    assert "clients' within one" in " ".join(done.text.split())
     assert "within one 0.5000" in done.text
     assert "accuracy" not in done.text
     assert "Final loss on held-out data" in done.text
+
+
+def test_quickstart_shows_the_loss_of_a_regression_once_and_cuts_no_word(federation):
+    flags = ("--task", "tests.kinds:Column", "--rounds", 1, "--num-partitions", 1)
+    done = federation.start("scripts.quickstart", *flags, "--run-dir", federation.run_dir)
+    assert done.wait() == 0, done.text
+    first, table, *_ = done.text.split("tests.kinds:Column, 1 round")
+    assert ", 1 client, run directory" in first
+    assert "mean squared error" not in first
+    assert "mean absolute error" in first
+    assert "\N{HORIZONTAL ELLIPSIS}" not in table
+    # The clients' own stays, whose loss has no column.
+    assert table.count("squared") == 1
+    assert table.count("absolute") == 2
+
+
+def test_quickstart_says_whose_data_is_why_there_is_no_update(federation):
+    flags = ("--task", "tests.tasks:Holed", "--rounds", 2, "--num-partitions", 1)
+    failing = federation.start("scripts.quickstart", *flags, "--run-dir", federation.run_dir)
+    assert failing.wait() == 1
+    said = [line for line in failing.text.splitlines() if line.startswith("client-0 sends no")]
+    assert len(said) == 1
+    assert "the inputs of 1 of its 180 examples hold NaN or infinity: mend its data" in said[0]
 
 
 def test_hyperparameters_make_the_model_at_the_server_and_at_the_clients(federation):

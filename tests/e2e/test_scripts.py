@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import PATIENCE, ROOT, interrupt, until
+from tests.e2e.harness import PATIENCE, ROOT, TASK, interrupt, until
 
 DATA = Path(os.environ.get("FOLKMOOT_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -174,7 +174,7 @@ def test_admin_says_how_to_go_on_after_a_killed_server(federation):
     federation.server().end()
     killed = _admin(federation, "status")
     assert killed.returncode == 2
-    again = f"python -m server --run-dir {federation.run_dir} --resume"
+    again = f"python -m server --run-dir {federation.run_dir} --resume --task {TASK}"
     assert killed.stderr == (
         f"error: the server of {federation.run_dir} was killed; go on with: {again}\n"
     )

@@ -149,18 +149,23 @@ class Ticking(threading.Event):
         return self.is_set()
 
 
-def take_part(server, folder, willing=(TASK,), stop=None, max_wait=2.0):
-    """Run a client in this thread until it ends; what ends it is raised."""
+def runner_of(server, folder, willing=(TASK,), stop=None, max_wait=2.0):
+    """Return a client that has not joined yet."""
     stop = stop or threading.Event()
     connection = Connection(server.address, None, max_wait, stop)
     process = ProcessContext(
         connection, list(willing), [0], folder, folder / "state", "cpu", stop, StepProgress()
     )
-    runner = Runner(process, "client-0", 0)
+    return Runner(process, "client-0", 0)
+
+
+def take_part(*arguments, **options):
+    """Run a client in this thread until it ends; what ends it is raised."""
+    runner = runner_of(*arguments, **options)
     try:
         runner.run()
     finally:
-        connection.close()
+        runner.context.connection.close()
     return runner
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import grpc
 import pytest
@@ -25,6 +26,7 @@ from tests.service.lying import (
     digest_of,
     model_of,
     poison,
+    runner_of,
     take_part,
 )
 from tests.tasks import Tiny
@@ -421,6 +423,39 @@ def test_a_session_whose_heartbeats_are_refused_is_a_lost_one(server, tmp_path, 
         runner.beat()
         runner.context.connection.close()
     assert runner.lost.is_set()
+
+
+def test_a_client_that_hears_of_another_process_as_it_works_ends_and_does_not_join_again(
+    tmp_path, monkeypatch
+):
+    superseded = refuse(grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
+    answers(monkeypatch, "Heartbeat", superseded)
+    poll, gate = Server.PollTaskAssignment, tmp_path / "never"
+
+    def answer(self, request, context):
+        return superseded(request, context) if self.calls["poll"] else poll(self, request, context)
+
+    monkeypatch.setattr(Server, "PollTaskAssignment", answer)
+    monkeypatch.setenv("GATE", str(gate))
+    task = "tests.tasks:Gated"
+    with Server(task) as liar, ThreadPoolExecutor(1) as pool:
+        runner = runner_of(liar, tmp_path, [task])
+        ending = pool.submit(runner.run)
+        while not Path(f"{gate}.reached").exists():
+            assert not ending.done()
+        runner.last_beat = -1e9
+        runner.beat()
+        with pytest.raises(RunFailed, match=r"a --partition of its own$"):
+            ending.result(30)
+        runner.context.connection.close()
+    assert liar.calls["join"] == 1
+
+
+def test_a_client_without_the_servers_task_is_told_how_to_take_part(tmp_path, monkeypatch):
+    answers(monkeypatch, "Join", refuse(grpc.StatusCode.INVALID_ARGUMENT, "TASK_MISMATCH"))
+    said = "^--task: .*; if you trust that code, start this client with that --task$"
+    with Server() as liar, pytest.raises(InputError, match=said):
+        take_part(liar, tmp_path)
 
 
 def test_what_ended_the_run_is_told_in_one_line_that_a_terminal_shows(server, tmp_path):

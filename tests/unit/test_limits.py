@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from common.bounds import MAX_METRICS
 from common.errors import RequestError
 from server.run.limits import (
-    MAX_METRICS,
     Pace,
     check_client_id,
     check_task_names,

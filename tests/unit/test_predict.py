@@ -94,6 +94,25 @@ def test_wrong_input_is_an_error_that_says_what(tmp_path, command, task, names, 
     assert len(err.splitlines()) == 1
 
 
+def test_a_model_that_nobody_has_trained_answers_nothing(tmp_path, command):
+    run = write_run(tmp_path / "run", names=["global"])
+    (run / "models" / "global.json").write_text(json.dumps({"round": 0}))
+    status, out, err = command(run, "the value of the")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: {run} has no trained model yet, only the one that its first round begins with; "
+        "wait for that round, or go on with the run\n"
+    )
+
+
+def test_another_task_than_the_runs_is_refused(tmp_path, command):
+    run = write_run(tmp_path / "run")
+    status, out, err = command(run, "--task", "digits", "the value of the")
+    assert (status, out) == (2, "")
+    assert err == f"error: --task: the run in {run} is of task next_word, not digits\n"
+    assert command(run, "--task", "next_word", "the value of the")[0] == 0
+
+
 def test_a_model_that_is_damaged_or_of_other_code_is_an_error(tmp_path, command):
     run = write_run(tmp_path / "run")
     for content in (b"damaged", encode({"weight": torch.zeros(2)})):

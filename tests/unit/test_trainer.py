@@ -130,6 +130,17 @@ def test_a_model_that_diverged_is_work_that_failed():
     assert caught.value.reason == "UPDATE_NOT_FINITE"
 
 
+def test_data_that_is_not_finite_is_named_as_the_reason():
+    trainer, base = begin()
+    train = examples(8)
+    train.inputs[3, 1] = math.nan
+    update = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    data = LocalData(train, examples(4))
+    with pytest.raises(WorkFailed, match="the inputs of 1 of its 8 examples hold NaN") as caught:
+        trainer.train(base, update, data, CONFIG, 3, lambda _done, _total: None)
+    assert caught.value.reason == "UPDATE_NOT_FINITE"
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_work_that_failed(loss):
     trainer, base = begin(task=Reporting(loss=loss))

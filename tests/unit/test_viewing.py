@@ -269,6 +269,8 @@ def test_a_model_that_is_both_the_best_and_the_latest_is_offered_once(tmp_path):
     folder = begin(tmp_path / "a")
     assert open_run(folder).models() == {}
     (folder / "models").mkdir()
+    (folder / "models" / "global.json").write_text('{"round": 0}')
+    assert open_run(folder).models() == {}
     for name in ("best", "global"):
         (folder / "models" / f"{name}.json").write_text('{"round": 5}')
     assert open_run(folder).models() == {"best": {"round": 5}}
