@@ -19,6 +19,7 @@ from common.errors import InputError, RunFailed
 from common.printable import printable
 from common.tasks.registry import BUILT_IN
 from server.options import ServerOptions
+from server.storage import layout
 from server.storage.run_files import Line, Lines, read_json
 
 _POLL_SECONDS = 0.1
@@ -52,10 +53,10 @@ class Training:
         self._logs = self.folder / "logs"
         self._is_new = not self.folder.exists()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._rows = Lines(self.folder / "metrics.jsonl")
+        self._rows = Lines(self.folder / layout.METRICS)
         self._known = 0
         self._failures = Lines(
-            self.folder / "server.jsonl", lambda line: line.get("event") == "client failed"
+            self.folder / layout.LOG, lambda line: line.get("event") == "client failed"
         )
         self._known_failures = 0
         self._told: set[tuple[str, str]] = set()
@@ -217,7 +218,7 @@ def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) 
         if ended is not None:
             error = _last_words(log)
             raise InputError(error) if ended == 2 else RunFailed(error)
-        ready = read_json(folder / "server.json")
+        ready = read_json(folder / layout.READY)
         if ready.get("pid") == server.pid:
             return str(ready["address"])
         time.sleep(_POLL_SECONDS)
