@@ -220,7 +220,7 @@ class ProcessContext:
                 held = (wanted, PulledModel(payload, _tensors(payload)))
                 self._pulled[payload_name] = held
             try:
-                trainer.check_model(held[1].tensors)
+                trainer.roles.check(held[1].tensors)
             except TensorError as error:
                 raise BrokenPromise(f"it sent tensors of another model: {error}") from error
             return held[1]
@@ -451,7 +451,7 @@ class Runner:
             half = None
             if kind is not None:
                 kept = self._own(kind.keeps, assignment, trainer)
-                half = kind(ClientRound(scalars, beside, kept, config, trainer.trainable))
+                half = kind(ClientRound(scalars, beside, kept, config, trainer.roles.trainable))
             trained = trainer.train(
                 self._with_own_layers(base, assignment, trainer),
                 update,

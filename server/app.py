@@ -24,10 +24,11 @@ from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
 from common.tasks import Task, load_examples, load_task
+from common.tensor_roles import TensorRoles, matching
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
-from server.auth.callers import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
+from server.auth.callers import keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
 from server.engine.rounds import Phase, Policy, State, stopped
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
@@ -37,6 +38,7 @@ from server.run.coordinator import Coordinator, RunSettings
 from server.run.evaluation import Evaluator
 from server.run.limits import Limits
 from server.run.uploads import Spool
+from server.storage import layout
 from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
 from server.storage.metrics import Sinks
 from server.storage.run_files import RunFiles, find_runs
@@ -78,9 +80,9 @@ async def _serve(options: ServerOptions) -> int:
     ports = listen(options.process, access, options.security)
     directory.lock()
     try:
-        keep_secret(folder / OPERATOR_TOKEN, token)
+        keep_secret(folder / layout.OPERATOR_TOKEN, token)
         run_id = open_run(options, directory)
-        configure_logs(folder / "server.jsonl")
+        configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
             if coordinator.state.phase is Phase.FINISHED:
@@ -115,7 +117,7 @@ async def _run(
 ) -> signal.Signals | None:
     """Serve until the run's end, or the signal that came before, which is returned."""
     folder = coordinator.directory.path
-    ready = folder / "server.json"
+    ready = folder / layout.READY
     await start(ports, options, coordinator)
     where = ports.addresses
     if options.security.insecure:
@@ -144,7 +146,7 @@ def mention_interrupted(options: ServerOptions) -> None:
         return
     before = next((path for path in find_runs(folder.parent) if path != folder), None)
     # The .pth is written at a run's end.
-    if before is None or (before / "models" / "global.pth").exists():
+    if before is None or layout.model(before).with_suffix(".pth").exists():
         return
     with suppress(InputError):
         run = RunFiles(before)
@@ -217,11 +219,8 @@ def prepare(
     """
     training = configuration.train_config(options.training)
     model = initial_model(task, options.run.model or "", options.run.seed, training.hyperparameters)
-    parameters = model.named_parameters(remove_duplicate=False)
-    # Integers have no gradient, even where they are parameters.
-    trained = frozenset(name for name, value in parameters if value.is_floating_point())
-    local = configuration.local_tensors(model.state_dict(), options.run.local_layers)
-    recovered = directory.recover() or _begin_run(model, local, directory)
+    roles = TensorRoles.of(model, matching(model.state_dict(), options.run.local_layers))
+    recovered = directory.recover() or _begin_run(model, roles, directory)
     del model
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
@@ -257,8 +256,7 @@ def prepare(
             max_share=options.limits.max_share,
             max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
-            trained_tensors=trained,
-            local_tensors=local,
+            roles=roles,
             limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),
@@ -283,9 +281,8 @@ def initial_model(
         return task.build(name, hyperparameters)
 
 
-def _begin_run(model: torch.nn.Module, local: frozenset[str], directory: RunDirectory) -> Recovered:
-    tensors = model.state_dict().items()
-    shared = {name: tensor for name, tensor in tensors if name not in local}
+def _begin_run(model: torch.nn.Module, roles: TensorRoles, directory: RunDirectory) -> Recovered:
+    shared = roles.travelling(model.state_dict())
     for name, tensor in shared.items():
         if tensor.dtype is torch.bool or tensor.is_complex():
             raise InputError(
@@ -304,8 +301,13 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
         return State(round=record.round + 1, live=frozenset(record.live))
     folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
     damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
+    missing = ", ".join(sorted(set(cohort.cohort) - spool.accepted.keys()))
     for client in damaged:
-        log.warning("accepted update is damaged; its client trains again", client=client)
+        log.warning(
+            "accepted update is damaged; its client trains again",
+            round=cohort.round,
+            client=client or f"one of {missing}",
+        )
     return State(
         phase=Phase.REPORTING,
         round=cohort.round,
@@ -382,7 +384,7 @@ def _reason(coordinator: Coordinator) -> str:
 async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
     await coordinator.run()
     folder = coordinator.directory.path
-    written = await asyncio.to_thread(export_pth, folder / "models")
+    written = await asyncio.to_thread(export_pth, folder / layout.MODELS)
     log.info(
         "run ended",
         run_id=coordinator.settings.run_id,

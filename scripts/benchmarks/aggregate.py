@@ -20,9 +20,9 @@ import torch
 from common.algorithms import Algorithm, Contribution, Setting, load_algorithm
 from common.tensors import digest_file, encode, open_mapped
 from common.training import TrainConfig
-from scripts.benchmarks.figures import Figure, seconds_of
-from scripts.benchmarks.servers import folder
-from scripts.benchmarks.tasks import SIZES, Flat
+from scripts.benchmarks.measurements import Figure, seconds_of
+from scripts.testbed.servers import folder
+from scripts.testbed.tasks import SIZES, Flat
 from server.aggregation.fold import THREADS, SpooledUpdate, fold
 
 _WINDOW = 1 << 18

@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from common.errors import RunFailed
-from scripts.reproduction.results import (
+from scripts.reproduction.running import train
+from scripts.reproduction.tasks import HOSTILE
+from scripts.results import (
     Panel,
     Result,
     append_result,
@@ -17,8 +19,7 @@ from scripts.reproduction.results import (
     plot,
     read_results,
 )
-from scripts.reproduction.running import train
-from scripts.reproduction.tasks import HOSTILE
+from server.storage import layout
 from server.storage.run_files import Lines
 
 _TASK = "scripts.reproduction.tasks:AttackedMnist"
@@ -60,7 +61,7 @@ def run(
                 # A model that an attack drove to infinity is a result, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
-                rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
+                rows, failure = Lines(folder / layout.METRICS).all(), str(error)
             accuracies = [row["global_accuracy"] for row in rows]
             result = {"name": name, "seed": seed, "failure": failure, "accuracies": accuracies}
             append_result(lines, result)

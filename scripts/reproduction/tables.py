@@ -9,7 +9,8 @@ from statistics import median
 
 from common.errors import InputError, RunFailed
 from scripts.reproduction.cells import CELLS, GRID, Cell
-from scripts.reproduction.results import (
+from scripts.reproduction.running import train
+from scripts.results import (
     Panel,
     Result,
     append_result,
@@ -17,7 +18,7 @@ from scripts.reproduction.results import (
     plot,
     read_results,
 )
-from scripts.reproduction.running import train
+from server.storage import layout
 from server.storage.run_files import Line, Lines
 
 _HEAD = ("cell", "model", "split", "C", "E", "B", "target")
@@ -89,7 +90,7 @@ def run(
                 # A training that diverges is an outcome, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
-                rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
+                rows, failure = Lines(folder / layout.METRICS).all(), str(error)
             append_result(lines, _result(cell, seed, lr, rows, failure))
         _write(output, read_results(lines))
     print("\n" + _table(read_results(lines)))

@@ -10,20 +10,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from server.storage import layout
+
 Rows = Sequence[Mapping[str, Any]]
 
 # Beside an earlier quiet round of the same process: a factor, and how many more. A thread that
 # starts in between keeps the buffers of three updates, 12 MB of some 330, and no more with each
 # round.
 MEMORY_TOLERANCE = 1.20
-FILES_TOLERANCE = 2
+# A connection of each client may have been cut silently, which keepalive finds within 30 s.
+FILES_TOLERANCE = 3
 # asyncio's threads come as they are needed, up to four more than there are processors.
 THREADS_TOLERANCE = 4
 
+_PLAIN = (
+    *(layout.CONFIG, layout.LOG, layout.METRICS, layout.TABLE, layout.CLIENTS),
+    *(layout.EVALUATIONS, layout.LOCK, layout.OPERATOR_TOKEN),
+)
 _FILES = re.compile(
-    r"config\.json|server\.jsonl|metrics\.(jsonl|csv)|(clients|evaluations)\.jsonl"
-    r"|\.lock|operator\.token"
-    r"|rounds/(?P<round>\d{5})/[a-z_]+\.safetensors"
+    "|".join(re.escape(name) for name in _PLAIN) + r"|rounds/(?P<round>\d{5})/[a-z_]+\.safetensors"
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )
@@ -49,7 +54,7 @@ def rounds_grow_by_one(metrics: Rows, log: Rows, rounds: int) -> list[str]:
     found = [row["round"] for row in metrics]
     problems = []
     if found != list(range(1, rounds + 1)):
-        problems.append(f"metrics.jsonl has the rounds {found}")
+        problems.append(f"{layout.METRICS} has the rounds {found}")
     commits = Counter(event["round"] for event in log if event["event"] == "round committed")
     problems += [f"round {r} was committed {n} times" for r, n in commits.items() if n > 1]
     return problems
@@ -61,8 +66,8 @@ def counted_once(clients: Rows, names: Sequence[str], rounds: int, quorum: int) 
     wanted = Counter((number, name) for number in range(1, rounds + 1) for name in names)
     accepted = Counter(row["round"] for row in clients if row["outcome"] == "accepted")
     return [
-        *(f"clients.jsonl lacks {row}" for row in wanted - found),
-        *(f"clients.jsonl has {row} too much" for row in found - wanted),
+        *(f"{layout.CLIENTS} lacks {row}" for row in wanted - found),
+        *(f"{layout.CLIENTS} has {row} too much" for row in found - wanted),
         *(
             f"round {number} was committed with {accepted[number]} updates"
             for number in range(1, rounds + 1)

@@ -26,6 +26,7 @@ from scripts.viewing.tables import (
     seconds_text,
     share_text,
 )
+from server.storage import layout
 from server.storage.run_files import Line
 
 if TYPE_CHECKING:
@@ -223,7 +224,8 @@ def _headline(run: Run) -> None:
         )
     if missing:
         warnings.append(
-            f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
+            f"The last {missing} committed round{'s' * (missing > 1)} left no row in "
+            f"{layout.METRICS}."
         )
     warnings += [f"{name} lacks {count} rows." for name, count in run.missing_lines.items()]
     if warnings:

@@ -18,13 +18,14 @@ from scripts.viewing.tables import (
     own_of_clients,
     shown,
 )
+from server.storage import layout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from plotly.graph_objects import Figure
 
-    from scripts.splits import Parts
+    from scripts.division import Parts
     from server.storage.run_files import Line
 
 # Of Plotly's tools.
@@ -138,7 +139,7 @@ def classes(run: Run) -> None:
     number = numbers[-1] if chosen == latest else chosen
     matrix = confusion_of(found[number])
     if matrix is None:
-        raise InputError(f"{run.path / 'evaluations.jsonl'}: round {number} is damaged")
+        raise InputError(f"{run.path / layout.EVALUATIONS}: round {number} is damaged")
     names = _class_names(run, len(matrix))
     left, right = st.columns(2)
     with left:
@@ -189,7 +190,7 @@ def _divided(run: Run) -> None:
 @st.cache_resource(show_spinner="Dividing the data …", max_entries=8)
 def _parts(options: dict[str, Any]) -> Parts:
     # It imports torch, which takes seconds.
-    from scripts.splits import parts_of_run
+    from scripts.division import parts_of_run
 
     return parts_of_run(options, named_task())
 

@@ -12,7 +12,8 @@ from server.options import ServerOptions
 
 FLAGS = """
 --partition --server --task --strategy --data-dir --state-dir --client-id --device --threads
---max-wait --otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help
+--max-wait --otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure
+--help
 """
 
 

@@ -19,6 +19,7 @@ from common.errors import InputError, RunFailed
 from common.printable import printable
 from server.configuration import own_code
 from server.options import ServerOptions
+from server.storage import layout
 from server.storage.run_files import Line, Lines, read_json
 
 _POLL_SECONDS = 0.1
@@ -52,10 +53,10 @@ class Training:
         self._logs = self.folder / "logs"
         self._is_new = not self.folder.exists()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._rows = Lines(self.folder / "metrics.jsonl")
+        self._rows = Lines(self.folder / layout.METRICS)
         self._known = 0
         self._failures = Lines(
-            self.folder / "server.jsonl", lambda line: line.get("event") == "client failed"
+            self.folder / layout.LOG, lambda line: line.get("event") == "client failed"
         )
         self._known_failures = 0
         self._told: set[tuple[str, str]] = set()
@@ -118,7 +119,8 @@ class Training:
                 yield printable(f"{client} sends no update: {line.get('message') or reason}")
 
     def _start_all(self) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._logs.mkdir(mode=0o700, exist_ok=True)
         given = [] if "--run-dir" in " ".join(self._argv) else ["--run-dir", str(self.folder)]
         # As variables, because flags go before them. All clients, so that the first cohort is not
         # of those that are there first.
@@ -151,7 +153,7 @@ class Training:
     ) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.leashed", *arguments],
+                [sys.executable, "-m", "scripts.leash", *arguments],
                 # Closed when this process ends, even by SIGKILL.
                 stdin=subprocess.PIPE,
                 stdout=file,
@@ -216,7 +218,7 @@ def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) 
         if ended is not None:
             error = _last_words(log)
             raise InputError(error) if ended == 2 else RunFailed(error)
-        ready = read_json(folder / "server.json")
+        ready = read_json(folder / layout.READY)
         if ready.get("pid") == server.pid:
             return str(ready["address"])
         time.sleep(_POLL_SECONDS)

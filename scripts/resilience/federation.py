@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
 from scripts.resilience.invariants import Level
-from scripts.resilience.proxy import Proxy, proxying
+from scripts.testbed.processes import Process
+from scripts.testbed.proxy import Proxy, proxying
+from server.storage import layout
 
 TASK = "scripts.resilience.tasks:Steps"
 KEEP_ROUNDS = 3
@@ -72,7 +73,7 @@ class Training(ExitStack):
             *("--lease", 8, "--report-deadline", deadline, "--max-attempts", 100),
             *("--hyperparameters", json.dumps({"seconds": training_seconds})),
         )
-        self._log = Log(self.run / "server.jsonl")
+        self._log = Log(self.run / layout.LOG)
         self._sampled: int | None = None
         self._later: list[tuple[float, Callable[[], object]]] = []
         self._until = time.monotonic() + patience
@@ -107,7 +108,7 @@ class Training(ExitStack):
     def serving(self) -> bool:
         """Say whether the server listens."""
         with suppress(FileNotFoundError):
-            ready = json.loads((self.run / "server.json").read_text())
+            ready = json.loads((self.run / layout.READY).read_text())
             return bool(ready["pid"] == self.server.pid)
         return False
 

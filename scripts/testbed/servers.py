@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
+from scripts.testbed.processes import Process
+from server.storage import layout
 
-TASK = "scripts.benchmarks.tasks:Perturbation"
+TASK = "scripts.testbed.tasks:Perturbation"
 _SAMPLE_SECONDS = 0.005
 _READY_SECONDS = 120.0
 
@@ -71,7 +72,7 @@ class Server:
         commits: list[Commit] = []
         anonymous = high_water = 0
         rest = ""
-        with (self.run / "server.jsonl").open() as log:
+        with (self.run / layout.LOG).open() as log:
             while not self.process.ended:
                 for process in others:
                     if process.ended:
@@ -90,17 +91,17 @@ class Server:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the log's whole lines with this event; the last may still be written."""
-        *lines, _ = (self.run / "server.jsonl").read_text().split("\n")
+        *lines, _ = (self.run / layout.LOG).read_text().split("\n")
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
     @property
     def model_size(self) -> int:
         """Return the model's safetensors bytes."""
-        return (self.run / "models" / "global.safetensors").stat().st_size
+        return layout.model(self.run).stat().st_size
 
     def median(self, column: str) -> float:
         """Return the median of a column of the metrics, the first round aside."""
-        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        lines = (self.run / layout.METRICS).read_text().splitlines()
         return statistics.median(float(json.loads(line)[column]) for line in lines[1:])
 
 
@@ -128,7 +129,7 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
             *flags,
             output=log,
         ) as process:
-            ready = run / "server.json"
+            ready = run / layout.READY
             until = time.monotonic() + _READY_SECONDS
             while not ready.exists():
                 if process.ended or time.monotonic() > until:
