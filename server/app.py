@@ -305,8 +305,13 @@ def _recover_standing(recovered: Recovered, directory: RunDirectory, spool: Spoo
         return Standing(round=record.round + 1, live=frozenset(record.live))
     folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
     damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
+    missing = ", ".join(sorted(set(cohort.cohort) - spool.accepted.keys()))
     for client in damaged:
-        log.warning("accepted update is damaged; its client trains again", client=client)
+        log.warning(
+            "accepted update is damaged; its client trains again",
+            round=cohort.round,
+            client=client or f"one of {missing}",
+        )
     return Standing(
         round=cohort.round,
         attempt=cohort.attempt,

@@ -18,7 +18,7 @@ from common import __version__
 from common.config import parse_options
 from common.errors import InputError, UnnamedTask
 from common.tasks.base import Scheme, Task
-from common.tasks.outputs import Classes
+from common.tasks.outputs import Classes, Values
 from common.tasks.registry import BUILT_IN
 from common.tensor_roles import matching
 from common.training import Hyperparameter, TrainConfig
@@ -137,6 +137,11 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         known = ", ".join(task.models)
         raise InputError(f"--model: {options.run.task} has no model {model!r}; use one of {known}")
     split = resolve_split(options.split, task, options.run.seed)
+    if isinstance(task.outputs, Values):
+        from common.splits import Partitioner, check_targets
+
+        # Whole numbers are no classes either, where the task says that they are numbers.
+        check_targets(Partitioner(split.partitioner), (1,), whole=False)
     _check_cohort(options.cohort, split)
     _check_evaluation(options)
     _check_target(options, task)
@@ -224,7 +229,9 @@ def resolve_split(
 
 def _usual(task: Task, targets: torch.Tensor | None) -> Scheme:
     """Return the scheme for tasks that name none: by class, if there are classes."""
-    if targets is not None:
+    if isinstance(task.outputs, Values):
+        found = False
+    elif targets is not None:
         from common.splits import are_classes
 
         found = are_classes(targets.shape, whole=not targets.is_floating_point())

@@ -178,9 +178,10 @@ class Spool:
         self.accepted = {}
         self._older_outcomes, self._outcomes = self._outcomes, {}
 
-    def recover(self, folder: Path, base: Path, number: int, attempt: int) -> list[str]:
+    def recover(self, folder: Path, base: Path, number: int, attempt: int) -> list[str | None]:
         """Go on in a folder that a crash left; return the clients whose update was damaged.
 
+        None stands for a client whose record can't be read.
         What is not accepted, or does not match its digest, is deleted: its client sends again.
 
         Raises:
@@ -189,7 +190,8 @@ class Spool:
         """
         self._folder, self._base = folder, _integers(base)
         folder.mkdir(parents=True, exist_ok=True)
-        damaged, kept = [], set[str]()
+        damaged: list[str | None] = []
+        kept = set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
             if (
@@ -198,7 +200,7 @@ class Spool:
                 or path.stem != Path(update.file).stem
                 or not _is_intact(folder / update.file, update.digest)
             ):
-                damaged.append(update.client_id if update else path.stem)
+                damaged.append(update.client_id if update else None)
                 continue
             kept |= {path.name, update.file}
             self.accepted[update.client_id] = update

@@ -14,7 +14,7 @@ from common.tensors import digest_bytes, encode
 from common.transfer import pieces
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.operators import Where, connect
+from scripts.admin_channel import Where, connect
 from server import app, configuration
 from server.auth.callers import open_doors, operator_token
 from server.options import ServerOptions

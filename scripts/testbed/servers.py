@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
+from scripts.testbed.processes import Process
 
-TASK = "scripts.benchmarks.tasks:Perturbation"
+TASK = "scripts.testbed.tasks:Perturbation"
 _SAMPLE_SECONDS = 0.005
 _READY_SECONDS = 120.0
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from common.printable import counted, printable
 from protos import federated_pb2 as pb
-from scripts.names import natural
+from scripts.text import natural
 
 # Of a round: the name in its metrics, and how many decimals are shown.
 _METRICS = {
