@@ -30,6 +30,7 @@ class Lines:
     def __init__(self, path: Path, wanted: Callable[[Line], bool] = lambda _: True) -> None:
         self._path = path
         self._wanted = wanted
+        self._given = 0
         self._begin(inode=0)
 
     def _begin(self, inode: int) -> None:
@@ -63,6 +64,16 @@ class Lines:
         self._found += filter(self._wanted, found)
         self.damaged += len(values) - len(found)
         return self._found
+
+    def new(self) -> list[Line]:
+        """Return the complete lines beyond those that earlier calls returned.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        lines = self.all()[self._given :]
+        self._given += len(lines)
+        return lines
 
 
 def _parse(lines: list[bytes]) -> list[Any]:
