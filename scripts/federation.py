@@ -17,6 +17,7 @@ from common.printable import printable
 from common.tasks.registry import BUILT_IN
 from scripts.testbed.processes import Process
 from server.options import ServerOptions
+from server.storage import layout
 from server.storage.run_files import Line, Lines
 
 _POLL_SECONDS = 0.1
@@ -50,9 +51,9 @@ class Training:
         self._logs = self.folder / "logs"
         self._is_new = not self.folder.exists()
         self._processes: list[Process] = []
-        self._rows = Lines(self.folder / "metrics.jsonl")
+        self._rows = Lines(self.folder / layout.METRICS)
         self._failures = Lines(
-            self.folder / "server.jsonl", lambda line: line.get("event") == "client failed"
+            self.folder / layout.LOG, lambda line: line.get("event") == "client failed"
         )
         self._told: set[tuple[str, str]] = set()
 

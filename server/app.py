@@ -29,7 +29,7 @@ from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
 from server.aggregation.strategies.registry import build
-from server.auth.callers import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
+from server.auth.callers import keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
 from server.engine.rounds import Phase, Policy, State, stopped
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
@@ -39,6 +39,7 @@ from server.run.coordinator import Coordinator, RunSettings
 from server.run.evaluation import Evaluator
 from server.run.limits import Limits
 from server.run.uploads import Spool
+from server.storage import layout
 from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
 from server.storage.metrics import Sinks
 from server.storage.run_files import RunFiles, find_runs
@@ -80,9 +81,9 @@ async def _serve(options: ServerOptions) -> int:
     ports = listen(options.process, access, options.security)
     directory.lock()
     try:
-        keep_secret(folder / OPERATOR_TOKEN, token)
+        keep_secret(folder / layout.OPERATOR_TOKEN, token)
         run_id = open_run(options, directory)
-        configure_logs(folder / "server.jsonl")
+        configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
             if coordinator.state.phase is Phase.FINISHED:
@@ -117,7 +118,7 @@ async def _run(
 ) -> signal.Signals | None:
     """Serve until the run's end, or the signal that came before, which is returned."""
     folder = coordinator.directory.path
-    ready = folder / "server.json"
+    ready = folder / layout.READY
     await start(ports, options, coordinator)
     where = ports.addresses
     if options.security.insecure:
@@ -146,7 +147,7 @@ def mention_interrupted(options: ServerOptions) -> None:
         return
     before = next((path for path in find_runs(folder.parent) if path != folder), None)
     # The .pth is written at a run's end.
-    if before is None or (before / "models" / "global.pth").exists():
+    if before is None or layout.model(before).with_suffix(".pth").exists():
         return
     with suppress(InputError):
         run = RunFiles(before)
@@ -385,7 +386,7 @@ def _reason(coordinator: Coordinator) -> str:
 async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
     await coordinator.run()
     folder = coordinator.directory.path
-    written = await asyncio.to_thread(export_pth, folder / "models")
+    written = await asyncio.to_thread(export_pth, folder / layout.MODELS)
     log.info(
         "run ended",
         run_id=coordinator.settings.run_id,

@@ -22,6 +22,7 @@ from common.tasks import Task, load_task_of_run
 from scripts.division import Parts, parts_of_run
 from scripts.summary import Numbers, Summary, numbers, plain, summary_of
 from scripts.text import natural
+from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles
 
 
@@ -99,12 +100,12 @@ def collect(path: Path, named: str | None = None) -> Facts:
         InputError: it is none, or its files can't be read.
     """
     run = RunFiles(path)
-    log = Lines(path / "server.jsonl")
+    log = Lines(path / layout.LOG)
     sources = {
-        "metrics.jsonl": run.metrics,
-        "clients.jsonl": run.clients,
-        "evaluations.jsonl": run.evaluations,
-        "server.jsonl": log,
+        layout.METRICS: run.metrics,
+        layout.CLIENTS: run.clients,
+        layout.EVALUATIONS: run.evaluations,
+        layout.LOG: log,
     }
     try:
         lost, lines_lost = run.missing_rows, run.missing_lines
@@ -117,34 +118,34 @@ def collect(path: Path, named: str | None = None) -> Facts:
         for name, lines in sources.items()
         if lines.damaged
     ]
-    summary = summary_of(found["metrics.jsonl"])
+    summary = summary_of(found[layout.METRICS])
     rows = summary.rows
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
     notes += [
         f"{name} lacks {count} rows of committed rounds" for name, count in lines_lost.items()
     ]
-    clients = _clients(found["clients.jsonl"], rows)
+    clients = _clients(found[layout.CLIENTS], rows)
     if rows and not clients:
-        notes.append("clients.jsonl has no rows: nothing is known about single clients")
+        notes.append(f"{layout.CLIENTS} has no rows: nothing is known about single clients")
     options = run.options
     task = _task(options, named, notes)
     parts = _parts(options, named, clients, notes) if task else None
-    tensors, values = _size(path / "models")
-    state, progress = _progress(run, done, found["server.jsonl"])
+    tensors, values = _size(path)
+    state, progress = _progress(run, done, found[layout.LOG])
     versions = run.versions if isinstance(run.versions, dict) else {}
     return Facts(
         run_id=plain(run.run_id),
         state=state,
         progress=progress,
-        began=_began(found["server.jsonl"]),
+        began=_began(found[layout.LOG]),
         options=options,
         versions={plain(name): plain(version) for name, version in versions.items()},
         task=task,
         done=done,
         rows=rows,
         clients=clients,
-        by_class=_by_class(found["evaluations.jsonl"], task, summary.best.get("round")),
+        by_class=_by_class(found[layout.EVALUATIONS], task, summary.best.get("round")),
         parts=parts,
         tensors=tensors,
         values=values,
@@ -157,7 +158,7 @@ def _missing(rows: Iterable[Numbers], done: int) -> list[str]:
     rounds = [0, *(int(row["round"]) for row in rows), done + 1]
     gaps = [(a + 1, b - 1) for a, b in pairwise(rounds) if b > a + 1]
     said = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps)
-    return [f"metrics.jsonl has no row of round {said}"] if gaps else []
+    return [f"{layout.METRICS} has no row of round {said}"] if gaps else []
 
 
 def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
@@ -221,12 +222,12 @@ def _by_class(lines: Sequence[Line], task: Task | None, wanted: float | None) ->
     return ByClass(number, names, confusion)
 
 
-def _size(models: Path) -> tuple[int | None, int | None]:
+def _size(run: Path) -> tuple[int | None, int | None]:
     from safetensors import SafetensorError, safe_open
 
-    for name in ("best", "global"):
+    for name in (layout.BEST, layout.LAST):
         try:
-            with safe_open(models / f"{name}.safetensors", framework="np") as file:
+            with safe_open(layout.model(run, name), framework="np") as file:
                 shapes = [file.get_slice(tensor).get_shape() for tensor in file.keys()]  # noqa: SIM118
         except (OSError, SafetensorError):
             continue

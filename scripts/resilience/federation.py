@@ -18,6 +18,7 @@ from common.errors import RunFailed
 from scripts.resilience.invariants import Level
 from scripts.testbed.processes import Process
 from scripts.testbed.proxy import Proxy, proxying
+from server.storage import layout
 from server.storage.run_files import Line, Lines
 
 TASK = "scripts.resilience.tasks:Steps"
@@ -72,7 +73,7 @@ class Training(ExitStack):
             *("--lease", 8, "--report-deadline", deadline, "--max-attempts", 100),
             *("--hyperparameters", json.dumps({"seconds": training_seconds})),
         )
-        self._log = Lines(self.run / "server.jsonl")
+        self._log = Lines(self.run / layout.LOG)
         self._sampled: int | None = None
         self._later: list[tuple[float, Callable[[], object]]] = []
         self._until = time.monotonic() + patience

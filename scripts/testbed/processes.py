@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from common.errors import RunFailed
+from server.storage import layout
 from server.storage.run_files import Line, read_json
 
 _LOOK_SECONDS = 0.005
@@ -52,12 +53,12 @@ class Process(AbstractContextManager["Process"]):
         self.kill()
 
     def listening(self, run_dir: Path) -> Line | None:
-        """Return what a server wrote into server.json once it listens; None before that."""
-        ready = read_json(run_dir / "server.json")
+        """Return what a server wrote of itself once it listens; None before that."""
+        ready = read_json(run_dir / layout.READY)
         return ready if ready.get("pid") == self.pid else None
 
     def wait_until_listening(self, run_dir: Path) -> Line | None:
-        """Return what a server wrote into server.json; None if it ended before that."""
+        """Return what a server wrote of itself once it listens; None if it ended before that."""
         while (ready := self.listening(run_dir)) is None and not self.ended:
             time.sleep(_LOOK_SECONDS)
         return ready

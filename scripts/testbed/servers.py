@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from common.errors import RunFailed
 from scripts.testbed.processes import Process
+from server.storage import layout
 from server.storage.run_files import Line, Lines
 
 TASK = "scripts.testbed.tasks:Perturbation"
@@ -89,16 +90,16 @@ class Server:
         return self._events(name).all()
 
     def _events(self, name: str) -> Lines:
-        return Lines(self.run / "server.jsonl", lambda line: line.get("event") == name)
+        return Lines(self.run / layout.LOG, lambda line: line.get("event") == name)
 
     @property
     def model_size(self) -> int:
         """Return the model's safetensors bytes."""
-        return (self.run / "models" / "global.safetensors").stat().st_size
+        return layout.model(self.run).stat().st_size
 
     def median(self, column: str) -> float:
         """Return the median of a column of the metrics, the first round aside."""
-        rows = Lines(self.run / "metrics.jsonl").all()
+        rows = Lines(self.run / layout.METRICS).all()
         return statistics.median(float(row[column]) for row in rows[1:])
 
 

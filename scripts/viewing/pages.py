@@ -17,6 +17,7 @@ from scripts.viewing import figures, try_out, views
 from scripts.viewing.messages import plain, saying
 from scripts.viewing.runs import Run, names_in, open_run
 from scripts.viewing.tables import Column, column, differing, own_metrics
+from server.storage import layout
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page
@@ -209,7 +210,8 @@ def _headline(run: Run) -> None:
         )
     if missing:
         warnings.append(
-            f"The last {missing} committed round{'s' * (missing > 1)} left no row in metrics.jsonl."
+            f"The last {missing} committed round{'s' * (missing > 1)} left no row in "
+            f"{layout.METRICS}."
         )
     warnings += [f"{name} lacks {count} rows." for name, count in run.missing_lines.items()]
     if warnings:

@@ -7,11 +7,12 @@ half-written isn't there yet. Needs no torch.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError, InputError
+from server.storage import layout
 
 Line = dict[str, Any]
 
@@ -108,18 +109,18 @@ class RunFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        config = read_json(path / "config.json")
+        config = read_json(path / layout.CONFIG)
         check_format(path, config)
         if not isinstance(config.get("options"), dict):
-            said = "is damaged" if (path / "config.json").exists() else "is not there"
-            raise InputError(f"{path} is no run directory: its config.json {said}")
+            said = "is damaged" if (path / layout.CONFIG).exists() else "is not there"
+            raise InputError(f"{path} is no run directory: its {layout.CONFIG} {said}")
         self.run_id = str(config.get("run_id", path.name))
         # The resolved options, by their flags' names with underscores.
         self.options: dict[str, Any] = config["options"]
         self.versions: dict[str, str] = config.get("versions", {})
-        self.metrics = Lines(path / "metrics.jsonl")
-        self.clients = Lines(path / "clients.jsonl")
-        self.evaluations = Lines(path / "evaluations.jsonl")
+        self.metrics = Lines(path / layout.METRICS)
+        self.clients = Lines(path / layout.CLIENTS)
+        self.evaluations = Lines(path / layout.EVALUATIONS)
 
     @property
     def running(self) -> bool:
@@ -152,21 +153,20 @@ class RunFiles:
         number = self._committed
         if self.running or not number:
             return {}
-        record = read_json(self.path / "rounds" / f"{number:05d}" / "record.json")
+        record = read_json(layout.round_folder(self.path, number) / layout.RECORD)
         counts = record.get("lines", {})
-        found = {"clients.jsonl": self.clients, "evaluations.jsonl": self.evaluations}
+        found = {layout.CLIENTS: self.clients, layout.EVALUATIONS: self.evaluations}
         lost = {name: counts.get(name, 0) - len(lines.all()) for name, lines in found.items()}
         return {name: count for name, count in lost.items() if count > 0}
 
     @property
     def _committed(self) -> int:
         """The last committed round."""
-        names = (record.parent.name for record in self.path.glob("rounds/*/record.json"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max(layout.committed(self.path), default=0)
 
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
-        return read_json(self.path / "models" / f"{name}.json") or None
+        return read_json(layout.model(self.path, name).with_suffix(".json")) or None
 
 
 def check_format(path: Path, config: Mapping[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _is_number(value: object) -> bool:
 
 def is_running(run_dir: Path) -> bool:
     """Return whether a server of this machine works on a run directory."""
-    pid = read_json(run_dir / "server.json").get("pid")
+    pid = read_json(run_dir / layout.READY).get("pid")
     if not isinstance(pid, int):
         return False
     try:
@@ -224,8 +224,17 @@ def is_running(run_dir: Path) -> bool:
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run directories in a folder, the newest first; damaged ones are among them."""
-    found = [entry.parent for entry in folder.glob("*/config.json")]
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
+    return newest_first(entry.parent for entry in folder.glob(f"*/{layout.CONFIG}"))
+
+
+def newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Return run directories by when a server last began or resumed them, the newest first."""
+
+    def began(run: Path) -> tuple[float, str]:
+        config = run / layout.CONFIG
+        return (config if config.exists() else run).stat().st_mtime, run.name
+
+    return sorted(runs, key=began, reverse=True)
 
 
 def read_json(path: Path) -> Line:

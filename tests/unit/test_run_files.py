@@ -6,6 +6,7 @@ import os
 import pytest
 
 from common.errors import InputError
+from server.storage.checkpoints import newest_run
 from server.storage.run_files import Lines, RunFiles, find_runs
 
 
@@ -128,7 +129,11 @@ def test_the_lines_that_other_files_lack_are_counted_once_nothing_runs(tmp_path)
 def test_runs_are_found_with_the_newest_first(tmp_path):
     for number, name in enumerate(["b", "a", "c"]):
         folder = write_config(tmp_path / name)
-        os.utime(folder, (number, number))
+        os.utime(folder / "config.json", (number, number))
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    # A file that comes later makes its run no newer: --resume takes the same one.
+    (tmp_path / "b" / "report").mkdir()
     assert [path.name for path in find_runs(tmp_path)] == ["c", "a", "b"]
+    assert newest_run(tmp_path) == tmp_path / "c"
     assert find_runs(tmp_path / "missing") == []
