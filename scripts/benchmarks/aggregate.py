@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from common.algorithms import Algorithm, Contribution, Setting, load_algorithm
+from common.encodings.plain import Plain
 from common.tensors import digest_file, encode, open_mapped
 from common.training import TrainConfig
 from scripts.benchmarks.measurements import Figure, seconds_of
@@ -79,7 +80,7 @@ def _measure(case: Case, place: Path) -> Figure:
     new = place / "new.safetensors"
 
     def aggregate() -> None:
-        fold(files[0], {}, {}, updates, case.strategy, open_mapped(files[0]), new, {})
+        fold(files[0], {}, {}, updates, case.strategy, open_mapped(files[0]), Plain(), new, {})
 
     floors, values = [], []
     for _ in range(case.times):
@@ -118,7 +119,8 @@ def _memory(name: str, strategy: Algorithm, model: str, place: Path) -> Figure:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        fold(first, {}, {}, updates, strategy, open_mapped(first), place / "new.safetensors", {})
+        new, tensors = place / "new.safetensors", open_mapped(first)
+        fold(first, {}, {}, updates, strategy, tensors, Plain(), new, {})
     finally:
         done.set()
         watching.join()

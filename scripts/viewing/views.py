@@ -51,7 +51,7 @@ _VALUES = {
 
 def learning(run: Run) -> None:
     """Show accuracy and loss by round."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     drawn = {
@@ -76,7 +76,7 @@ def learning(run: Run) -> None:
 
 def rounds(run: Run) -> None:
     """Show who took part in each round, where its time went, and its bytes."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     st.subheader("Participation")

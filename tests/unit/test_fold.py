@@ -14,6 +14,7 @@ from common.algorithms.norm_bounding import NormBounding
 from common.algorithms.optimizers import Sgd
 from common.algorithms.scaffold import Scaffold
 from common.algorithms.trimmed_mean import TrimmedMean
+from common.encodings.plain import Plain
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
 from server.aggregation.fold import DamagedUpdate, Overflow, SpooledUpdate, fold
 from tests.unit.algorithms.rounds import counted, made
@@ -48,6 +49,7 @@ def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS,
         files,
         strategy,
         trained,
+        Plain(),
         new,
         {"momentum": folder / "momentum.safetensors"},
     )
@@ -110,7 +112,7 @@ def test_a_robust_strategy_combines_statistics_as_it_does_what_is_trained(
         path.write_bytes(encode({"w": torch.tensor(value * 2), "s": statistic}))
         files.append(spooled(path, 10 ** (index + 1)))
     new = tmp_path / "new.safetensors"
-    fold(base, {}, {}, files, strategy, ("w",), new, {})
+    fold(base, {}, {}, files, strategy, ("w",), Plain(), new, {})
     found = views(memoryview(bytearray(new.read_bytes())))["s"]
     assert found.tolist() == [
         torch.tensor(expected).round().item() if dtype is torch.int64 else expected
@@ -158,14 +160,16 @@ def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
     update = spooled(tmp_path / "0.safetensors", 1)
-    assert fold(base, {}, {}, [update], made(FedAvg), TRAINED, new, {}) == (
+    assert fold(base, {}, {}, [update], made(FedAvg), TRAINED, Plain(), new, {}) == (
         digest_file(new),
         {},
         {},
         [1.0],
     )
     momentum = tmp_path / "momentum"
-    found = fold(base, {}, {}, [update], made(FedAvgM), TRAINED, new, {"momentum": momentum})
+    found = fold(
+        base, {}, {}, [update], made(FedAvgM), TRAINED, Plain(), new, {"momentum": momentum}
+    )
     assert found == (digest_file(new), {"momentum": digest_file(momentum)}, {}, [1.0])
 
 
@@ -188,7 +192,7 @@ def test_names_and_times_of_the_files_do_not_matter(tmp_path):
         os.utime(path, (1000 - index, 1000 - index))
         moved.append(spooled(path, count))
     new = tmp_path / "new.safetensors"
-    fold(tmp_path / "a/base.safetensors", {}, {}, moved, made(FedAvg), TRAINED, new, {})
+    fold(tmp_path / "a/base.safetensors", {}, {}, moved, made(FedAvg), TRAINED, Plain(), new, {})
     assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
 
 
@@ -250,7 +254,7 @@ def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strate
         path.write_bytes(encode(update))
         files.append(spooled(path, 1 + index))
     new = tmp_path / "new.safetensors"
-    found = fold(base, {}, {}, files, strategy, TRAINED, new, {})
+    found = fold(base, {}, {}, files, strategy, TRAINED, Plain(), new, {})
     rows = [torch.cat([update["w"], update["after"]]).double() for update in updates]
     cohort = [file.contribution for file in files]
     plan = strategy.plan(cohort, strategy.measure(rows), {})
@@ -274,6 +278,7 @@ def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
         [file],
         made(Scaffold, lr=0.1, num_clients=2),
         ("w",),
+        Plain(),
         new,
         {"control": control},
     )
@@ -313,10 +318,10 @@ def test_a_damaged_update_is_an_error_that_names_its_file_and_client(tmp_path, d
     for name in "012":
         (tmp_path / name).write_bytes(encode(random_tensors(int(name), WINDOW + 3, torch.float64)))
         files.append(spooled(tmp_path / name, 1))
-    fold(base, {}, {}, files, strategy, TRAINED, tmp_path / "new", {})
+    fold(base, {}, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
     DAMAGES[damage](tmp_path / "1")
     with pytest.raises(DamagedUpdate, match="/1: the update of client 'ann' is not what was acc"):
-        fold(base, {}, {}, files, strategy, TRAINED, tmp_path / "new", {})
+        fold(base, {}, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
 
 
 def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_other(tmp_path):
@@ -334,7 +339,7 @@ def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_oth
     path = tmp_path / "otherwise"
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     base, found = tmp_path / "base.safetensors", tmp_path / "found"
-    fold(base, {}, {}, [spooled(path, 1)], made(FedAvg), TRAINED, found, {})
+    fold(base, {}, {}, [spooled(path, 1)], made(FedAvg), TRAINED, Plain(), found, {})
     for name, tensor in views(memoryview(bytearray(found.read_bytes()))).items():
         assert torch.equal(tensor, new[name])
 
