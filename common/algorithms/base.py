@@ -177,8 +177,6 @@ class Algorithm:
     takes: ClassVar[type[Options]] = Options
     # What clients do beyond local training; None is nothing.
     client: ClassVar[type[ClientHalf] | None] = None
-    # Whether `plan` needs what `measure` finds, which takes one more pass over the updates.
-    measures: ClassVar[bool] = False
     # Whether an update counts only with the number of its local steps.
     needs_steps: ClassVar[bool] = False
     # Whether an update counts by its examples; otherwise all count alike.
@@ -209,6 +207,11 @@ class Algorithm:
                 f"--max-share: --strategy {name} also counts the steps that clients claim, which "
                 "no share bounds; leave it out, or use another strategy"
             )
+
+    @property
+    def measures(self) -> bool:
+        """Whether it looks at the updates before it plans, which takes one more pass over them."""
+        return type(self).measure is not Algorithm.measure
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -69,7 +69,6 @@ class MultiKrum(Algorithm):
 
     takes = MultiKrumOptions
     options: MultiKrumOptions
-    measures = True
     weighs = False
     bounds_norms = True
 

@@ -35,7 +35,6 @@ class NormBounding(Algorithm):
 
     takes = NormBoundingOptions
     options: NormBoundingOptions
-    measures = True
     bounds_norms = True
 
     def check(self) -> None:
