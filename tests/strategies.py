@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.algorithms import Algorithm, ClientHalf, Options, Plan
+from common.algorithms import Algorithm, ClientHalf, Plan
 from common.option_types import BelowOne
 
 
@@ -23,17 +23,13 @@ class Pulled(ClientHalf):
         return {"length": float(sum(tensor.square().sum() for tensor in update.values()))}
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholeOptions(Options):
-    """An option of its own."""
-
-    pull: BelowOne = 0.1
-
-
 class Whole(Algorithm):
     """Counts rounds and the clients' lengths in its notes, and keeps a mean of the steps."""
 
-    takes = WholeOptions
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Algorithm.Options):
+        pull: BelowOne = 0.1
+
     client = Pulled
     state_names = ("slow",)
 

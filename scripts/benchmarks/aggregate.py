@@ -33,7 +33,7 @@ _SAMPLE_SECONDS = 0.002
 
 def _made(name: str, **options: float) -> Algorithm:
     kind = load_algorithm(name)
-    return kind(kind.takes(**options), Setting(name=name, training=TrainConfig()))
+    return kind(kind.Options(**options), Setting(name=name, training=TrainConfig()))
 
 
 class Case(NamedTuple):

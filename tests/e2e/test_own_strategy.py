@@ -120,5 +120,5 @@ def test_its_own_mistakes_end_the_run_with_one_line(federation, name, why):
 
 
 def test_the_names_that_are_loaded_here_are_the_readmes(own):
-    assert load_algorithm(own[0][1]).takes().server_lr == 1.0
+    assert load_algorithm(own[0][1]).Options().server_lr == 1.0
     sys.modules.pop("steady", None)

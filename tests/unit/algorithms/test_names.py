@@ -43,31 +43,26 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from common.algorithms.base import Algorithm, Options
+from common.algorithms import Algorithm
 from common.errors import InputError
 from common.option_types import Share
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimidOptions(Options):
-    """Its options."""
-
-    caution: Annotated[Share, Parameter(help="How much of the mean is left out.")] = 0.5
 
 
 class Timid(Algorithm):
     """A part of the mean."""
 
-    takes = TimidOptions
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Algorithm.Options):
+        """Its options."""
+
+        caution: Annotated[Share, Parameter(help="How much of the mean is left out.")] = 0.5
 
     def check(self):
-        """See `Algorithm.check`."""
         super().check()
         if self.options.caution == 1:
             raise InputError("--caution: 1 leaves nothing; use less")
 
     def combine(self, updates, plan):
-        """See `Algorithm.combine`."""
         return super().combine(updates, plan) * (1 - self.options.caution)
 '''
 
