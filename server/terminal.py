@@ -18,11 +18,11 @@ async def show_progress(coordinator: Coordinator) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        rounds = progress.add_task("rounds", total=coordinator.view.rounds)
+        rounds = progress.add_task("rounds", total=coordinator.status.view.rounds)
         reports = progress.add_task("waiting for clients", total=None)
-        while not coordinator.ended:
-            view = coordinator.view
-            progress.update(rounds, completed=coordinator.newest_model.version)
+        while not coordinator.status.ended:
+            view = coordinator.status.view
+            progress.update(rounds, completed=coordinator.offers.newest_model.version)
             if view.phase is Phase.SELECTING:
                 progress.update(
                     reports,
@@ -37,4 +37,6 @@ async def show_progress(coordinator: Coordinator) -> None:
                     total=view.goal,
                     completed=len(view.accepted),
                 )
-            await coordinator.wait_for_change(coordinator.revision, _KEEPALIVE_SECONDS)
+            await coordinator.status.wait_for_change(
+                coordinator.status.revision, _KEEPALIVE_SECONDS
+            )

@@ -14,7 +14,7 @@
                  DeadlinePassed               as at the deadline
     AGGREGATING  ClientJoined, ClientLeft,
                  StopRequested                AGGREGATING
-                 UpdatesRejected              AGGREGATING
+                 UpdatesRejected              AGGREGATING   Aggregate
                  ... no quorum without them   as without a quorum
                  Aggregated                   EVALUATING    Evaluate, StartDeadline
                  ... nothing to evaluate      COMMITTING    Commit
@@ -132,6 +132,7 @@ class Evaluating:
     reports: Collect
     evaluations: Collect
     on_server: bool
+    candidate: object
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Committing:
 
     phase: ClassVar = Phase.COMMITTING
     reports: Collect
+    candidate: object
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,11 @@ class RoundEngine:
             case Aggregating(reports), UpdatesRejected(client_ids, reason):
                 reports = reports.reject(client_ids)
                 state = replace(state, at=Aggregating(reports))
-                return (state, ()) if reports.has_quorum else self._no_quorum(state, reason)
-            case Aggregating(), Aggregated():
-                return self._evaluate_if_due(state)
+                if reports.has_quorum:
+                    return state, (Aggregate(),)
+                return self._no_quorum(state, reason)
+            case Aggregating(), Aggregated(candidate):
+                return self._evaluate_if_due(state, candidate)
             case Aggregating(), AggregationFailed(reason):
                 return self._abandon(state, reason)
             case Evaluating() as at, ServerEvaluated():
@@ -334,7 +338,7 @@ class RoundEngine:
             )
         return replace(state, at=Finished(state.at.reports, failure)), (Finish(),)
 
-    def _evaluate_if_due(self, state: State) -> Step:
+    def _evaluate_if_due(self, state: State, candidate: object) -> Step:
         policy, reports = self.policy, state.at.reports
         last = state.round >= policy.rounds or state.stopping
         on_server = is_due(policy.evaluate_every, state.round, last)
@@ -343,12 +347,12 @@ class RoundEngine:
             everyone = policy.evaluation_clients == "all"
             clients = state.live if everyone else reports.got & state.live
         if not on_server and not clients:
-            return replace(state, at=Committing(reports)), (Commit(),)
+            return replace(state, at=Committing(reports, candidate)), (Commit(candidate),)
         evaluations = Collect(
             clients=tuple(sorted(clients)), goal=len(clients), deadline=policy.report_deadline
         )
-        state = replace(state, at=Evaluating(reports, evaluations, on_server))
-        evaluate = Evaluate(on_server, evaluations.clients)
+        state = replace(state, at=Evaluating(reports, evaluations, on_server, candidate))
+        evaluate = Evaluate(on_server, evaluations.clients, candidate)
         return state, (evaluate, StartDeadline(evaluations.deadline, state.deadline))
 
     def _next_round(self, state: State, stop_early: bool) -> Step:
@@ -394,4 +398,4 @@ def _begin(state: State, reports: Collect) -> tuple[Effect, ...]:
 def _after_evaluation(state: State, at: Evaluating) -> Step:
     if at.on_server or at.evaluations.awaited:
         return replace(state, at=at), ()
-    return replace(state, at=Committing(at.reports)), (Commit(),)
+    return replace(state, at=Committing(at.reports, at.candidate)), (Commit(at.candidate),)

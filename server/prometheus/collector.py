@@ -105,15 +105,15 @@ class RunCollector(Collector):
             self._updates.labels(outcome)
         for phase in _PHASES:
             self._phases.labels(phase)
-        for summary in coordinator.history:
+        for summary in coordinator.status.history:
             self._show(summary)
-        self._seen = len(coordinator.history)
+        self._seen = len(coordinator.status.history)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as they are now."""
         with self._lock:
-            while self._seen < len(self._coordinator.history):
-                summary = self._coordinator.history[self._seen]
+            while self._seen < len(self._coordinator.status.history):
+                summary = self._coordinator.status.history[self._seen]
                 self._seen += 1
                 self._count(summary)
                 self._show(summary)
@@ -147,18 +147,18 @@ class RunCollector(Collector):
 
     def _look(self) -> None:
         """Show how the run is now."""
-        current = self._coordinator.current_round()
+        current = self._coordinator.status.current_round()
         self._round.set(current.number)
         self._attempt.set(current.attempt)
-        self._target.set(self._coordinator.view.rounds)
-        self._phase.state(self._coordinator.view.phase.value)
+        self._target.set(self._coordinator.status.view.rounds)
+        self._phase.state(self._coordinator.status.view.phase.value)
         self._cohort.set(current.cohort_size)
         self._wanted.set(current.report_goal)
         self._accepted.set(current.accepted)
         self._sessions.set(len(self._coordinator.sessions))
 
     def _traffic(self) -> Iterator[Metric]:
-        traffic = self._coordinator.traffic
+        traffic = self._coordinator.status.ledger.traffic
         for name, text, value in (
             ("sent", "Of models, to clients.", traffic.down),
             ("received", "Of updates, from clients.", traffic.up),

@@ -321,6 +321,15 @@ def test_evaluation_is_due_every_so_many_rounds_and_in_the_last_but_never_with_0
     assert is_due(every, number, last) is due
 
 
+def test_the_candidate_is_passed_on_until_it_is_committed():
+    state, effects = play(POLICY, aggregating(), Aggregated("candidate"))
+    assert effects[0] == Evaluate(True, ("a", "b", "c"), "candidate")
+    over = (deadline(Phase.EVALUATING), ServerEvaluated())
+    assert play(POLICY, state, *over)[1] == (Commit("candidate"),)
+    policy = replace(POLICY, evaluate_every=0, client_evaluate_every=0)
+    assert play(policy, aggregating(), Aggregated("other"))[1] == (Commit("other"),)
+
+
 def test_a_round_without_evaluation_is_committed_at_once():
     policy = replace(POLICY, evaluate_every=2, client_evaluate_every=0)
     state, effects = play(policy, aggregating(policy), Aggregated())
@@ -399,7 +408,7 @@ def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
 def test_updates_that_are_left_out_are_neither_counted_nor_evaluated_by_their_clients():
     rejected = UpdatesRejected(frozenset("b"), "too long")
     state, effects = play(POLICY, aggregating(), rejected)
-    assert (seen(state).phase, effects) == (Phase.AGGREGATING, ())
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
     assert (seen(state).accepted, seen(state).failed) == (frozenset("ac"), frozenset("b"))
     state, effects = play(POLICY, state, Aggregated())
     assert effects[0] == Evaluate(True, ("a", "c"))
