@@ -128,7 +128,11 @@ async def _run(
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
     mention_interrupted(options)
-    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    progress = (
+        asyncio.create_task(show_progress(coordinator.status, coordinator.offers))
+        if sys.stderr.isatty()
+        else None
+    )
     await tracker.start()
     try:
         return await _run_until_signal(coordinator, tracker)
