@@ -16,9 +16,9 @@ import grpc
 from common.errors import InputError
 from common.tasks.registry import naming
 from common.tls import read_ca, read_pair
+from server.storage import layout
 from server.storage.run_files import RunFiles, is_running
 
-_TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
 
 
@@ -38,8 +38,8 @@ def server_of(run_dir: Path, certs: Path | None = None) -> Where:
         InputError: no server does.
     """
     try:
-        ready = json.loads((run_dir / "server.json").read_text(encoding="utf-8"))
-        token = (run_dir / _TOKEN_FILE).read_text(encoding="ascii").strip()
+        ready = json.loads((run_dir / layout.READY).read_text(encoding="utf-8"))
+        token = (run_dir / layout.OPERATOR_TOKEN).read_text(encoding="ascii").strip()
         where = Where(str(ready["admin_address"]), token, certs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--run-dir: no server is running in {run_dir}") from error
@@ -56,7 +56,7 @@ def newest_server(runs: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    found = list(runs.glob("*/server.json"))
+    found = list(runs.glob(f"*/{layout.READY}"))
     if not found:
         raise InputError(f"--run-dir: no server is running in {runs}/; name its run directory")
     return max(found, key=lambda path: path.stat().st_mtime).parent

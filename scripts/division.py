@@ -19,6 +19,7 @@ from common.tasks import Examples, Task, load_task_of_run
 from common.tasks.registry import describe
 from server.configuration import data_split
 from server.options import SplitOptions
+from server.storage import layout
 
 # Of more classes, the examples of each are not counted.
 _MOST_CLASSES = 100
@@ -104,7 +105,7 @@ def parts_of_run(options: Mapping[str, Any], named: str | None = None) -> Parts:
         how = SplitOptions(**{field.name: options[field.name] for field in fields(SplitOptions)})
         name, data_dir, split = str(options["task"]), Path(options["data_dir"]), data_split(how)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"config.json: an option is missing or damaged: {error}") from error
+        raise InputError(f"{layout.CONFIG}: an option is missing or damaged: {error}") from error
     task = load_task_of_run(name, named)
     if task.would_download(data_dir):
         raise DataError(f"--data-dir: the data of {name} is not in {data_dir}")

@@ -20,6 +20,7 @@ from scripts.cli import script
 from scripts.federation import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
+from server.storage import layout
 from server.storage.run_files import Line, RunFiles, own_numbers
 
 _PROCESSES = 5
@@ -56,7 +57,7 @@ def _run(argv: Sequence[str]) -> int:
     try:
         return _train(options, argv)
     except KeyboardInterrupt:
-        if (folder / "config.json").exists():
+        if (folder / layout.CONFIG).exists():
             again = f"{script('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
@@ -151,9 +152,9 @@ def _report(folder: Path, options: ServerOptions) -> None:
                 f"(best: {best[name]:.4f} in round {best['round']})"
             )
             break
-    models = folder / "models"
-    print(f"Model:   {models / 'global.safetensors'} and {models / 'global.pth'}")
-    print(f"Metrics: {folder / 'metrics.jsonl'} and {folder / 'metrics.csv'}")
+    model = layout.model(folder)
+    print(f"Model:   {model} and {model.with_suffix('.pth')}")
+    print(f"Metrics: {folder / layout.METRICS} and {folder / layout.TABLE}")
     print(
         f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
         f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"

@@ -10,6 +10,7 @@ from common.tasks import Examples, Outputs, Task, describe, load_examples, load_
 from common.tasks.inputs import Images
 from common.tasks.outputs import check_tensor
 from common.tensor_roles import model_of_run
+from server.storage import layout
 from server.storage.checkpoints import RunDirectory
 from server.storage.run_files import read_json
 
@@ -52,7 +53,7 @@ def load_trained(run_dir: Path, which: str | None = None, task: str | None = Non
         raise InputError(f"--task: the run in {run_dir} is of task {name}, not {task}")
     found = load_task_of_run(name, task)
     names = ("best", "global") if which is None else (which,)
-    paths = [run_dir / "models" / f"{name}.safetensors" for name in names]
+    paths = [layout.model(run_dir, name) for name in names]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         kind = f"model called {which}" if which else "model yet; wait for its first round"

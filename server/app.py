@@ -19,6 +19,7 @@ import torch
 
 from common import tracing
 from common.durable import write_json
+from common.encodings.plain import Plain
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
@@ -29,7 +30,7 @@ from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
 from server.aggregation.strategies.registry import build
-from server.auth.callers import OPERATOR_TOKEN, keep_secret, open_doors, operator_token
+from server.auth.callers import keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
 from server.engine.engine import Standing
 from server.engine.events import Phase
@@ -42,6 +43,7 @@ from server.run.evaluation import Evaluator
 from server.run.limits import Limits
 from server.run.settings import RunSettings
 from server.run.uploads import Spool
+from server.storage import layout
 from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
 from server.storage.metrics import Sinks
 from server.storage.run_files import RunFiles, find_runs
@@ -83,9 +85,9 @@ async def _serve(options: ServerOptions) -> int:
     ports = listen(options.process, access, options.security)
     directory.lock()
     try:
-        keep_secret(folder / OPERATOR_TOKEN, token)
+        keep_secret(folder / layout.OPERATOR_TOKEN, token)
         run_id = open_run(options, directory)
-        configure_logs(folder / "server.jsonl")
+        configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
             if coordinator.status.view.phase is Phase.FINISHED:
@@ -120,7 +122,7 @@ async def _run(
 ) -> signal.Signals | None:
     """Serve until the run's end, or the signal that came before, which is returned."""
     folder = coordinator.directory.path
-    ready = folder / "server.json"
+    ready = folder / layout.READY
     await start(ports, options, coordinator)
     where = ports.addresses
     if options.security.insecure:
@@ -153,7 +155,7 @@ def mention_interrupted(options: ServerOptions) -> None:
         return
     before = next((path for path in find_runs(folder.parent) if path != folder), None)
     # The .pth is written at a run's end.
-    if before is None or (before / "models" / "global.pth").exists():
+    if before is None or layout.model(before).with_suffix(".pth").exists():
         return
     with suppress(InputError):
         run = RunFiles(before)
@@ -240,7 +242,7 @@ def prepare(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
     )
     model_path = directory.model_path(record.round)
-    spool = Spool(schema_of(model_path), options.limits.max_update_norm)
+    spool = Spool(schema_of(model_path), Plain(), options.limits.max_update_norm)
     standing = _recover_standing(recovered, directory, spool)
     to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
@@ -392,7 +394,7 @@ def _reason(coordinator: Coordinator) -> str:
 async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
     await coordinator.run()
     folder = coordinator.directory.path
-    written = await asyncio.to_thread(export_pth, folder / "models")
+    written = await asyncio.to_thread(export_pth, folder / layout.MODELS)
     log.info(
         "run ended",
         run_id=coordinator.settings.run_id,

@@ -18,18 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.printable import printable
 from common.tasks import Task, load_task_of_run
 from scripts.division import Parts, parts_of_run
+from scripts.summary import Numbers, Summary, numbers, plain, summary_of
 from scripts.text import natural
+from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles
-
-Numbers = Mapping[str, float]
-
-# Of the task's own metrics; clients may name theirs as they like.
-_MOST_OWN = 32
-# Beyond these, names are cut.
-_LONGEST_NAME = 200
 
 
 @dataclass
@@ -68,7 +62,7 @@ class ByClass(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(Summary):
     """All that a report tells, and what is missing."""
 
     run_id: str
@@ -81,10 +75,6 @@ class Facts:
     task: Task | None
     # The last committed round, whose row may be lost; 0 before the first.
     done: int
-    # A row of what is a number, for each committed round, ascending.
-    rows: Sequence[Numbers]
-    # That of the best round, or of the last where none was called the best; empty without rows.
-    best: Numbers
     clients: Sequence[Client]
     by_class: ByClass | None
     parts: Parts | None
@@ -98,46 +88,6 @@ class Facts:
         value = self.options.get(name)
         return "" if value is None else plain(f"{value:g}" if isinstance(value, float) else value)
 
-    @property
-    def last(self) -> Numbers:
-        """Return the last round's row; empty before the first."""
-        return self.rows[-1] if self.rows else {}
-
-    @property
-    def best_is_known(self) -> bool:
-        """Say whether `best` was called the best, as it is by accuracy, or else by loss."""
-        return bool(self.rows) and self.best.get("best_round") == self.best["round"]
-
-    def total(self, name: str) -> float | None:
-        """Return a column's sum; None where no row has it."""
-        found = [row[name] for row in self.rows if name in row]
-        return sum(found) if found else None
-
-
-def accuracy_of(row: Numbers) -> float | None:
-    """Return the server's accuracy, else the clients': what the best round is the best by."""
-    return row.get("global_accuracy", row.get("client_accuracy"))
-
-
-def loss_of(row: Numbers) -> float | None:
-    """Return the server's loss, else the clients': what it is the best by without an accuracy."""
-    return row.get("global_loss", row.get("client_loss"))
-
-
-def own_names(rows: Sequence[Numbers]) -> list[str]:
-    """Return the columns of the task's own metrics: global_<name> and client_<name>."""
-    ends = ("", "_min", "_p10", "_median", "_max")
-    columns = {f"client_{measure}{end}" for measure in ("accuracy", "loss") for end in ends}
-    columns |= {"global_accuracy", "global_loss"}
-    found = dict.fromkeys(name for row in rows for name in row if name not in columns)
-    return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
-
-
-def plain(value: object) -> str:
-    """Return text that any page and any font can show, on one line."""
-    text = printable(str(value))
-    return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
-
 
 def collect(path: Path, named: str | None = None) -> Facts:
     """Return what a run directory says.
@@ -150,12 +100,12 @@ def collect(path: Path, named: str | None = None) -> Facts:
         InputError: it is none, or its files can't be read.
     """
     run = RunFiles(path)
-    log = Lines(path / "server.jsonl")
+    log = Lines(path / layout.LOG)
     sources = {
-        "metrics.jsonl": run.metrics,
-        "clients.jsonl": run.clients,
-        "evaluations.jsonl": run.evaluations,
-        "server.jsonl": log,
+        layout.METRICS: run.metrics,
+        layout.CLIENTS: run.clients,
+        layout.EVALUATIONS: run.evaluations,
+        layout.LOG: log,
     }
     try:
         lost, lines_lost = run.missing_rows, run.missing_lines
@@ -168,35 +118,34 @@ def collect(path: Path, named: str | None = None) -> Facts:
         for name, lines in sources.items()
         if lines.damaged
     ]
-    rows = _rows(found["metrics.jsonl"])
+    summary = summary_of(found[layout.METRICS])
+    rows = summary.rows
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
     notes += [
         f"{name} lacks {count} rows of committed rounds" for name, count in lines_lost.items()
     ]
-    clients = _clients(found["clients.jsonl"], rows)
+    clients = _clients(found[layout.CLIENTS], rows)
     if rows and not clients:
-        notes.append("clients.jsonl has no rows: nothing is known about single clients")
+        notes.append(f"{layout.CLIENTS} has no rows: nothing is known about single clients")
     options = run.options
     task = _task(options, named, notes)
     parts = _parts(options, named, clients, notes) if task else None
-    tensors, values = _size(path / "models")
-    state, progress = _progress(run, done, found["server.jsonl"])
-    best = _best(rows)
+    tensors, values = _size(path)
+    state, progress = _progress(run, done, found[layout.LOG])
     versions = run.versions if isinstance(run.versions, dict) else {}
     return Facts(
         run_id=plain(run.run_id),
         state=state,
         progress=progress,
-        began=_began(found["server.jsonl"]),
+        began=_began(found[layout.LOG]),
         options=options,
         versions={plain(name): plain(version) for name, version in versions.items()},
         task=task,
         done=done,
         rows=rows,
         clients=clients,
-        best=best,
-        by_class=_by_class(found["evaluations.jsonl"], task, best.get("round")),
+        by_class=_by_class(found[layout.EVALUATIONS], task, summary.best.get("round")),
         parts=parts,
         tensors=tensors,
         values=values,
@@ -204,37 +153,12 @@ def collect(path: Path, named: str | None = None) -> Facts:
     )
 
 
-def _numbers(line: Line) -> dict[str, float]:
-    """Return what is a finite number; of a task's own metrics, as global_<name>."""
-    found = dict(line)
-    for side in ("global", "client"):
-        own = line.get(f"{side}_metrics")
-        if isinstance(own, dict):
-            found |= {f"{side}_{plain(name)}": value for name, value in own.items()}
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-
-
-def _rows(lines: Iterable[Line]) -> list[dict[str, float]]:
-    numbers = (_numbers(line) for line in lines)
-    by_round = {row["round"]: row for row in numbers if isinstance(row.get("round"), int)}
-    return [by_round[number] for number in sorted(by_round)]
-
-
-def _best(rows: Sequence[Numbers]) -> Numbers:
-    last = rows[-1] if rows else {}
-    return next((row for row in rows if row["round"] == last.get("best_round")), last)
-
-
 def _missing(rows: Iterable[Numbers], done: int) -> list[str]:
     """Return what to note about rounds without a row, up to the last one done."""
     rounds = [0, *(int(row["round"]) for row in rows), done + 1]
     gaps = [(a + 1, b - 1) for a, b in pairwise(rounds) if b > a + 1]
     said = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps)
-    return [f"metrics.jsonl has no row of round {said}"] if gaps else []
+    return [f"{layout.METRICS} has no row of round {said}"] if gaps else []
 
 
 def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
@@ -242,18 +166,18 @@ def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
     rounds = {row["round"] for row in rows}
     found: dict[str, Client] = {}
     for line in lines:
-        numbers = _numbers(line)
-        if numbers.get("round") not in rounds:
+        values = numbers(line)
+        if values.get("round") not in rounds:
             continue
         name = plain(line.get("client_id"))
         client = found.setdefault(name, Client(name))
         client.outcomes[str(line.get("outcome"))] += 1
-        if "num_examples" in numbers:
-            client.examples = int(numbers["num_examples"])
-        client.accuracy = numbers.get("validation_accuracy", client.accuracy)
-        client.loss = numbers.get("validation_loss", client.loss)
-        client.seconds += [numbers["seconds"]] if "seconds" in numbers else []
-        client.bytes_up += int(numbers.get("bytes_up", 0))
+        if "num_examples" in values:
+            client.examples = int(values["num_examples"])
+        client.accuracy = values.get("validation_accuracy", client.accuracy)
+        client.loss = values.get("validation_loss", client.loss)
+        client.seconds += [values["seconds"]] if "seconds" in values else []
+        client.bytes_up += int(values.get("bytes_up", 0))
     return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], natural(c.name)))
 
 
@@ -298,12 +222,12 @@ def _by_class(lines: Sequence[Line], task: Task | None, wanted: float | None) ->
     return ByClass(number, names, confusion)
 
 
-def _size(models: Path) -> tuple[int | None, int | None]:
+def _size(run: Path) -> tuple[int | None, int | None]:
     from safetensors import SafetensorError, safe_open
 
-    for name in ("best", "global"):
+    for name in (layout.BEST, layout.LAST):
         try:
-            with safe_open(models / f"{name}.safetensors", framework="np") as file:
+            with safe_open(layout.model(run, name), framework="np") as file:
                 shapes = [file.get_slice(tensor).get_shape() for tensor in file.keys()]  # noqa: SIM118
         except (OSError, SafetensorError):
             continue

@@ -19,6 +19,7 @@ from scripts.results import (
     plot,
     read_results,
 )
+from server.storage import layout
 from server.storage.run_files import Lines
 
 _TASK = "scripts.reproduction.tasks:AttackedMnist"
@@ -60,7 +61,7 @@ def run(
                 # A model that an attack drove to infinity is a result, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
-                rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
+                rows, failure = Lines(folder / layout.METRICS).all(), str(error)
             accuracies = [row["global_accuracy"] for row in rows]
             result = {"name": name, "seed": seed, "failure": failure, "accuracies": accuracies}
             append_result(lines, result)

@@ -18,6 +18,7 @@ from scripts.results import (
     plot,
     read_results,
 )
+from server.storage import layout
 from server.storage.run_files import Line, Lines
 
 _HEAD = ("cell", "model", "split", "C", "E", "B", "target")
@@ -89,7 +90,7 @@ def run(
                 # A training that diverges is an outcome, too; a full disk is none.
                 if "was abandoned" not in str(error):
                     raise
-                rows, failure = Lines(folder / "metrics.jsonl").all(), str(error)
+                rows, failure = Lines(folder / layout.METRICS).all(), str(error)
             append_result(lines, _result(cell, seed, lr, rows, failure))
         _write(output, read_results(lines))
     print("\n" + _table(read_results(lines)))

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +21,11 @@ from rich.table import Table
 from common.errors import RunFailed
 from scripts.cli import script
 from scripts.resilience import invariants
-from scripts.resilience.federation import KEEP_ROUNDS, Log, Training
+from scripts.resilience.federation import KEEP_ROUNDS, Training
 from scripts.resilience.schedule import CLIENTS, SHORT_DEADLINE, Fault, Kind, Shape, abandons, plan
 from scripts.testbed.proxy import Proxy
+from server.storage import layout
+from server.storage.run_files import Line, Lines
 
 _TRAINING_SECONDS = 0.3
 _PATIENCE = 240.0
@@ -58,7 +59,7 @@ class Result:
 class Reference:
     """How the undisturbed run ended."""
 
-    metrics: list[dict[str, Any]]
+    metrics: list[Line]
     model: bytes
 
 
@@ -83,7 +84,7 @@ def _undisturbed(folder: Path, ends: ExitStack, shape: Shape) -> Reference:
     if problems:
         ends.pop_all()
         raise RunFailed(f"the undisturbed run: {', '.join(problems)}; its files are in {folder}")
-    return Reference(_rows(training.run / "metrics.jsonl"), _model(training.run))
+    return Reference(_rows(training.run / layout.METRICS), _model(training.run))
 
 
 def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
@@ -118,8 +119,8 @@ def _problems(training: Training, result: Result, reference: Reference, shape: S
 
     run, server = training.run, training.server.pid
     may_abandon = abandons(result.seed)
-    metrics, log = _rows(run / "metrics.jsonl"), _rows(run / "server.jsonl")
-    clients = _rows(run / "clients.jsonl")
+    metrics, log = _rows(run / layout.METRICS), _rows(run / layout.LOG)
+    clients = _rows(run / layout.CLIENTS)
     client_logs = {name: _rows(run.parent / f"{name}.log") for name in _NAMES}
     files = [str(path.relative_to(run)) for path in run.rglob("*") if not path.is_dir()]
     result.abandoned = sum(event["event"] == "round abandoned" for event in log)
@@ -260,12 +261,12 @@ def _folder(name: str, ends: ExitStack) -> Path:
     return folder
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return Log(path).news()
+def _rows(path: Path) -> list[Line]:
+    return Lines(path).all()
 
 
 def _model(run: Path) -> bytes:
-    path = run / "models" / "global.safetensors"
+    path = layout.model(run)
     return path.read_bytes() if path.exists() else b""
 
 

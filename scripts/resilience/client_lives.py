@@ -30,6 +30,7 @@ from server.options import (
     SplitOptions,
     StrategyOptions,
 )
+from server.storage import layout
 
 _ROUNDS = 3
 _READY_SECONDS = 60.0
@@ -70,7 +71,7 @@ def train(kills: Sequence[Point]) -> tuple[list[Life], tuple[Any, ...]]:
             raise
         finally:
             end = served.wait()
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run / layout.METRICS).read_text().splitlines()]
         kept = {
             str(path.relative_to(state)): path.read_bytes()
             for path in state.rglob("*")
@@ -125,7 +126,7 @@ def _be_quiet() -> None:
 
 def _address(run: Path) -> str:
     until = time.monotonic() + _READY_SECONDS
-    ready = run / "server.json"
+    ready = run / layout.READY
     while not ready.exists():
         if time.monotonic() > until:
             raise RunFailed("the server does not start")

@@ -30,6 +30,7 @@ from scripts.resilience.sending import garbage, send, speak
 from scripts.resilience.vitals import at_rest, growth, table_of, vitals
 from scripts.testbed.crowd import Client
 from scripts.testbed.servers import TASK, Server, serving
+from server.storage import layout
 
 _CALLERS = 16
 # In one attempt of the round.
@@ -75,7 +76,7 @@ class _Fuzz:
         admin = server_of(server.run)
         self._token = admin.token
         self._addresses = {False: server.address, True: admin.address}
-        model = (server.run / "models" / "global.safetensors").read_bytes()
+        model = layout.model(server.run).read_bytes()
         self._callers = [Caller(_name(n), n, model) for n in range(_CALLERS)]
         self._channels: list[dict[bool, grpc.aio.Channel]] = []
         self._tally: Tally = Counter()

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from server.storage import layout
+
 Rows = Sequence[Mapping[str, Any]]
 
 # Beside an earlier quiet round of the same process: a factor, and how many more. A thread that
@@ -21,10 +23,13 @@ FILES_TOLERANCE = 3
 # asyncio's threads come as they are needed, up to four more than there are processors.
 THREADS_TOLERANCE = 4
 
+_PLAIN = (
+    *(layout.CONFIG, layout.LOG, layout.METRICS, layout.TABLE, layout.CLIENTS),
+    *(layout.EVALUATIONS, layout.LOCK, layout.OPERATOR_TOKEN),
+)
 _FILES = re.compile(
-    r"config\.json|server\.jsonl|metrics\.(jsonl|csv)|(clients|evaluations)\.jsonl"
-    r"|\.lock|operator\.token"
-    r"|rounds/(?P<round>\d{5})/(model|momentum|second_moment|control)\.safetensors"
+    "|".join(re.escape(name) for name in _PLAIN)
+    + r"|rounds/(?P<round>\d{5})/(model|momentum|second_moment|control)\.safetensors"
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )
@@ -50,7 +55,7 @@ def rounds_grow_by_one(metrics: Rows, log: Rows, rounds: int) -> list[str]:
     found = [row["round"] for row in metrics]
     problems = []
     if found != list(range(1, rounds + 1)):
-        problems.append(f"metrics.jsonl has the rounds {found}")
+        problems.append(f"{layout.METRICS} has the rounds {found}")
     commits = Counter(event["round"] for event in log if event["event"] == "round committed")
     problems += [f"round {r} was committed {n} times" for r, n in commits.items() if n > 1]
     return problems
@@ -62,8 +67,8 @@ def counted_once(clients: Rows, names: Sequence[str], rounds: int, quorum: int) 
     wanted = Counter((number, name) for number in range(1, rounds + 1) for name in names)
     accepted = Counter(row["round"] for row in clients if row["outcome"] == "accepted")
     return [
-        *(f"clients.jsonl lacks {row}" for row in wanted - found),
-        *(f"clients.jsonl has {row} too much" for row in found - wanted),
+        *(f"{layout.CLIENTS} lacks {row}" for row in wanted - found),
+        *(f"{layout.CLIENTS} has {row} too much" for row in found - wanted),
         *(
             f"round {number} was committed with {accepted[number]} updates"
             for number in range(1, rounds + 1)

@@ -24,11 +24,12 @@ from rich.table import Table
 from common.errors import RunFailed
 from scripts.resilience import client_lives, server_lives
 from scripts.resilience.kills import KILLED, Life, Point, folder_in_memory, kind_of, points
+from server.storage import layout
 
 # Of each first point: how many points of the second life's recovery, and of the rest of it.
 _IN_RECOVERY, _LATER = 3, 2
 _ONE, _TWO = "one kill", "two kills"
-_RECOVERY, _DELETED = "killed again in recovery", "cohort.json deleted"
+_RECOVERY, _DELETED = "killed again in recovery", f"{layout.COHORT} deleted"
 _CLIENT, _CLIENT_TWICE = "client, one kill", "client, two kills"
 
 
@@ -117,8 +118,8 @@ def _server_killed_at(
     _copy(left, folder)
     open_rounds = [
         cohort
-        for cohort in folder.glob("rounds/*/cohort.json")
-        if not cohort.with_name("record.json").exists()
+        for cohort in folder.glob(f"{layout.ROUNDS}/*/{layout.COHORT}")
+        if not cohort.with_name(layout.RECORD).exists()
     ]
     if open_rounds:
         for cohort in open_rounds:
@@ -155,7 +156,7 @@ def _server_problem(folder: Path, expected: tuple[Any, ...], lives: Sequence[Lif
     if found != expected:
         unlike = [(was, now) for was, now in zip(expected, found, strict=True) if was != now]
         return f"the result differs: {unlike}"[:500]
-    rows = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / layout.CLIENTS).read_text().splitlines()]
     counted = Counter((row["round"], row["client_id"]) for row in rows)
     acknowledged = set[tuple[int, str]]().union(*map(server_lives.acknowledged, lives))
     if not acknowledged <= set(counted) or max(counted.values()) > 1:

@@ -18,6 +18,7 @@ from common.errors import RunFailed
 from scripts.resilience.vitals import at_rest, growth, table_of
 from scripts.testbed.crowd import Client
 from scripts.testbed.servers import TASK, Server, serving
+from server.storage import layout
 
 _AT_ONCE = 8
 _MOST_UPDATES = 5
@@ -93,5 +94,5 @@ async def _take_part(address: str, number: int) -> None:
 
 
 def _committed(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
+    metrics = run / layout.METRICS
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

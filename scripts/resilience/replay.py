@@ -19,6 +19,7 @@ from scripts.resilience.invariants import Rows
 from scripts.resilience.tasks import Steps
 from server.configuration import data_split
 from server.options import SplitOptions
+from server.storage import layout
 
 
 def digests(run: Path, clients: Rows) -> list[str]:
@@ -29,7 +30,7 @@ def digests(run: Path, clients: Rows) -> list[str]:
         clients: the rows of clients.jsonl.
     """
     torch.set_num_threads(1)
-    options = json.loads((run / "config.json").read_text())["options"]
+    options = json.loads((run / layout.CONFIG).read_text())["options"]
     split = data_split(SplitOptions(**{f.name: options[f.name] for f in fields(SplitOptions)}))
     task, seed = Steps(), int(options["seed"])
     held = load_partitions(task, run, split, list(range(split.num_partitions)), "cpu")

@@ -38,6 +38,7 @@ from server.run.coordinator import Coordinator
 from server.run.evaluation import Evaluator
 from server.run.results import Results
 from server.run.uploads import Announcement, Outcome, PushResult
+from server.storage import layout
 from server.storage.checkpoints import RunDirectory, export_pth
 
 ROUNDS = frozenset((1, 2))
@@ -84,11 +85,11 @@ def acknowledged(life: Life) -> set[tuple[int, str]]:
 
 def result(folder: Path) -> tuple[Any, ...]:
     """Return what must not depend on kills: models, rows, and which files there are."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / layout.METRICS).read_text().splitlines()]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     models = [(row["round"], row["accepted"], row["model_blake3"]) for row in rows]
-    table = len((folder / "metrics.csv").read_text().splitlines())
-    return models, table, (folder / "evaluations.jsonl").read_text(), files
+    table = len((folder / layout.TABLE).read_text().splitlines())
+    return models, table, (folder / layout.EVALUATIONS).read_text(), files
 
 
 def _serve(folder: Path, kill: Point | None, missed: Set[int], tell: Tell) -> int:
@@ -108,7 +109,7 @@ def _serve(folder: Path, kill: Point | None, missed: Set[int], tell: Tell) -> in
         await _train(coordinator, not options.run.resume, set(missed), acknowledge)
 
     asyncio.run(live())
-    export_pth(folder / "models")
+    export_pth(folder / layout.MODELS)
     return 0
 
 

@@ -36,6 +36,7 @@ from scripts.resilience.calls import COORDINATOR, METHODS, PUSH
 from scripts.resilience.sending import name_of
 from scripts.testbed.servers import Server, serving
 from server.run.assignments import Work, task_token
+from server.storage import layout
 
 TASK = "scripts.resilience.tasks:Zeros"
 _CALLERS = 5
@@ -124,7 +125,7 @@ class _Timing:
     def __init__(self, server: Server, seed: int) -> None:
         self._server = server
         self._seed = seed
-        self._model = (server.run / "models" / "global.safetensors").read_bytes()
+        self._model = layout.model(server.run).read_bytes()
         self._start = 8 + int.from_bytes(self._model[:8], "little")
         self._began = time.monotonic()
         self._until = 0.0
@@ -440,8 +441,8 @@ class _Timing:
         for name, event in (("attempts", "began"), ("abandoned",) * 2, ("committed",) * 2):
             self._rounds[name] = len(self._server.events(f"round {event}"))
         if self._server.process.ended:
-            metrics, clients = _rows(run / "metrics.jsonl"), _rows(run / "clients.jsonl")
-            run_id = json.loads((run / "config.json").read_text())["run_id"]
+            metrics, clients = _rows(run / layout.METRICS), _rows(run / layout.CLIENTS)
+            run_id = json.loads((run / layout.CONFIG).read_text())["run_id"]
             self.problems += self._models(run_id, metrics, clients)
         log = (run.parent / "server.log").read_text().splitlines()
         self.problems += invariants.no_bugs(log)

@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 from common.errors import InputError
 from common.extras import require
 from scripts.cli import run_app, script
+from server.storage import layout
 
 _ADDRESS = "127.0.0.1"
 # It need not exist: the first run makes it.
@@ -42,7 +43,7 @@ def dashboard(
     require("dashboard", "./scripts/dashboard", "streamlit", "plotly")
     if runs_folder != _RUNS and not runs_folder.is_dir():
         raise InputError(f"there is no folder {runs_folder}; name the one that holds the runs")
-    if (runs_folder / "config.json").exists():
+    if (runs_folder / layout.CONFIG).exists():
         raise InputError(
             f"{runs_folder} is a run directory; name the folder that holds it: "
             f"{script('dashboard')} {runs_folder.absolute().parent}"

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.colors import qualitative
 
+from scripts.summary import Numbers
 from scripts.viewing.tables import Column, column, own_metrics
-from server.storage.run_files import Line
 
 BLUE, ORANGE, GREEN = "#4c8bf5", "#ef8733", "#2fa36b"
 RED, GREY, PURPLE = "#e0524d", "#8a8f98", "#9b6ddb"
@@ -29,7 +29,7 @@ _MOST_TICKS = 12
 ACCURACY = "accuracy (share of the examples)"
 
 
-def accuracy(rows: Sequence[Line]) -> go.Figure | None:
+def accuracy(rows: Sequence[Numbers]) -> go.Figure | None:
     """Return the accuracy by round: the server's, and the clients' mean with its spread.
 
     None where nobody measures one.
@@ -41,7 +41,7 @@ def accuracy(rows: Sequence[Line]) -> go.Figure | None:
     return figure if figure.data else None
 
 
-def loss(rows: Sequence[Line]) -> go.Figure | None:
+def loss(rows: Sequence[Numbers]) -> go.Figure | None:
     """Return the loss by round: the server's, the clients' with its spread, and in training.
 
     None where nobody measures one.
@@ -53,7 +53,7 @@ def loss(rows: Sequence[Line]) -> go.Figure | None:
     return figure if figure.data else None
 
 
-def own(rows: Sequence[Line]) -> go.Figure | None:
+def own(rows: Sequence[Numbers]) -> go.Figure | None:
     """Return what the task's own evaluation measures by round; None where that is nothing."""
     found = own_metrics(rows)
     if not found:
@@ -65,7 +65,7 @@ def own(rows: Sequence[Line]) -> go.Figure | None:
     return figure
 
 
-def participation(rows: Sequence[Line]) -> go.Figure:
+def participation(rows: Sequence[Numbers]) -> go.Figure:
     """Return how many clients were selected in each round, and what became of them."""
     figure = blank("round", "clients", rounds=len(rows))
     parts = {"accepted": GREEN, "refused": RED, "dropped": ORANGE}
@@ -75,7 +75,7 @@ def participation(rows: Sequence[Line]) -> go.Figure:
     return figure
 
 
-def seconds(rows: Sequence[Line]) -> go.Figure:
+def seconds(rows: Sequence[Numbers]) -> go.Figure:
     """Return where each round's time went."""
     figure = blank("round", "time (s)", rounds=len(rows))
     parts = {"collect": BLUE, "aggregate": ORANGE, "evaluate": GREEN, "commit": PURPLE}
@@ -84,7 +84,7 @@ def seconds(rows: Sequence[Line]) -> go.Figure:
     return figure
 
 
-def traffic(rows: Sequence[Line]) -> go.Figure:
+def traffic(rows: Sequence[Numbers]) -> go.Figure:
     """Return the bytes of each round, in both directions."""
     figure = blank("round", "sent in the round (bytes)", rounds=len(rows))
     _add_line(figure, rows, "bytes_down", "server to clients", BLUE)
@@ -217,12 +217,17 @@ def _add(
 
 
 def _add_line(
-    figure: go.Figure, rows: Sequence[Line], name: str, label: str, colour: str, dash: str = "solid"
+    figure: go.Figure,
+    rows: Sequence[Numbers],
+    name: str,
+    label: str,
+    colour: str,
+    dash: str = "solid",
 ) -> None:
     _add(figure, column(rows, "round"), column(rows, name), label, colour, dash)
 
 
-def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
+def _add_clients(figure: go.Figure, rows: Sequence[Numbers], name: str) -> None:
     """Add the clients' mean, median and lowest, and a band from the 10th percentile to the highest.
 
     Where an older run has no percentile, the band begins with the lowest.
@@ -261,7 +266,10 @@ def _add_clients(figure: go.Figure, rows: Sequence[Line], name: str) -> None:
 
 
 def _add_stack(
-    figure: go.Figure, rows: Sequence[Line], parts: Mapping[str, tuple[str, str]], suffix: str = ""
+    figure: go.Figure,
+    rows: Sequence[Numbers],
+    parts: Mapping[str, tuple[str, str]],
+    suffix: str = "",
 ) -> None:
     """Add columns on top of one another, by their names: what they are called, and their colour."""
     rounds = column(rows, "round")

@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import InputError
-from scripts.viewing.tables import by_round, shown
+from scripts.summary import Summary, by_round, summary_of
+from scripts.viewing.tables import shown
+from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles, find_runs
 
 # Runs that are kept; the lines of 1,000 rounds of 100 clients take some 150 MB once looked at.
@@ -57,13 +59,13 @@ class Run:
         except OSError as error:
             raise _unreadable(error) from error
 
-    def rows(self) -> list[Line]:
-        """Return the committed rounds' rows, in order.
+    def summary(self) -> Summary:
+        """Return the committed rounds.
 
         Raises:
             InputError: as for the others, the file can't be read.
         """
-        return by_round(self._read(self.files.metrics))
+        return summary_of(self._read(self.files.metrics))
 
     def clients(self) -> list[Line]:
         """Return the rows of clients and rounds."""
@@ -106,7 +108,7 @@ def open_run(path: Path) -> Run:
         InputError: there is no run, or its config.json is damaged.
     """
     try:
-        status = (path / "config.json").stat()
+        status = (path / layout.CONFIG).stat()
     except OSError as error:
         raise _unreadable(error) from error
     return _opened(path, status.st_ino, status.st_mtime_ns)

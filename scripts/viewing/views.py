@@ -18,6 +18,7 @@ from scripts.viewing.tables import (
     own_of_clients,
     shown,
 )
+from server.storage import layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +51,7 @@ _VALUES = {
 
 def learning(run: Run) -> None:
     """Show accuracy and loss by round."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     drawn = {
@@ -75,7 +76,7 @@ def learning(run: Run) -> None:
 
 def rounds(run: Run) -> None:
     """Show who took part in each round, where its time went, and its bytes."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     st.subheader("Participation")
@@ -138,7 +139,7 @@ def classes(run: Run) -> None:
     number = numbers[-1] if chosen == latest else chosen
     matrix = confusion_of(found[number])
     if matrix is None:
-        raise InputError(f"{run.path / 'evaluations.jsonl'}: round {number} is damaged")
+        raise InputError(f"{run.path / layout.EVALUATIONS}: round {number} is damaged")
     names = _class_names(run, len(matrix))
     left, right = st.columns(2)
     with left:

@@ -19,9 +19,7 @@ from common import tls
 from common.errors import InputError, RequestError, Status
 from common.tls import Identity, Reloading
 from server.options import SecurityOptions
-
-# In the run directory.
-OPERATOR_TOKEN = "operator.token"  # noqa: S105 - a file's name
+from server.storage import layout
 
 
 class Caller(Protocol):
@@ -108,7 +106,7 @@ def bearer_of(token: str) -> Operators:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = given if isinstance(given, bytes) else str(given).encode()
         if not hmac.compare_digest(text, expected):
-            message = "this needs the operator's token, of operator.token in the run directory"
+            message = f"this needs the operator token: {layout.OPERATOR_TOKEN} in the run directory"
             raise RequestError(Status.UNAUTHENTICATED, "OPERATOR_TOKEN_INVALID", message)
 
     return check
@@ -133,7 +131,7 @@ def open_doors(options: SecurityOptions, operator_token: str) -> Access:
 def operator_token(folder: Path) -> str:
     """Return the operator's token of a run: the one in its directory, or a new one."""
     try:
-        kept = (folder / OPERATOR_TOKEN).read_text(encoding="ascii").strip()
+        kept = (folder / layout.OPERATOR_TOKEN).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         kept = ""
     return kept or secrets.token_urlsafe(24)

@@ -22,6 +22,7 @@ from common.process import begin_process, exit_status
 from common.urls import credentials, without_credentials
 from server.mlflow_reporting.launcher import Target, target_of
 from server.options import TrackingOptions
+from server.storage import layout
 from server.storage.run_files import RunFiles, read_json
 
 # One try in a call, and not for long: it is tried again anyhow. Nothing is told to anyone else.
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def _track(files: RunFiles, target: Target, task: str | None) -> int:
     os.environ.update(_ENVIRONMENT)
     uri = _prepare_uri(target.uri)
-    configure_logs(files.path / "server.jsonl")
+    configure_logs(files.path / layout.LOG)
     with _alone(files.path), tempfile.TemporaryDirectory() as folder:
         import mlflow
 
@@ -111,7 +112,7 @@ def _prepare_uri(uri: str) -> str:
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process reports the run: that of a killed server may do so still."""
     try:
-        with (folder / ".tracking.lock").open("w") as file:
+        with (folder / layout.TRACKING_LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
@@ -120,7 +121,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _tracking_id(folder: Path) -> str:
     """Return what MLflow knows the run by, wherever its directory moves; made the first time."""
-    path = folder / "tracking.json"
+    path = folder / layout.TRACKING
     known = read_json(path).get("id")
     if known is None:
         known = uuid.uuid4().hex

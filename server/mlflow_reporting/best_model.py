@@ -21,6 +21,7 @@ from common.tasks.outputs import describe as describe_outputs
 from common.tensor_roles import model_of_run
 from common.tensors import Digest, digest_file
 from server.mlflow_reporting.runs import Runs
+from server.storage import layout
 from server.storage.run_files import Line, RunFiles
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BestModel:
         self._named = named
         # Known at the end.
         self._about: Line = {}
-        self._source = files.path / "models" / "best.safetensors"
+        self._source = layout.model(files.path, layout.BEST)
         self._graph = folder / "best.onnx"
         self._tried = False
         self._outputs: Outputs = Classes()

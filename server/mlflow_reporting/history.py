@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from server.configuration import CHANGEABLE
+from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles, numbers, read_json
 
 # As MLflow calls them.
@@ -37,12 +38,12 @@ class History:
     def __init__(self, files: RunFiles) -> None:
         self.files = files
         told = (_STARTED, _COMMITTED, _ENDED)
-        self._log = Lines(files.path / "server.jsonl", lambda line: line.get("event") in told)
+        self._log = Lines(files.path / layout.LOG, lambda line: line.get("event") in told)
         # Another server than this one, which resumes the run, has another process to report it.
         self.pid = self._server()
 
     def _server(self) -> int | None:
-        pid = read_json(self.files.path / "server.json").get("pid")
+        pid = read_json(self.files.path / layout.READY).get("pid")
         return pid if isinstance(pid, int) else None
 
     def _events(self, *names: str) -> list[Line]:
@@ -63,7 +64,7 @@ class History:
         started = self._events(_STARTED)
         if started:
             return _seconds(started[0])
-        return (self.files.path / "config.json").stat().st_mtime
+        return (self.files.path / layout.CONFIG).stat().st_mtime
 
     @property
     def ended(self) -> float:

@@ -172,6 +172,7 @@ class Effects:
                 spooled,
                 self.strategy,
                 self.settings.roles.trained,
+                self.spool.encoding,
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self.strategy.state_names},
             )

@@ -18,15 +18,17 @@ from common.errors import CheckpointError, InputError
 from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
 from server.engine.early_stopping import Progress
+from server.storage import layout
 from server.storage.metrics import Row, fields_of
-from server.storage.run_files import check_format
+from server.storage.run_files import check_format, find_runs, newest_first
 
 log = get_logger()
 
 
 # What a server writes into a run directory before config.json.
 _BEFORE_THE_CONFIG = frozenset(
-    {".lock", "rounds", "models", "operator.token", "operator.token.tmp", "config.json.tmp"}
+    {layout.LOCK, layout.ROUNDS, layout.MODELS, layout.OPERATOR_TOKEN}
+    | {f"{name}.tmp" for name in (layout.OPERATOR_TOKEN, layout.CONFIG)}
 )
 
 
@@ -94,11 +96,11 @@ class RunDirectory:
             InputError: it can't be written, or another server holds it.
         """
         try:
-            (self.path / "rounds").mkdir(parents=True, exist_ok=True)
-            (self.path / "models").mkdir(exist_ok=True)
+            (self.path / layout.ROUNDS).mkdir(parents=True, exist_ok=True)
+            (self.path / layout.MODELS).mkdir(exist_ok=True)
             # Models and updates tell of the data that they come from.
             self.path.chmod(0o700)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / layout.LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.unlock()
@@ -117,7 +119,7 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Say whether there is a run here."""
-        return (self.path / "config.json").exists() or bool(self._committed())
+        return (self.path / layout.CONFIG).exists() or bool(layout.committed(self.path))
 
     def is_unbegun(self) -> bool:
         """Say whether a server that began a run here was killed before it had saved anything."""
@@ -130,7 +132,7 @@ class RunDirectory:
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Make the run's resolved configuration durable."""
-        write_json(self.path / "config.json", seal(config))
+        write_json(self.path / layout.CONFIG, seal(config))
 
     def load_config(self) -> dict[str, Any]:
         """Return the run's configuration.
@@ -138,7 +140,7 @@ class RunDirectory:
         Raises:
             CheckpointError: there is none, it is damaged, or a newer Folkmoot wrote it.
         """
-        path = self.path / "config.json"
+        path = self.path / layout.CONFIG
         remedy = "put back a copy of it, or begin a new run"
         config = _read_sealed(path, remedy)
         check_format(self.path, config)
@@ -155,7 +157,7 @@ class RunDirectory:
         Raises:
             OSError: it can't be written.
         """
-        write_json(self.path / "stop.json", seal({"rounds": rounds}))
+        write_json(self.path / layout.STOP_ORDER, seal({"rounds": rounds}))
 
     def is_to_stop(self, rounds: int) -> bool:
         """Say whether there is an order to stop that a run of so many rounds has to follow.
@@ -163,7 +165,7 @@ class RunDirectory:
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self.path / "stop.json"
+        path = self.path / layout.STOP_ORDER
         if not path.exists():
             return False
         remedy = "put back a copy of it, or move it elsewhere to go on without the order"
@@ -174,19 +176,19 @@ class RunDirectory:
 
     def round_folder(self, number: int) -> Path:
         """Return where a round lives."""
-        return self.path / "rounds" / f"{number:05d}"
+        return layout.round_folder(self.path, number)
 
     def updates_folder(self, number: int) -> Path:
         """Return where a round's accepted updates lie while it is in progress."""
-        return self.round_folder(number) / "updates"
+        return self.round_folder(number) / layout.UPDATES
 
     def model_path(self, number: int) -> Path:
         """Return where a round's model lies; before the commit, the candidate."""
-        return self.round_folder(number) / "model.safetensors"
+        return layout.tensors(self.round_folder(number), layout.MODEL)
 
     def state_path(self, number: int, name: str) -> Path:
         """Return where what the strategy keeps after a round, under this name, lies."""
-        return self.round_folder(number) / f"{name}.safetensors"
+        return layout.tensors(self.round_folder(number), name)
 
     def begin_initial(self, model: bytes) -> None:
         """Write the initial model; `commit` makes it round 0.
@@ -207,8 +209,8 @@ class RunDirectory:
         updates = self.updates_folder(cohort.round)
         updates.parent.mkdir(exist_ok=True)
         updates.mkdir()
-        write_json(self.round_folder(cohort.round) / "cohort.json", seal(asdict(cohort)))
-        sync_folder(self.path / "rounds")
+        write_json(self.round_folder(cohort.round) / layout.COHORT, seal(asdict(cohort)))
+        sync_folder(self.path / layout.ROUNDS)
 
     def abandon_attempt(self, number: int) -> None:
         """Drop a round in progress, in one step: after a crash all of it is there, or nothing.
@@ -219,7 +221,7 @@ class RunDirectory:
         _clear(self._abandoned)
         if self.round_folder(number).exists():
             self.round_folder(number).rename(self._abandoned)
-            sync_folder(self.path / "rounds")
+            sync_folder(self.path / layout.ROUNDS)
         _clear(self._abandoned)
 
     def commit(self, record: Record) -> ModelFile:
@@ -232,9 +234,9 @@ class RunDirectory:
         """
         folder = self.round_folder(record.round)
         sync_folder(folder)
-        write_json(folder / "record.json", seal(asdict(record)))
+        write_json(folder / layout.RECORD, seal(asdict(record)))
         sync_folder(folder.parent)
-        self._publish("global", record)
+        self._publish(layout.LAST, record)
         self._publish_if_best(record)
         self._set_aside(self.updates_folder(record.round))
         return ModelFile(record.round, self.model_path(record.round), record.model)
@@ -246,10 +248,10 @@ class RunDirectory:
             last: the last committed round.
             keep: how many stay, at least 1.
         """
-        for number, old in self._rounds():
+        for number, old in layout.rounds(self.path):
             if number <= last - keep:
                 # First the record: half a round must not look like a committed one.
-                (old / "record.json").unlink(missing_ok=True)
+                (old / layout.RECORD).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
 
     def spares(self) -> list[Path]:
@@ -263,11 +265,11 @@ class RunDirectory:
 
     @property
     def _spare(self) -> Path:
-        return self.path / "rounds" / "spare"
+        return self.path / layout.ROUNDS / layout.SPARE
 
     @property
     def _abandoned(self) -> Path:
-        return self.path / "rounds" / "abandoned"
+        return self.path / layout.ROUNDS / layout.ABANDONED
 
     def _set_aside(self, updates: Path) -> None:
         """Keep a round's accepted tensors for the next one to write over: cheaper than new files.
@@ -288,12 +290,12 @@ class RunDirectory:
         best = record.progress.best_round in (record.round, None)
         # What nobody has trained is no best model.
         if best and record.round:
-            self._publish("best", record)
+            self._publish(layout.BEST, record)
         return best
 
     def _publish(self, name: str, record: Record) -> None:
         row = record.row
-        link(self.model_path(record.round), self.path / "models" / f"{name}.safetensors")
+        link(self.model_path(record.round), layout.model(self.path, name))
         metadata = {
             "round": record.round,
             "blake3": record.model.blake3,
@@ -303,7 +305,7 @@ class RunDirectory:
             "client_accuracy": row and row.client_accuracy,
             "client_loss": row and row.client_loss,
         }
-        write_json(self.path / "models" / f"{name}.json", metadata)
+        write_json(layout.model(self.path, name).with_suffix(".json"), metadata)
 
     # --------------------------------------------------------------- recovery
 
@@ -317,34 +319,31 @@ class RunDirectory:
             OSError: what is no part of the run any more can't be deleted.
             CheckpointError: the last committed round is damaged; names the file and the remedy.
         """
-        committed = self._committed()
+        committed = layout.committed(self.path)
         if not committed:
-            if (self.path / "models" / "global.safetensors").exists():
+            if layout.model(self.path).exists():
                 raise CheckpointError(
-                    f"{self.path / 'rounds'} has lost all committed rounds; put back a copy of "
-                    "it, or begin a new run"
+                    f"{self.path / layout.ROUNDS} has lost all committed rounds; put back a copy "
+                    "of it, or begin a new run"
                 )
             return None
         record = self._load_record(max(committed))
         self.remove_spare()
         _clear(self._abandoned)
-        for number, folder in self._rounds():
+        for number, folder in layout.rounds(self.path):
             if number in committed:
                 shutil.rmtree(self.updates_folder(number), ignore_errors=True)
-            elif number != record.round + 1 or not (folder / "cohort.json").exists():
+            elif number != record.round + 1 or not (folder / layout.COHORT).exists():
                 shutil.rmtree(folder)
         # What a crash between the commit and its publication left undone.
-        self._publish("global", record)
+        self._publish(layout.LAST, record)
         if not self._publish_if_best(record):
             self._check_best()
         return Recovered(record=record, cohort=self._load_cohort(record.round + 1))
 
-    def _committed(self) -> list[int]:
-        return [n for n, folder in self._rounds() if (folder / "record.json").exists()]
-
     def _check_best(self) -> None:
         """Warn if the best model, of an earlier round, is not what was published."""
-        path = self.path / "models" / "best.safetensors"
+        path = layout.model(self.path, layout.BEST)
         try:
             said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             intact = digest_file(path) == Digest(said["blake3"], said["size_bytes"])
@@ -353,15 +352,10 @@ class RunDirectory:
         if not intact:
             log.warning("the best model so far is damaged or gone", file=str(path))
 
-    def _rounds(self) -> list[tuple[int, Path]]:
-        rounds = self.path / "rounds"
-        folders = rounds.iterdir() if rounds.exists() else ()
-        return sorted((int(folder.name), folder) for folder in folders if folder.name.isdigit())
-
     def _load_record(self, number: int) -> Record:
         folder = self.round_folder(number)
         remedy = self._way_back(number)
-        value = _read_sealed(folder / "record.json", remedy)
+        value = _read_sealed(folder / layout.RECORD, remedy)
         try:
             row = value.get("row")
             record = Record(
@@ -376,17 +370,17 @@ class RunDirectory:
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
-            name = folder / "record.json"
+            name = folder / layout.RECORD
             raise CheckpointError(f"{name} lacks what a record has; {remedy}") from error
         if record.round != number:
-            raise CheckpointError(f"{folder / 'record.json'} is of another round; {remedy}")
+            raise CheckpointError(f"{folder / layout.RECORD} is of another round; {remedy}")
         _check_digest(self.model_path(number), record.model, remedy)
         for kept, digest in record.state.items():
             _check_digest(self.state_path(number, kept), digest, remedy)
         return record
 
     def _load_cohort(self, number: int) -> Cohort | None:
-        path = self.round_folder(number) / "cohort.json"
+        path = self.round_folder(number) / layout.COHORT
         if not path.exists():
             return None
         remedy = (
@@ -407,7 +401,7 @@ class RunDirectory:
 
     def _way_back(self, number: int) -> str:
         """Return what to do about a committed round that is damaged."""
-        before = [earlier for earlier in self._committed() if earlier < number]
+        before = [earlier for earlier in layout.committed(self.path) if earlier < number]
         if not before:
             return "put back a copy of it, or begin a new run"
         return (
@@ -422,13 +416,11 @@ def newest_run(folder: Path) -> Path:
     Raises:
         InputError: there is none.
     """
+    found = find_runs(folder)
     with suppress(FileNotFoundError):
-        begun = {path.parent: path.stat().st_mtime for path in folder.glob("*/config.json")}
-        for path in folder.iterdir():
-            if RunDirectory(path).is_unbegun():
-                begun[path] = path.stat().st_mtime
-        if begun:
-            return max(begun, key=lambda path: begun[path])
+        found += [path for path in folder.iterdir() if RunDirectory(path).is_unbegun()]
+    if found:
+        return newest_first(found)[0]
     raise InputError(f"--resume: there is no run in {folder}/; name its folder with --run-dir")
 
 
@@ -477,5 +469,5 @@ def _check_digest(path: Path, expected: Digest, remedy: str) -> None:
         raise CheckpointError(f"{path} can't be read: {error}; {remedy}") from error
     if found != expected:
         raise CheckpointError(
-            f"{path} is damaged: its size or BLAKE3 digest is not what record.json says; {remedy}"
+            f"{path} is damaged: its size or BLAKE3 digest is not that in {layout.RECORD}; {remedy}"
         )

@@ -16,6 +16,7 @@ from typing import IO, Any
 from common.durable import append_lines
 from common.logs import get_logger
 from common.training import Metrics
+from server.storage import layout
 from server.storage.run_files import numbers, own_numbers
 
 log = get_logger()
@@ -198,19 +199,19 @@ class Sinks:
 
     def __init__(self, folder: Path) -> None:
         # How many lines each file has that holds others than one a round, with the lost ones.
-        self._counts = {"clients.jsonl": 0, "evaluations.jsonl": 0}
-        self._rows = folder / "metrics.jsonl"
-        self._table = folder / "metrics.csv"
-        self._clients = folder / "clients.jsonl"
-        self._evaluations = folder / "evaluations.jsonl"
+        self._counts = {layout.CLIENTS: 0, layout.EVALUATIONS: 0}
+        self._rows = folder / layout.METRICS
+        self._table = folder / layout.TABLE
+        self._clients = folder / layout.CLIENTS
+        self._evaluations = folder / layout.EVALUATIONS
 
     def counts_with(
         self, clients: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None
     ) -> dict[str, int]:
         """Return how many lines clients.jsonl and evaluations.jsonl have with a round's."""
         return {
-            "clients.jsonl": self._counts["clients.jsonl"] + len(clients),
-            "evaluations.jsonl": self._counts["evaluations.jsonl"] + (evaluation is not None),
+            layout.CLIENTS: self._counts[layout.CLIENTS] + len(clients),
+            layout.EVALUATIONS: self._counts[layout.EVALUATIONS] + (evaluation is not None),
         }
 
     def append(

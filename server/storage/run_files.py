@@ -6,17 +6,20 @@ half-written isn't there yet. Needs no torch.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError, InputError
+from server.storage import layout
 
 Line = dict[str, Any]
 
 # Of a run directory. It grows when a reader of an older one would take something wrongly; what is
 # only added needs no new one.
 FORMAT = 1
+_LARGEST = sys.float_info.max
 
 
 class Lines:
@@ -30,6 +33,7 @@ class Lines:
     def __init__(self, path: Path, wanted: Callable[[Line], bool] = lambda _: True) -> None:
         self._path = path
         self._wanted = wanted
+        self._given = 0
         self._begin(inode=0)
 
     def _begin(self, inode: int) -> None:
@@ -64,6 +68,16 @@ class Lines:
         self.damaged += len(values) - len(found)
         return self._found
 
+    def new(self) -> list[Line]:
+        """Return the complete lines beyond those that earlier calls returned.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        lines = self.all()[self._given :]
+        self._given += len(lines)
+        return lines
+
 
 def _parse(lines: list[bytes]) -> list[Any]:
     """Return each line's JSON value; None for a damaged one."""
@@ -95,18 +109,18 @@ class RunFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        config = read_json(path / "config.json")
+        config = read_json(path / layout.CONFIG)
         check_format(path, config)
         if not isinstance(config.get("options"), dict):
-            said = "is damaged" if (path / "config.json").exists() else "is not there"
-            raise InputError(f"{path} is no run directory: its config.json {said}")
+            said = "is damaged" if (path / layout.CONFIG).exists() else "is not there"
+            raise InputError(f"{path} is no run directory: its {layout.CONFIG} {said}")
         self.run_id = str(config.get("run_id", path.name))
         # The resolved options, by their flags' names with underscores.
         self.options: dict[str, Any] = config["options"]
         self.versions: dict[str, str] = config.get("versions", {})
-        self.metrics = Lines(path / "metrics.jsonl")
-        self.clients = Lines(path / "clients.jsonl")
-        self.evaluations = Lines(path / "evaluations.jsonl")
+        self.metrics = Lines(path / layout.METRICS)
+        self.clients = Lines(path / layout.CLIENTS)
+        self.evaluations = Lines(path / layout.EVALUATIONS)
 
     @property
     def running(self) -> bool:
@@ -139,21 +153,20 @@ class RunFiles:
         number = self._committed
         if self.running or not number:
             return {}
-        record = read_json(self.path / "rounds" / f"{number:05d}" / "record.json")
+        record = read_json(layout.round_folder(self.path, number) / layout.RECORD)
         counts = record.get("lines", {})
-        found = {"clients.jsonl": self.clients, "evaluations.jsonl": self.evaluations}
+        found = {layout.CLIENTS: self.clients, layout.EVALUATIONS: self.evaluations}
         lost = {name: counts.get(name, 0) - len(lines.all()) for name, lines in found.items()}
         return {name: count for name, count in lost.items() if count > 0}
 
     @property
     def _committed(self) -> int:
         """The last committed round."""
-        names = (record.parent.name for record in self.path.glob("rounds/*/record.json"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max(layout.committed(self.path), default=0)
 
     def model(self, name: str) -> Line | None:
         """Return the metadata of models/global or models/best; None before the first round."""
-        return read_json(self.path / "models" / f"{name}.json") or None
+        return read_json(layout.model(self.path, name).with_suffix(".json")) or None
 
 
 def check_format(path: Path, config: Mapping[str, Any]) -> None:
@@ -171,8 +184,8 @@ def check_format(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def numbers(row: Line) -> dict[str, float]:
-    """Return what is a number and there in a row of metrics; of a task's own, as global_<name>."""
-    return own_numbers(row) | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+    """Return what is a finite number in a row of metrics; of a task's own, as global_<name>."""
+    return own_numbers(row) | {name: value for name, value in row.items() if _is_number(value)}
 
 
 def own_numbers(row: Line) -> dict[str, float]:
@@ -180,17 +193,24 @@ def own_numbers(row: Line) -> dict[str, float]:
 
     Those that are called as one of the row's columns are left out.
     """
+    own = {side: row.get(f"{side}_metrics") for side in ("global", "client")}
     return {
-        column: float(value)
-        for side in ("global", "client")
-        for name, value in row.get(f"{side}_metrics", {}).items()
-        if (column := f"{side}_{name}") not in row
+        column: value
+        for side, metrics in own.items()
+        if isinstance(metrics, dict)
+        for name, value in metrics.items()
+        if (column := f"{side}_{name}") not in row and _is_number(value)
     }
+
+
+def _is_number(value: object) -> bool:
+    # Of an int beyond any float, JSON may be full.
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def is_running(run_dir: Path) -> bool:
     """Return whether a server of this machine works on a run directory."""
-    pid = read_json(run_dir / "server.json").get("pid")
+    pid = read_json(run_dir / layout.READY).get("pid")
     if not isinstance(pid, int):
         return False
     try:
@@ -204,8 +224,17 @@ def is_running(run_dir: Path) -> bool:
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run directories in a folder, the newest first; damaged ones are among them."""
-    found = [entry.parent for entry in folder.glob("*/config.json")]
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
+    return newest_first(entry.parent for entry in folder.glob(f"*/{layout.CONFIG}"))
+
+
+def newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Return run directories by when a server last began or resumed them, the newest first."""
+
+    def began(run: Path) -> tuple[float, str]:
+        config = run / layout.CONFIG
+        return (config if config.exists() else run).stat().st_mtime, run.name
+
+    return sorted(runs, key=began, reverse=True)
 
 
 def read_json(path: Path) -> Line:

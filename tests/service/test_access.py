@@ -18,7 +18,7 @@ from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts import make_certs
 from scripts.admin_channel import Where, connect
-from server.auth.callers import OPERATOR_TOKEN, keep_secret
+from server.auth.callers import keep_secret
 from tests import certs
 from tests.service.harness import TASK, Client, LiveServer, refusal, update
 
@@ -469,7 +469,7 @@ def test_a_pull_ends_with_its_session(large, end, reason):
 
 
 def test_no_token_is_in_the_run_directory_but_the_operators_own_file(tokened):
-    keep_secret(tokened.folder / OPERATOR_TOKEN, tokened.operator_token)
+    keep_secret(tokened.folder / "operator.token", tokened.operator_token)
     secret, _ = create(tokened)
     join(tokened, "somebody", secret)
     holders = Counter()

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from common.errors import InputError
+from server.storage.checkpoints import newest_run
 from server.storage.run_files import Lines, RunFiles, find_runs
 
 
@@ -25,6 +26,20 @@ def test_only_complete_lines_are_there(tmp_path):
     with path.open("a") as file:
         file.write('nd": 2}\n')
     assert lines.all() == [{"round": 1}, {"round": 2}]
+
+
+def test_new_lines_are_given_once_also_after_the_file_was_written_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path)
+    assert lines.new() == []
+    path.write_text('{"round": 1}\n{"round": 2}\n{"rou')
+    assert lines.new() == [{"round": 1}, {"round": 2}]
+    assert lines.new() == []
+    (tmp_path / "new").write_text('{"round": 1}\n')
+    (tmp_path / "new").replace(path)
+    assert lines.new() == []
+    path.write_text('{"round": 1}\n{"round": 2}\n{"round": 3}\n')
+    assert lines.new() == [{"round": 3}]
 
 
 def test_lines_that_are_not_wanted_are_not_kept(tmp_path):
@@ -114,7 +129,11 @@ def test_the_lines_that_other_files_lack_are_counted_once_nothing_runs(tmp_path)
 def test_runs_are_found_with_the_newest_first(tmp_path):
     for number, name in enumerate(["b", "a", "c"]):
         folder = write_config(tmp_path / name)
-        os.utime(folder, (number, number))
+        os.utime(folder / "config.json", (number, number))
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    # A file that comes later makes its run no newer: --resume takes the same one.
+    (tmp_path / "b" / "report").mkdir()
     assert [path.name for path in find_runs(tmp_path)] == ["c", "a", "b"]
+    assert newest_run(tmp_path) == tmp_path / "c"
     assert find_runs(tmp_path / "missing") == []
