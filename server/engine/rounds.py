@@ -227,7 +227,7 @@ class RoundEngine:
             return replace(state, at=Finished()), (Finish(),)
         if not standing.cohort:
             return self._stop(state) if state.stopping else self._select_if_enough(state)
-        reports = replace(self._reports(standing.cohort, standing.goal), got=standing.accepted)
+        reports = self._reports(standing.cohort, standing.goal, standing.accepted)
         state, effects = self._after_report(replace(state, at=Reporting(reports)))
         return (state, (*_begin(state, reports), *effects)) if not effects else (state, effects)
 
@@ -297,14 +297,11 @@ class RoundEngine:
             failure=state.at.failure if isinstance(state.at, Finished) else None,
         )
 
-    def _reports(self, cohort: tuple[str, ...], goal: int) -> Collect:
+    def _reports(
+        self, cohort: tuple[str, ...], goal: int, got: frozenset[str] = frozenset()
+    ) -> Collect:
         policy = self.policy
-        return Collect(
-            clients=cohort,
-            goal=goal,
-            quorum=quorum_of(policy, goal),
-            deadline=policy.report_deadline,
-        )
+        return Collect.of(cohort, goal, quorum_of(policy, goal), policy.report_deadline, got)
 
     def _select_if_enough(self, state: State) -> Step:
         policy, live = self.policy, len(state.live)
@@ -373,9 +370,7 @@ class RoundEngine:
             clients = state.live if everyone else reports.got & state.live
         if not on_server and not clients:
             return replace(state, at=Committing(reports, candidate)), (Commit(candidate),)
-        collect = Collect(
-            clients=tuple(sorted(clients)), goal=len(clients), deadline=policy.report_deadline
-        )
+        collect = Collect.of(tuple(sorted(clients)), len(clients), 0, policy.report_deadline)
         state = replace(state, at=Evaluating(reports, collect, on_server, candidate))
         evaluate = Evaluate(on_server, collect.clients, candidate)
         return state, (evaluate, StartDeadline(collect.deadline, state.deadline))
