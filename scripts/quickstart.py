@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from common.commands import command
 from common.printable import counted
 from common.process import exit_status
 from common.tasks import naming
-from scripts.cli import script
 from scripts.federation import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = parse(argv, "./scripts/quickstart", _DESCRIPTION)
+    options = parse(argv, command("quickstart"), _DESCRIPTION)
     if options is None:
         return 0
     folder = options.run.run_dir or Path()
@@ -58,7 +58,7 @@ def _run(argv: Sequence[str]) -> int:
         return _train(options, argv)
     except KeyboardInterrupt:
         if (folder / layout.CONFIG).exists():
-            again = f"{script('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
+            again = f"{command('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
 
@@ -156,7 +156,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
     print(f"Model:   {model} and {model.with_suffix('.pth')}")
     print(f"Metrics: {folder / layout.METRICS} and {folder / layout.TABLE}")
     print(
-        f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
+        f"Go on:   {command('quickstart')} --run-dir {folder} --resume "
         f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"
     )
 

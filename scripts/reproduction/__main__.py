@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.federation import end_on_signals
 from scripts.reproduction import tables as cells
 
@@ -25,12 +25,10 @@ Rate = Annotated[
 Grid = Annotated[bool, Parameter(help="Try all learning rates of the grid.", negative=())]
 List = Annotated[bool, Parameter(help="Print the cells, and run none.", negative=())]
 
-app = App(
-    name="./scripts/reproduce",
-    help="Runs experiments with real server and client processes. Results are kept as "
+app = command_line(
+    "reproduce",
+    "Runs experiments with real server and client processes. Results are kept as "
     "they come: started again, a command goes on where it was interrupted.",
-    version_flags=(),
-    help_format="plaintext",
 )
 
 
