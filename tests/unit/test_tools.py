@@ -32,6 +32,11 @@ def test_each_tool_has_a_script_and_each_script_is_a_tool():
     assert {*folkmoot.TOOLS} == {*SHELLS} - AT_HOME
 
 
+def test_the_readme_has_a_line_for_each_tool():
+    readme = (ROOT / "scripts" / "README.md").read_text()
+    assert {*re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)} == {*folkmoot.TOOLS}
+
+
 @pytest.mark.parametrize("tool", folkmoot.TOOLS)
 def test_each_tools_module_can_be_run(tool):
     module = folkmoot.TOOLS[tool][0]
