@@ -40,9 +40,9 @@ def _tool() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         width = max(map(len, TOOLS))
-        print("Usage: folkmoot TOOL ...\n\nEach tool has --help. folkmoot-server and")
-        print("folkmoot-client are the server and a client.\n")
+        print("Usage: folkmoot TOOL ...\n\nThe tools, each with --help of its own:\n")
         print("\n".join(f"  {tool:<{width}}  {does}" for tool, (_, does) in TOOLS.items()))
+        print("\nThe server is folkmoot-server, a client is folkmoot-client.")
     elif name == "--version":
         print(__version__)
     elif name in TOOLS:
