@@ -657,7 +657,7 @@ Global___TrainWork: _TypeAlias = TrainWork  # noqa: Y015
 @_typing.final
 class Algorithm(_message.Message):
     """What clients have to do beside local training. A client that does not know it
-    ends: an update that is trained otherwise counts for what it is not.
+    must end: an update without it would count as one with it.
 
     "scaffold" is SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II). Each
     step adds c - ci to the gradient, with c the payload "control" (all zeros if it

@@ -142,13 +142,13 @@ class CoordinatorStub:
     UNAVAILABLE (SHUTTING_DOWN).
     """
     PullModel: _grpc.UnaryStreamMultiCallable[_federated_pb2.PullModelRequest, _federated_pb2.PullModelResponse]
-    """Streams a model: one `header`, then `chunk`s, the last with finish_write.
+    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
-    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
-    come between chunks, once it has ended.
+    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE
+    (READ_OFFSET_TOO_LARGE), RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older
+    stream). The session's also come between chunks, once it has ended.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -228,13 +228,13 @@ class CoordinatorAsyncStub(CoordinatorStub):
     UNAVAILABLE (SHUTTING_DOWN).
     """
     PullModel: _aio.UnaryStreamMultiCallable[_federated_pb2.PullModelRequest, _federated_pb2.PullModelResponse]  # type: ignore[assignment]
-    """Streams a model: one `header`, then `chunk`s, the last with finish_write.
+    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
-    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-    RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
-    come between chunks, once it has ended.
+    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE
+    (READ_OFFSET_TOO_LARGE), RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older
+    stream). The session's also come between chunks, once it has ended.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federated_pb2.PushUpdateRequest, _federated_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Uploads one update: one `header`, then `chunk`s, the last with
@@ -341,13 +341,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _federated_pb2.PullModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federated_pb2.PullModelResponse], _abc.AsyncIterator[_federated_pb2.PullModelResponse]]:
-        """Streams a model: one `header`, then `chunk`s, the last with finish_write.
+        """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
         To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
-        has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
-        RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
-        come between chunks, once it has ended.
+        has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE
+        (READ_OFFSET_TOO_LARGE), RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older
+        stream). The session's also come between chunks, once it has ended.
         """
 
     @_abc_1.abstractmethod

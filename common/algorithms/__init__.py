@@ -10,6 +10,7 @@ from common.algorithms.base import (
     ClientHalf,
     ClientRound,
     Contribution,
+    Notes,
     Plan,
     Setting,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ClientRound",
     "Contribution",
     "Momentum",
+    "Notes",
     "Options",
     "Plan",
     "Setting",
