@@ -14,6 +14,7 @@ from common.algorithms.norm_bounding import NormBounding
 from common.algorithms.scaffold import Scaffold
 from common.algorithms.trimmed_mean import TrimmedMean
 from common.encodings.plain import Plain
+from common.errors import RunFailed
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
 from server.aggregation.fold import DamagedUpdate, Overflow, SpooledUpdate, fold
 from tests.unit.algorithms.rounds import counted, made
@@ -348,3 +349,39 @@ def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_oth
 def test_a_model_without_values_is_folded_and_checked(tmp_path):
     new = folded(tmp_path, {"none": torch.zeros(0)}, [{"none": torch.zeros(0)}], counts=[1])
     assert new["none"].shape == (0,)
+
+
+class Counting(FedAvg):
+    """Keeps what it is told to."""
+
+    kept = {}
+
+    def plan(self, cohort, measured, notes):
+        return super().plan(cohort, measured, notes)._replace(notes={**notes, **self.kept})
+
+
+def with_notes(folder, notes, kept):
+    folded(folder, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
+    strategy = made(Counting)
+    strategy.kept = kept
+    files = [spooled(folder / f"{index}.safetensors", 1) for index in range(3)]
+    base, new = folder / "base.safetensors", folder / "new.safetensors"
+    return fold(base, {}, notes, files, strategy, TRAINED, Plain(), new, {}).notes
+
+
+def test_notes_go_from_round_to_round_as_a_restart_would_read_them(tmp_path):
+    found = with_notes(tmp_path, {"a": 1}, {"b": (1, 2.5), "c": {3: None}})
+    assert found == {"a": 1, "b": [1, 2.5], "c": {"3": None}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        ({"a": torch.ones(1)}, "are not JSON: .*Tensor"),
+        ({"a": float("nan")}, "are not JSON: "),
+        ({"a": "x" * (1 << 16)}, r"have 65545 characters; keep 65536$"),
+    ],
+)
+def test_notes_that_no_record_can_hold_end_the_run(tmp_path, kept, why):
+    with pytest.raises(RunFailed, match=f"^--strategy: its notes {why}"):
+        with_notes(tmp_path, {}, kept)
