@@ -23,6 +23,7 @@ from common.tasks import Task, load_task_of_run
 from scripts.names import natural
 from scripts.splits import Parts, parts_of_run
 from server.storage import layout
+from server.storage.columns import COLUMNS
 from server.storage.run_files import Line, Lines, RunFiles
 
 Numbers = Mapping[str, float]
@@ -127,10 +128,7 @@ def loss_of(row: Numbers) -> float | None:
 
 def own_names(rows: Sequence[Numbers]) -> list[str]:
     """Return the columns of the task's own metrics: global_<name> and client_<name>."""
-    ends = ("", "_min", "_p10", "_median", "_max")
-    columns = {f"client_{measure}{end}" for measure in ("accuracy", "loss") for end in ends}
-    columns |= {"global_accuracy", "global_loss"}
-    found = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    found = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
 
 

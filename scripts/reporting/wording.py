@@ -17,13 +17,13 @@ from scripts.reporting.facts import (
     own_names,
     plain,
 )
+from server.storage.columns import MEASURED, MEASURES, SPREAD, VIEWS, Column, Shown
+from server.storage.columns import columns as catalogue
 
 # In a page, of more rounds or clients some are shown.
 _MOST_ROUNDS, _MOST_CLIENTS = 25, 40
 # Columns of the task's own metrics.
 _MOST_OWN = 6
-_MEASURES = ("accuracy", "loss")
-_ENDS = ("min", "p10", "median", "max")
 
 
 class Table(NamedTuple):
@@ -123,20 +123,12 @@ def results(facts: Facts) -> Table | None:
     shown = [facts.last]
     if facts.best_is_known and facts.best is not facts.last:
         shown.insert(0, facts.best)
-    names = {
-        "global_accuracy": "accuracy, server's held-out data",
-        "global_loss": "loss, server's held-out data",
-        "client_accuracy": "accuracy, clients' own data, mean by examples",
-        "client_loss": "loss, clients' own data, mean by examples",
-        "fine_tuning_gain": "gain in accuracy by fine-tuning",
-        "train_loss": "loss in training",
+    names = {column.name: column.label for column in MEASURED.values() if not column.spread}
+    names |= {
+        name: f"{metric} ({VIEWS['client_mean' if side == 'client' else side]})"
+        for name in own_names([facts.last])
+        for side, _, metric in [name.partition("_")]
     }
-    known = {*names} | {f"client_{measure}_{end}" for measure in _MEASURES for end in _ENDS}
-    for name in sorted({*facts.last} - known):
-        side, _, metric = name.partition("_")
-        if side in ("global", "client") and metric:
-            where = "server's held-out data" if side == "global" else "clients' own data"
-            names[name] = f"{metric}, {where}"
     rows = [
         [label, *(decimal(row.get(name)) for row in shown)]
         for name, label in names.items()
@@ -153,17 +145,16 @@ def _round_name(facts: Facts, row: Numbers) -> str:
 
 def spread(facts: Facts) -> Table | None:
     """Return how the clients' own evaluations spread, each client counting as one."""
-    names = {
-        "client_accuracy": "accuracy",
-        "client_loss": "loss",
-        "fine_tuned_accuracy": "accuracy after fine-tuning",
+    columns = {
+        measure: [MEASURED.get((measure, f"client_{end}")) for end in SPREAD]
+        for measure in MEASURES
     }
     rows = [
-        [label, *(decimal(facts.best.get(f"{name}_{end}")) for end in _ENDS)]
-        for name, label in names.items()
-        if f"{name}_min" in facts.best
+        [measure, *(decimal(facts.best.get(column.name)) for column in ends if column)]
+        for measure, ends in columns.items()
+        if any(column and column.name in facts.best for column in ends)
     ]
-    head = [f"round {facts.best.get('round')}", "lowest", "10th percentile", "median", "highest"]
+    head = [f"round {facts.best.get('round')}", *(words for _, words in SPREAD.values())]
     return Table(head, rows) if rows else None
 
 
@@ -191,15 +182,10 @@ def rounds(facts: Facts) -> Table | None:
         if number % step == 0 or row["round"] in always
     ]
     columns: dict[str, Sequence[str | None]] = {
-        "accuracy": [decimal(row.get("global_accuracy")) for row in shown],
-        "loss": [decimal(row.get("global_loss")) for row in shown],
-        "clients' accuracy": [decimal(row.get("client_accuracy")) for row in shown],
-        "lowest": [decimal(row.get("client_accuracy_min")) for row in shown],
-        "accepted": [_share(row, "accepted", "cohort_size") for row in shown],
-        "refused": [_whole(row.get("refused")) for row in shown],
-        "dropped": [_whole(row.get("dropped")) for row in shown],
-        "examples": [_whole(row.get("num_examples")) for row in shown],
-        "seconds": [decimal(row.get("duration_seconds"), 1) for row in shown],
+        **{
+            column.short: [_cell(column, row) for row in shown]
+            for column in catalogue(shown=Shown.REPORT)
+        },
         **{
             name.replace("_", " "): [decimal(row.get(name)) for row in shown]
             for name in own_names(facts.rows)[:_MOST_OWN]
@@ -248,10 +234,8 @@ def _mean(values: Sequence[float]) -> str | None:
     return f"{sum(values) / len(values):,.1f}" if values else None
 
 
-def _share(row: Numbers, part: str, whole: str) -> str | None:
-    if part not in row:
-        return None
-    return f"{row[part]:,}" + (f" of {row[whole]:,}" if whole in row else "")
+def _cell(column: Column, row: Numbers) -> str | None:
+    return column.text(row[column.name]) if column.name in row else None
 
 
 def _whole(value: float | None) -> str | None:

@@ -31,15 +31,12 @@ from server.run.limits import Limits, metrics_objection
 from server.run.sessions import Activity, Sessions
 from server.run.uploads import Announcement, Spool
 from server.storage.checkpoints import Cohort, ModelFile, Record, RunDirectory
-from server.storage.metrics import Row, Sinks, by_class, finite_only
+from server.storage.columns import Row, Shown, columns
+from server.storage.metrics import Sinks, by_class, finite_only
 
 # What a client says when its training came to NaN or infinity, or went too far.
 _DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
 # Of a row, in the log's line.
-_HEADLINE = (
-    *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
-    *("fine_tuning_gain", "train_loss"),
-)
 _ACTIVITIES = {
     None: Activity.WAITING,
     Work.TRAIN: Activity.TRAINING,
@@ -684,7 +681,9 @@ def _headline(row: Row) -> dict[str, int | float]:
     """Return what a person wants to see of a row in one line."""
     return {
         **{
-            name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
+            column.name: round(value, 4)
+            for column in columns(shown=Shown.LOG)
+            if (value := getattr(row, column.name)) is not None
         },
         **{name: round(value, 4) for name, value in row.own().items()},
         "updates": row.accepted,

@@ -14,7 +14,8 @@ from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress, advance, score_of
 from server.engine.rounds import State
 from server.run.uploads import StoredUpdate
-from server.storage.metrics import Row, most_reported, spread, weighted_means
+from server.storage.columns import Row
+from server.storage.metrics import most_reported, spread, weighted_means
 
 # Of a client's metrics, those with a column of clients.jsonl.
 _IN_COLUMNS = frozenset(
