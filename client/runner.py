@@ -192,7 +192,7 @@ class ProcessContext:
                 self.connection.pull(session_token, model, payload, check_wanted, control=control)
                 held = self._pulled[control] = (wanted, PulledModel(payload, _tensors(payload)))
             try:
-                trainer.check_model(held[1].tensors)
+                trainer.roles.check(held[1].tensors)
             except TensorError as error:
                 raise BrokenPromise(f"it sent tensors of another model: {error}") from error
             return held[1]
@@ -431,7 +431,7 @@ class Runner:
             self._check_norm(update, session.bounds)
             if correction is not None:
                 steps, rate = trained.num_steps, config.learning_rate
-                trained_ones = {k: v for k, v in update.items() if k in trainer.trainable}
+                trained_ones = {k: v for k, v in update.items() if k in trainer.roles.trainable}
                 own = scaffold.next_control(correction, trained_ones, steps, rate)
                 self._state("control").save(assignment.round, own, assignment.previous_round)
             if trainer.initial_layers:

@@ -16,7 +16,8 @@ from client.data import LocalData
 from common.errors import FolkmootError, InputError, TensorError
 from common.seeds import derive_seed
 from common.tasks import Examples, Task
-from common.tensors import check_finite, check_schema, specs
+from common.tensor_roles import TensorRoles
+from common.tensors import check_finite
 from common.training import Hyperparameter, Metrics, OnStep, TrainConfig, Trained
 
 
@@ -53,20 +54,19 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "local layers"))
             self._model = task.build(model_name, hyperparameters).to(device)
-        self._local = frozenset(local) & self._model.state_dict().keys()
-        self._schema = specs(self._model.state_dict())
+        self.roles = TensorRoles.of(self._model, local)
         self.initial_layers = self.local_layers()
 
     @property
     def model_size_bytes(self) -> int:
         """Bytes of the values that travel."""
         tensors = self._model.state_dict().items()
-        return sum(value.nbytes for name, value in tensors if name not in self._local)
+        return sum(value.nbytes for name, value in tensors if name not in self.roles.stays)
 
     def local_layers(self) -> dict[str, torch.Tensor]:
         """Return a copy of what stays with a client, as the last work has left it."""
         tensors = self._model.state_dict()
-        return {name: tensors[name].to("cpu", copy=True) for name in sorted(self._local)}
+        return {name: tensors[name].to("cpu", copy=True) for name in sorted(self.roles.stays)}
 
     def own_layers(self) -> dict[str, torch.Tensor]:
         """Return of `local_layers` what work has changed: a frozen part needs keeping nowhere."""
@@ -76,27 +76,9 @@ class Trainer:
             if not torch.equal(value, self.initial_layers[name])
         }
 
-    @property
-    def trainable(self) -> frozenset[str]:
-        """The names of the parameters that local steps change."""
-        named = self._model.named_parameters(remove_duplicate=False)
-        return frozenset(name for name, value in named if value.requires_grad)
-
-    def check_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Check that tensors are those of the task's model that travel.
-
-        Raises:
-            TensorError: one is missing, unknown, of another dtype or shape, or stays here.
-        """
-        unexpected = sorted(self._local & tensors.keys())
-        if unexpected:
-            raise TensorError(f"tensor {unexpected[0]!r} stays with the clients (--local-layers)")
-        travelling = {k: v for k, v in self._schema.items() if k not in self._local}
-        check_schema(specs(tensors), travelling)
-
     def has(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Say whether the task's model has tensors of these names and shapes."""
-        known = {name: spec.shape for name, spec in self._schema.items()}
+        known = {name: spec.shape for name, spec in self.roles.schema.items()}
         return all(known.get(name) == value.shape for name, value in tensors.items())
 
     def train(

@@ -27,10 +27,10 @@ from common.errors import InputError, RunFailed
 from common.printable import printable
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.commands import run_app
-from scripts.following import ENDED, Seen, follow
-from scripts.operators import Where, connect, newest_server, server_of
-from scripts.run_views import LiveView, clients_table, rounds_table, run_line
+from scripts.admin_channel import Where, connect, newest_server, server_of
+from scripts.admin_follow import ENDED, Seen, follow
+from scripts.admin_views import LiveView, clients_table, rounds_table, run_line
+from scripts.cli import run_app
 
 _CALL_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10

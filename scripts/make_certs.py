@@ -27,7 +27,7 @@ from cyclopts.validators import Number
 from client.options import ClientOptions, client_ids
 from common.errors import InputError
 from common.tls import CLIENT, OPERATOR
-from scripts.commands import run_app, script
+from scripts.cli import run_app, script
 
 _PORT = 7070
 # RFC 1123, section 2.1; not all digits and dots, which are an address. 0.0.0.0 is no address.

@@ -2,13 +2,20 @@
 
 Unigram: add-k. Bigram: interpolated Kneser-Ney with one discount (Chen and Goodman 1998,
 section 4.1.6), over add-k counts of the words that come before. Trained on all training
-sequences in one place, which no federated run may have. Pure functions of class indices.
+sequences in one place, which no federated run may have. Pure functions of class indices, but
+`perplexities`, which reads a run.
 """
 
+import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.errors import InputError
+from common.tasks import Examples, load_examples
+from scripts.trained_run import load_trained, text_task
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -76,6 +83,26 @@ def baselines(train: Pairs, test: Pairs, classes: int) -> dict[str, float]:
     }
 
 
+def perplexities(
+    run_dir: Path, data_dir: Path | None = None, named: str | None = None
+) -> dict[str, float]:
+    """Return the held-out perplexity of a run's best model, of "unigram" and of "bigram".
+
+    Raises:
+        InputError: there is no run of a text task, or no text.
+    """
+    trained = load_trained(run_dir, task=named)
+    task, model = text_task(trained), trained.model
+    data_dir = data_dir or Path(trained.options.get("data_dir", "data"))
+    train, held_out = (load_examples(task, data_dir, train=train) for train in (True, False))
+    if len(train.inputs) < 2:
+        raise InputError(f"--data-dir: {data_dir} has too little text to count words in")
+    loss = task.evaluate(model, held_out).metrics["loss"]
+    # Of one symbol, so that what comes out has one place.
+    classes = model(held_out.inputs[:1, :1]).shape[1]
+    return {"model": math.exp(loss)} | baselines(_pairs(train), _pairs(held_out), classes)
+
+
 def _joined(pairs: Pairs, classes: int) -> Tokens:
     return pairs.before.ravel() * classes + pairs.after.ravel()
 
@@ -83,3 +110,7 @@ def _joined(pairs: Pairs, classes: int) -> Tokens:
 def _add_k(counts: NDArray[np.int64], added: float) -> Floats:
     smoothed: Floats = (counts + added) / (counts.sum() + added * len(counts))
     return smoothed
+
+
+def _pairs(examples: Examples) -> Pairs:
+    return Pairs(examples.inputs.numpy(), examples.targets.numpy())

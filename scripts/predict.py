@@ -23,7 +23,7 @@ from common.pictures import open_picture
 from common.tasks import Classes, Outputs, Task, Values
 from common.tasks.inputs import Images
 from common.tasks.outputs import Answers, NextSymbol
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.serving.loading import load_model
 from scripts.serving.model import Array, Model
 
@@ -86,8 +86,7 @@ def _of_run(folder: Path, named: str | None) -> Model:
     import torch
 
     from common.tasks.text import TextTask
-    from scripts.exporting.describing import example_of, held_out, outputs_of
-    from scripts.trained import load_trained
+    from scripts.trained_run import example_of, held_out, load_trained, outputs_of
 
     run = load_trained(folder, task=named)
     model, task = run.model.eval(), run.task

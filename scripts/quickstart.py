@@ -16,8 +16,8 @@ from rich.table import Table
 from common.printable import counted
 from common.process import exit_status
 from common.tasks import naming
-from scripts.commands import script
-from scripts.training import Training, end_on_signals, spread
+from scripts.cli import script
+from scripts.federation import Training, end_on_signals, spread
 from server.configuration import parse
 from server.options import ServerOptions
 from server.storage import layout

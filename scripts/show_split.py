@@ -16,9 +16,9 @@ from cyclopts import App, Parameter
 
 from common.errors import InputError
 from common.tasks import load_examples, load_task
-from scripts.commands import run_app
-from scripts.split_picture import draw
-from scripts.splits import Part, parts_of
+from scripts.cli import run_app
+from scripts.division import Part, parts_of
+from scripts.division_picture import draw
 from server.configuration import data_split, resolve_split
 from server.options import Count, SplitOptions
 

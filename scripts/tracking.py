@@ -19,8 +19,8 @@ from cyclopts.validators import Number
 
 from common.errors import InputError, RunFailed
 from common.extras import require
-from scripts.commands import run_app, script
-from scripts.training import end_on_signals
+from scripts.cli import run_app, script
+from scripts.federation import end_on_signals
 
 _END_SECONDS = 5.0
 # No tales to the internet, and no workers for jobs that nobody gives it: 0.2 GB each.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import InputError
 from common.process import begin_process, exit_status
 from server.configuration import parse
 
@@ -21,17 +20,19 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     folder = options.run.run_dir or Path()
     # First, so that --resume knows of a run whose server is killed from here on.
+    made = not folder.exists()
     with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Imports torch, which --help and wrong flags need not wait for.
     from server.app import serve
 
     try:
         return serve(options)
-    except InputError:
-        # What did not begin leaves nothing behind.
-        with suppress(OSError):
-            folder.rmdir()
+    except BaseException:
+        # What did not begin leaves nothing behind; a folder with a run in it stays.
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
 
 

@@ -24,6 +24,7 @@ from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
 from common.tasks import Task, load_examples, load_task, naming
+from common.tensor_roles import TensorRoles, matching
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
@@ -219,11 +220,8 @@ def prepare(
     """
     training = configuration.train_config(options.training)
     model = initial_model(task, options.run.model or "", options.run.seed, training.hyperparameters)
-    parameters = model.named_parameters(remove_duplicate=False)
-    # Integers have no gradient, even where they are parameters.
-    trained = frozenset(name for name, value in parameters if value.is_floating_point())
-    local = configuration.local_tensors(model.state_dict(), options.run.local_layers)
-    recovered = directory.recover() or _begin_run(model, local, directory)
+    roles = TensorRoles.of(model, matching(model.state_dict(), options.run.local_layers))
+    recovered = directory.recover() or _begin_run(model, roles, directory)
     del model
     record, evaluation = recovered.record, options.evaluation
     directory.remove_old(record.round, evaluation.keep_rounds)
@@ -260,8 +258,7 @@ def prepare(
             max_share=options.limits.max_share,
             max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
-            trained_tensors=trained,
-            local_tensors=local,
+            roles=roles,
             limits=_limits(options.limits, record.model.size_bytes),
         ),
         policy=_policy(options),
@@ -286,9 +283,8 @@ def initial_model(
         return task.build(name, hyperparameters)
 
 
-def _begin_run(model: torch.nn.Module, local: frozenset[str], directory: RunDirectory) -> Recovered:
-    tensors = model.state_dict().items()
-    shared = {name: tensor for name, tensor in tensors if name not in local}
+def _begin_run(model: torch.nn.Module, roles: TensorRoles, directory: RunDirectory) -> Recovered:
+    shared = roles.travelling(model.state_dict())
     for name, tensor in shared.items():
         if tensor.dtype is torch.bool or tensor.is_complex():
             raise InputError(
@@ -307,8 +303,13 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
         return State(round=record.round + 1, live=frozenset(record.live))
     folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
     damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
+    missing = ", ".join(sorted(set(cohort.cohort) - spool.accepted.keys()))
     for client in damaged:
-        log.warning("accepted update is damaged; its client trains again", client=client)
+        log.warning(
+            "accepted update is damaged; its client trains again",
+            round=cohort.round,
+            client=client or f"one of {missing}",
+        )
     return State(
         phase=Phase.REPORTING,
         round=cohort.round,

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +18,9 @@ from common import __version__
 from common.config import parse_options
 from common.errors import InputError, UnnamedTask
 from common.tasks.base import Scheme, Task
-from common.tasks.outputs import Classes
+from common.tasks.outputs import Classes, Values
 from common.tasks.registry import BUILT_IN
+from common.tensor_roles import matching
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.aggregation.strategies import choices
@@ -137,6 +137,11 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
         known = ", ".join(task.models)
         raise InputError(f"--model: {options.run.task} has no model {model!r}; use one of {known}")
     split = resolve_split(options.split, task, options.run.seed)
+    if isinstance(task.outputs, Values):
+        from common.splits import Partitioner, check_targets
+
+        # Whole numbers are no classes either, where the task says that they are numbers.
+        check_targets(Partitioner(split.partitioner), (1,), whole=False)
     _check_cohort(options.cohort, split)
     _check_evaluation(options)
     _check_target(options, task)
@@ -224,7 +229,9 @@ def resolve_split(
 
 def _usual(task: Task, targets: torch.Tensor | None) -> Scheme:
     """Return the scheme for tasks that name none: by class, if there are classes."""
-    if targets is not None:
+    if isinstance(task.outputs, Values):
+        found = False
+    elif targets is not None:
         from common.splits import are_classes
 
         found = are_classes(targets.shape, whole=not targets.is_floating_point())
@@ -298,31 +305,13 @@ def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
             "can't evaluate without; add --evaluate-every 0: the clients evaluate"
         )
     names = list(task.build(model, _hyperparameters(options, task)).state_dict())
-    local = local_tensors(names, pattern)
+    local = matching(names, pattern)
     if not local or len(local) == len(names):
         some = ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
         raise InputError(
             f"--local-layers: {pattern!r} matches {'all' if local else 'none'} of the model's "
             f"tensors: {some}"
         )
-
-
-def local_tensors(names: Iterable[str], pattern: str) -> frozenset[str]:
-    """Return the names that --local-layers matches, anywhere in them; "" matches none.
-
-    Raises:
-        InputError: it is no regular expression.
-
-    >>> sorted(local_tensors(["conv.weight", "bn.weight", "bn.bias"], "^bn"))
-    ['bn.bias', 'bn.weight']
-    """
-    try:
-        expression = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(
-            f"--local-layers: {pattern!r} is no regular expression ({error}); e.g. 'bn|norm'"
-        ) from error
-    return frozenset(name for name in names if pattern and expression.search(name))
 
 
 def train_config(options: TrainingOptions) -> TrainConfig:

@@ -62,6 +62,30 @@ class Tags(Column):
         return Examples(inputs, (inputs[:, :3] > 0).long())
 
 
+class Scaled(Tags):
+    """Its labels are 0 and 255."""
+
+    def data(self, data_dir, train):
+        inputs, targets = super().data(data_dir, train)
+        return Examples(inputs, targets * 255)
+
+
+class Years(Column):
+    """Its numbers are whole."""
+
+    def data(self, data_dir, train):
+        inputs, targets = super().data(data_dir, train)
+        return Examples(inputs, targets.round().long())
+
+
+class Doubles(Column):
+    """Inputs as numpy has them where nobody says otherwise."""
+
+    def data(self, data_dir, train):
+        inputs, targets = super().data(data_dir, train)
+        return Examples(inputs.double(), targets)
+
+
 class Pixels(Task):
     """Which pixels of a picture of 4×4 are light."""
 

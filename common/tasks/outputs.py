@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InputError
+from common.errors import DataError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -442,6 +442,20 @@ class Labels(Outputs):
                 f"{list(targets.shape)}; there must be a 0 or a 1 for each label"
             )
         return targets.to(outputs.dtype)
+
+
+def check_labels(targets: torch.Tensor) -> None:
+    """Check that the targets of `Labels` say of each whether it holds.
+
+    Raises:
+        DataError: one is neither 0 nor 1; the loss would have no least value.
+    """
+    wrong = targets[(targets != 0) & (targets != 1)]
+    if len(wrong):
+        raise DataError(
+            f"--task: the targets of Labels must be 0 or 1, not {wrong[0].item():g}; mend what "
+            "the task's data() returns"
+        )
 
 
 _KINDS: dict[str, type[Outputs]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import DataError, FolkmootError, InputError, UnnamedTask
 from common.tasks.base import Examples, Task
+from common.tasks.outputs import Labels, check_labels
 
 BUILT_IN = {
     "digits": "common.tasks.digits:Digits",
@@ -111,6 +112,8 @@ def load_examples(task: Task, data_dir: Path, *, train: bool) -> Examples:
             f"--data-dir: the task gave {inputs} inputs and {targets} targets; there must be as "
             "many of both, and some"
         )
+    if isinstance(task.outputs, Labels) and type(task).loss is Task.loss:
+        check_labels(examples.targets)
     return examples
 
 

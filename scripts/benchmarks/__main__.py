@@ -12,8 +12,8 @@ from cyclopts import App, Parameter
 
 from common.process import keep_chunks_allocated
 from scripts.benchmarks import aggregate, client, rounds, scale, secure, start
-from scripts.benchmarks.figures import show
-from scripts.commands import run_app
+from scripts.benchmarks.measurements import show
+from scripts.cli import run_app
 
 Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from common.tensors import digest_file, encode, open_mapped
-from scripts.benchmarks.figures import Figure, seconds_of
-from scripts.benchmarks.servers import folder
-from scripts.benchmarks.tasks import SIZES, Flat
+from scripts.benchmarks.measurements import Figure, seconds_of
+from scripts.testbed.servers import folder
+from scripts.testbed.tasks import SIZES, Flat
 from server.aggregation.fold import THREADS, SpooledUpdate, fold
 from server.aggregation.optimizers import Sgd
 from server.aggregation.strategies.base import Contribution, Strategy

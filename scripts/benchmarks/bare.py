@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from common.training import TrainConfig
-from scripts.benchmarks.tasks import Perturbation
+from scripts.testbed.tasks import Perturbation
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

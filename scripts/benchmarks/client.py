@@ -14,12 +14,12 @@ from client.data import LocalData
 from client.trainer import Trainer
 from common.tasks import Examples, Task, load_task
 from common.training import TrainConfig
-from scripts.benchmarks.figures import Figure, seconds_of
-from scripts.benchmarks.processes import Process
+from scripts.benchmarks.measurements import Figure, seconds_of
 from scripts.benchmarks.rounds import floor_of
-from scripts.benchmarks.servers import Server, client_of, serving
-from scripts.benchmarks.tasks import SIZES
-from scripts.resilience.proxy import proxying
+from scripts.testbed.processes import Process
+from scripts.testbed.proxy import proxying
+from scripts.testbed.servers import Server, client_of, serving
+from scripts.testbed.tasks import SIZES
 
 _BATCH = 10
 _SAMPLE_SECONDS = 0.002

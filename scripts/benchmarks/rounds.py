@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from scripts.benchmarks.figures import Figure
-from scripts.benchmarks.processes import Process
-from scripts.benchmarks.servers import client_of, serving
-from scripts.benchmarks.tasks import SIZES
+from scripts.benchmarks.measurements import Figure
+from scripts.testbed.processes import Process
+from scripts.testbed.servers import client_of, serving
+from scripts.testbed.tasks import SIZES
 
 
 class Case(NamedTuple):

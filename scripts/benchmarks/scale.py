@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from scripts.benchmarks.figures import Figure
-from scripts.benchmarks.processes import Process
-from scripts.benchmarks.servers import TASK, serving
+from scripts.benchmarks.measurements import Figure
+from scripts.testbed.processes import Process
+from scripts.testbed.servers import TASK, serving
 
 _PROCESSES = 4
 _MODEL = "10k"
@@ -63,4 +63,4 @@ def _measure(case: Case) -> Iterator[Figure]:
 
 
 def _crowd(address: str, first: int, count: int) -> Process:
-    return Process("scripts.benchmarks.crowd", address, first, count, TASK)
+    return Process("scripts.testbed.crowd", address, first, count, TASK)

@@ -5,16 +5,16 @@ Both servers take turns in one run, with clients in two processes that do not tr
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
-from io import StringIO
+from contextlib import ExitStack
 from pathlib import Path
 
-from scripts import make_certs
-from scripts.benchmarks.figures import Figure
+from scripts.benchmarks.measurements import Figure
 from scripts.benchmarks.rounds import Case
-from scripts.benchmarks.servers import Watched, client_of, folder, serving
-from scripts.benchmarks.tasks import SIZES
+from scripts.testbed.servers import Watched, client_of, folder, serving
+from scripts.testbed.tasks import SIZES
 
 _TIMES = 2
 
@@ -27,10 +27,9 @@ def measure(small: bool) -> Iterator[Figure]:
     """Yield each case's seconds and CPU seconds with TLS, beside those without."""
     with folder() as place:
         certs = place / "certs"
-        with redirect_stdout(StringIO()):
-            make_certs.new(host=["127.0.0.1"], folder=certs)
-            clients = max(case.clients for case in _FULL)
-            make_certs.client("client", partition=f"0-{clients - 1}", folder=certs)
+        clients = max(case.clients for case in _FULL)
+        _make_certs("new", "--host", "127.0.0.1", "--folder", certs)
+        _make_certs("client", "client", "--partition", f"0-{clients - 1}", "--folder", certs)
         for case in _SMALL if small else _FULL:
             yield from _measure(case, certs, 1 if small else _TIMES)
 
@@ -51,6 +50,11 @@ def _measure(case: Case, certs: Path, times: int) -> Iterator[Figure]:
     for name, part in (("round", "round_seconds"), ("round, CPU", "round_cpu_seconds")):
         floor, value = (min(getattr(seen, part) for seen in runs) for runs in (plain, secure))
         yield Figure(name=f"{name}, with TLS", value=value, unit="s", floor=floor, sizes=sizes)
+
+
+def _make_certs(*arguments: object) -> None:
+    command = [sys.executable, "-m", "scripts.make_certs", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def _pair(place: Path) -> tuple[object, ...]:

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from scripts.benchmarks.figures import Figure
-from scripts.benchmarks.servers import client_of, serving
+from scripts.benchmarks.measurements import Figure
+from scripts.testbed.servers import client_of, serving
 
 _PYTHON, _IMPORTS = "pass", "import torch, grpc"
 _TINY = ("--model", "10k", "--min-clients", 2, "--num-partitions", 2)

@@ -13,19 +13,17 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.extras import require
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.exporting.describing import (
     Source,
     evaluate,
-    example_of,
-    held_out,
     metadata_of,
-    outputs_of,
     read_source,
 )
 from scripts.exporting.formats import write
 from scripts.serving import metadata as beside
 from scripts.serving.metadata import Format, Metadata
+from scripts.trained_run import example_of, held_out, outputs_of
 
 # Of these formats, only the weights are written, and no example is needed.
 _WEIGHTS: tuple[Format, ...] = ("safetensors", "pth")
@@ -77,7 +75,7 @@ def export(
     path = output or run / "exports" / source.file_name(format)
     data = data_dir or Path(source.run.options.get("data_dir", "data"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # So that what was there stays until the new file is whole.
         with TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             new = Path(folder) / path.name

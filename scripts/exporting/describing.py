@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from common import __version__
-from common.errors import CheckpointError, DataError, InputError
+from common.errors import CheckpointError, InputError
 from common.onnx_models import is_text, varying_sizes
 from common.tasks import Classes, Examples, Outputs, Task, Values
 from common.tasks import describe as said
-from common.tasks.inputs import Images, describe
-from common.tasks.outputs import check_tensor
+from common.tasks.inputs import describe
 from common.tasks.outputs import describe as outputs_described
 from common.tensors import Digest, digest_file
 from scripts.exporting.formats import SUFFIXES, Written
 from scripts.serving.metadata import Format, Metadata, Value, sha256_of
-from scripts.trained import TrainedRun, load_trained, read_test_set
+from scripts.trained_run import TrainedRun, load_trained
 from server.storage.run_files import RunFiles, read_json
 
 if TYPE_CHECKING:
     import torch
-
-# Held-out examples that a file is evaluated on: all that MNIST has.
-MOST_EXAMPLES = 10_000
-_CHECKED = 16
 
 
 class Source(NamedTuple):
@@ -63,91 +58,6 @@ def read_source(run_dir: Path, which: str | None, task: str | None) -> Source:
             "damaged, or the run has gone on just now; try again, or put back a copy"
         )
     return Source(run, files.run_id, number)
-
-
-def held_out(task: Task, data_dir: Path) -> Examples | None:
-    """Return held-out examples, spread over all; None if the data isn't there."""
-    import torch
-
-    try:
-        examples = read_test_set(task, data_dir)
-    except DataError:
-        return None
-    count = len(examples.targets)
-    if count <= MOST_EXAMPLES:
-        return examples if count else None
-    chosen = torch.linspace(0, count - 1, MOST_EXAMPLES).long()
-    return Examples(examples.inputs[chosen], examples.targets[chosen])
-
-
-def example_of(task: Task, examples: Examples | None, data_dir: Path) -> torch.Tensor | None:
-    """Return inputs to check a file with: held-out ones, or else such as the task takes.
-
-    Returns:
-        None: the task's inputs are no tensors.
-
-    Raises:
-        InputError: `data_dir` has no held-out ones, and the task doesn't say what it takes.
-    """
-    import torch
-
-    if examples is not None:
-        # Two at least: some sizes are told from others by halving them.
-        return _twice(examples.inputs[:_CHECKED])
-    if isinstance(task.inputs, Images):
-        size = len(task.inputs.mean), task.inputs.height, task.inputs.width
-        return torch.randn(_CHECKED, *size)
-    length = getattr(task, "length", None)
-    if task.inputs is None or length is None:
-        raise InputError(
-            f"--data-dir: there is no held-out data in {data_dir}, and the task's `inputs` do not "
-            "say what a model takes; name the folder of the data"
-        )
-    return torch.randint(len(task.inputs), (_CHECKED, length))
-
-
-def _twice(values: object) -> torch.Tensor | None:
-    import torch
-
-    return torch.cat([values, values]) if isinstance(values, torch.Tensor) else None
-
-
-def outputs_of(
-    task: Task, model: torch.nn.Module, example: torch.Tensor | None, examples: Examples | None
-) -> Outputs | None:
-    """Return what a model's outputs are; None: its task does not say.
-
-    Args:
-        task: of the model.
-        model: is run.
-        example: of `example_of`.
-        examples: the held-out ones, if there are any.
-
-    Raises:
-        InputError: inputs or outputs are not one tensor, or the outputs are not such as the task
-            says.
-    """
-    import torch
-
-    if example is None:
-        raise InputError("an input of the task is not one tensor")
-    try:
-        with torch.inference_mode():
-            found = model.eval()(example)
-    # The model may be anyone's.
-    except Exception as error:
-        raise InputError(f"the model does not take the task's inputs: {said(error)}") from error
-    check_tensor(found)
-    if len(found) != len(example):
-        raise InputError(
-            f"the model's outputs for {len(example)} examples are of shape {list(found.shape)}; "
-            "there must be a row for each"
-        )
-    targets = None if examples is None else _twice(examples.targets[:_CHECKED])
-    outputs = task.outputs_like(found, targets)
-    if outputs is not None:
-        outputs.check(found.shape)
-    return outputs
 
 
 def evaluate(

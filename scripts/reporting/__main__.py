@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import App
 
 from common.errors import InputError
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.reporting import card, page, plots
 from scripts.reporting.facts import collect
 
@@ -34,7 +34,7 @@ def report(run: Path, /, *, output: Path | None = None, task: str | None = None)
     facts = collect(run, task)
     folder = output or run / "report"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         drawn = plots.draw_all(facts)
         svgs = {name: plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
         (folder / "report.html").write_text(page.render(facts, svgs), encoding="utf-8")

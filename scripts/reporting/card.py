@@ -17,7 +17,7 @@ from common.tasks.outputs import NextSymbol
 from scripts.reporting import wording
 from scripts.reporting.facts import Facts
 from scripts.reporting.wording import Table
-from scripts.reproduction.results import markdown_table
+from scripts.results import markdown_table
 from server.storage.columns import COLUMNS
 
 # Tasks whose data the hub has, by its name there.

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from common.printable import printable
 from common.tasks import Task, load_task_of_run
-from scripts.names import natural
-from scripts.splits import Parts, parts_of_run
+from scripts.division import Parts, parts_of_run
+from scripts.text import natural
 from server.storage import layout
 from server.storage.columns import COLUMNS
 from server.storage.run_files import Line, Lines, RunFiles

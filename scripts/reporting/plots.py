@@ -20,8 +20,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from scripts.division_picture import SHADES, draw
 from scripts.reporting.facts import Facts, Numbers, accuracy_of, loss_of, own_names
-from scripts.split_picture import SHADES, draw
 from server.storage.columns import MEASURED, MEASURES, VIEWS, columns
 
 # In an SVG it becomes the colour of the text around it, in the light and in the dark.

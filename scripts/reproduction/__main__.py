@@ -7,9 +7,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from scripts.commands import run_app
+from scripts.cli import run_app
+from scripts.federation import end_on_signals
 from scripts.reproduction import tables as cells
-from scripts.training import end_on_signals
 
 DataDir = Annotated[Path, Parameter(help="Folder of the data, downloaded there if missing.")]
 Names = Annotated[str, Parameter(help="Cells to run; all of them if none is named.")]

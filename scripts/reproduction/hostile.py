@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from common.errors import RunFailed
-from scripts.reproduction.results import (
+from scripts.reproduction.running import train
+from scripts.reproduction.tasks import HOSTILE
+from scripts.results import (
     Panel,
     Result,
     append_result,
@@ -17,8 +19,6 @@ from scripts.reproduction.results import (
     plot,
     read_results,
 )
-from scripts.reproduction.running import train
-from scripts.reproduction.tasks import HOSTILE
 from server.storage import layout
 from server.storage.run_files import Lines
 

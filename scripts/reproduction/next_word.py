@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.perplexity import perplexities
-from scripts.reproduction.results import Panel, markdown_table, plot
+from scripts.ngrams import perplexities
 from scripts.reproduction.running import train
+from scripts.results import Panel, markdown_table, plot
 
 
 def run(

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import InputError
-from scripts.training import Training, spread
+from scripts.federation import Training, spread
 from server.configuration import parse
 from server.storage.checkpoints import RunDirectory
 from server.storage.run_files import Line, RunFiles

@@ -6,7 +6,7 @@ of them in a round, E=5 and B=10, beside as many of the same examples in one pla
 
 from pathlib import Path
 
-from scripts.compare import compare
+from scripts.reproduction.compare import compare
 from server.storage.checkpoints import RunDirectory
 
 

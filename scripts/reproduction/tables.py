@@ -9,7 +9,8 @@ from statistics import median
 
 from common.errors import InputError, RunFailed
 from scripts.reproduction.cells import CELLS, GRID, Cell
-from scripts.reproduction.results import (
+from scripts.reproduction.running import train
+from scripts.results import (
     Panel,
     Result,
     append_result,
@@ -17,7 +18,6 @@ from scripts.reproduction.results import (
     plot,
     read_results,
 )
-from scripts.reproduction.running import train
 from server.storage import layout
 from server.storage.run_files import Line, Lines
 

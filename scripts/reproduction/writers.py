@@ -7,8 +7,8 @@ four fifths of some hundred digits and evaluates on the rest. At the end all of 
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.reproduction.results import Panel, markdown_table, plot
 from scripts.reproduction.running import train
+from scripts.results import Panel, markdown_table, plot
 from server.storage.run_files import Line
 
 _EPOCHS = 5

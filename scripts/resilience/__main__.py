@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from common.errors import RunFailed
 from common.process import keep_chunks_allocated
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.resilience import chaos, coverage
 from scripts.resilience import fuzz as fuzzing
 from scripts.resilience import leak as leaking

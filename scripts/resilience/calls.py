@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from common.tensors import digest_bytes
 from common.transfer import pieces
 from protos import federated_pb2 as pb
-from scripts.benchmarks.servers import TASK
 from scripts.resilience.malformed import damaged, hostile_file, wrong_values
+from scripts.testbed.servers import TASK
 
 COORDINATOR, _ADMIN = "/federated.v1.Coordinator/", "/federated.v1.Admin/"
 _HEALTH = "/grpc.health.v1.Health/"

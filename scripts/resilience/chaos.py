@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RunFailed
-from scripts.commands import script
+from scripts.cli import script
 from scripts.resilience import invariants
-from scripts.resilience.proxy import Proxy
+from scripts.resilience.federation import KEEP_ROUNDS, Log, Training
 from scripts.resilience.schedule import CLIENTS, SHORT_DEADLINE, Fault, Kind, Shape, abandons, plan
-from scripts.resilience.training import KEEP_ROUNDS, Log, Training
+from scripts.testbed.proxy import Proxy
 from server.storage import layout
 
 _TRAINING_SECONDS = 0.3

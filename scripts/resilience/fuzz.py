@@ -23,13 +23,13 @@ from rich.table import Table
 from common.errors import RunFailed
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.benchmarks.crowd import Client
-from scripts.benchmarks.servers import TASK, Server, serving
-from scripts.operators import bearer, server_of
+from scripts.admin_channel import bearer, server_of
 from scripts.resilience.calls import JOIN, METHODS, UNKNOWN_METHOD, Call, Caller, draw
 from scripts.resilience.invariants import no_bugs
 from scripts.resilience.sending import garbage, send, speak
 from scripts.resilience.vitals import at_rest, growth, table_of, vitals
+from scripts.testbed.crowd import Client
+from scripts.testbed.servers import TASK, Server, serving
 from server.storage import layout
 
 _CALLERS = 16

@@ -18,7 +18,8 @@ Rows = Sequence[Mapping[str, Any]]
 # starts in between keeps the buffers of three updates, 12 MB of some 330, and no more with each
 # round.
 MEMORY_TOLERANCE = 1.20
-FILES_TOLERANCE = 2
+# A connection of each client may have been cut silently, which keepalive finds within 30 s.
+FILES_TOLERANCE = 3
 # asyncio's threads come as they are needed, up to four more than there are processors.
 THREADS_TOLERANCE = 4
 

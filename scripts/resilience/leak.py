@@ -15,9 +15,9 @@ import grpc
 from rich.console import Console
 
 from common.errors import RunFailed
-from scripts.benchmarks.crowd import Client
-from scripts.benchmarks.servers import TASK, Server, serving
 from scripts.resilience.vitals import at_rest, growth, table_of
+from scripts.testbed.crowd import Client
+from scripts.testbed.servers import TASK, Server, serving
 from server.storage import layout
 
 _AT_ONCE = 8

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 
-from scripts.resilience.proxy import Way
+from scripts.testbed.proxy import Way
 
 CLIENTS = 3
 # Where attempts are to be abandoned, in seconds: what a cohort has, and what it is paused for.

@@ -11,7 +11,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos import federated_pb2 as pb
-from scripts.operators import bearer
+from scripts.admin_channel import bearer
 from scripts.resilience.calls import BROKEN_OFF, PUSH, Call
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -188,8 +188,8 @@ async def _push(coordinator: Coordinator, assignment: Assignment, late: bool) ->
                 await _let_the_deadline_pass(coordinator, assignment)
             yield piece
 
-    return await coordinator.spool.receive(
-        assignment.task_token, assignment.client_id, announcement, chunks(), coordinator
+    return await coordinator.push(
+        assignment.task_token, assignment.client_id, announcement, chunks()
     )
 
 

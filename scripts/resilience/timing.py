@@ -30,11 +30,11 @@ from common.tensors import Digest, digest_bytes
 from common.transfer import pieces
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.benchmarks.servers import Server, serving
-from scripts.operators import bearer, server_of
+from scripts.admin_channel import bearer, server_of
 from scripts.resilience import invariants
 from scripts.resilience.calls import COORDINATOR, METHODS, PUSH
 from scripts.resilience.sending import name_of
+from scripts.testbed.servers import Server, serving
 from server.run.assignments import Work, task_token
 from server.storage import layout
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from scripts.benchmarks.processes import Process
+from scripts.testbed.processes import Process
 
 _GROWTH = 1.1
 # The pools of asyncio and gRPC grow while they are busy.

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.extras import require
-from scripts.commands import run_app, script
+from scripts.cli import run_app, script
 from server.storage import layout
 
 _ADDRESS = "127.0.0.1"

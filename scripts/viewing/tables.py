@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.names import natural
+from scripts.text import natural
 from server.storage.run_files import Line
 
 Column = NDArray[np.float64]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from common.tasks import Examples
-    from scripts.trained import TrainedRun
+    from scripts.trained_run import TrainedRun
 
 _MODELS = {"best": "the best", "global": "the latest"}
 _EXAMPLE, _DRAWN, _FILE = "An example of the test set", "A drawing", "A picture file"
@@ -70,7 +70,7 @@ def show(run: Run) -> None:
 def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
     import torch
 
-    from scripts.trained import load_trained
+    from scripts.trained_run import load_trained
 
     # The training beside it needs the others.
     torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def _trained(path: Path, which: str, digest: str) -> TrainedRun:  # noqa: ARG001
 
 @st.cache_resource(show_spinner="Loading the test set …", max_entries=2)
 def _test_set(_trained: TrainedRun, task: str, data_dir: str) -> Examples:  # noqa: ARG001
-    from scripts.trained import read_test_set
+    from scripts.trained_run import read_test_set
 
     return read_test_set(_trained.task, Path(data_dir))
 
@@ -228,7 +228,7 @@ def _show_values(
 
 
 def _on_text(trained: TrainedRun) -> None:
-    from scripts.trained import text_task
+    from scripts.trained_run import text_task
 
     prompt = st.text_input("Text so far", "the value of the", max_chars=5000)
     count = st.slider("Suggestions", 1, 20, 5)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
-    from scripts.splits import Parts
+    from scripts.division import Parts
     from server.storage.run_files import Line
 
 # Of Plotly's tools.
@@ -183,7 +183,7 @@ def _divided(run: Run) -> None:
 @st.cache_resource(show_spinner="Dividing the data …", max_entries=8)
 def _parts(options: dict[str, Any]) -> Parts:
     # It imports torch, which takes seconds.
-    from scripts.splits import parts_of_run
+    from scripts.division import parts_of_run
 
     return parts_of_run(options, named_task())
 

@@ -6,7 +6,7 @@
                  ClientLeft                   SELECTING
                  StopRequested                FINISHED      Finish
     REPORTING    ClientJoined, StopRequested  REPORTING
-                 UpdateReceived               REPORTING     KeepUpdate | DropUpdate
+                 UpdateReceived               REPORTING     KeepUpdate, if it is wanted
                  ... at the goal              AGGREGATING   KeepUpdate, Aggregate
                  ... nobody left to report    as without a quorum, after KeepUpdate
                  ClientLeft, WorkFailed       REPORTING
@@ -41,9 +41,9 @@ After StopRequested the current round is the last one. A run that ends by it bef
 round is committed has failed. A deadline ends the wait for clients, not for the server's own
 evaluation.
 
-Any other (phase, event) pair changes nothing, except that an update which is not wanted is
-answered with DropUpdate. Knows no clock, socket, file or random source: time arrives inside
-events and timers are effects.
+Any other (phase, event) pair changes nothing; an update that is not answered with KeepUpdate is
+not wanted. Knows no clock, socket, file or random source: time arrives inside events and timers
+are effects.
 """
 
 from dataclasses import dataclass, replace
@@ -235,13 +235,6 @@ class KeepUpdate:
 
 
 @dataclass(frozen=True)
-class DropUpdate:
-    """The update is not wanted: delete it."""
-
-    client_id: str
-
-
-@dataclass(frozen=True)
 class Aggregate:
     """Fold the accepted updates into a candidate model; answer with how that went."""
 
@@ -273,17 +266,7 @@ class Finish:
     """End the run; `state.failure` says whether it failed."""
 
 
-Effect = (
-    BeginRound
-    | StartDeadline
-    | KeepUpdate
-    | DropUpdate
-    | Aggregate
-    | Evaluate
-    | Commit
-    | Abandon
-    | Finish
-)
+Effect = BeginRound | StartDeadline | KeepUpdate | Aggregate | Evaluate | Commit | Abandon | Finish
 Step = tuple[State, tuple[Effect, ...]]
 
 
@@ -300,8 +283,6 @@ def quorum_of(policy: Policy, goal: int) -> int:
 def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR0912
     """Return the next state and the effects to run, in order; an illegal event changes nothing."""
     match state.phase, event:
-        case Phase.FINISHED, UpdateReceived(_, _, client_id):
-            return state, (DropUpdate(client_id),)
         case Phase.FINISHED, _:
             return state, ()
         case Phase.SELECTING, ClientJoined(client_id):
@@ -346,8 +327,6 @@ def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR
             return _without(state, client_id), ()
         case _, StopRequested():
             return replace(state, stopping=True), ()
-        case _, UpdateReceived(_, _, client_id):
-            return state, (DropUpdate(client_id),)
     return state, ()
 
 
@@ -482,7 +461,7 @@ def _receive(policy: Policy, state: State, update: UpdateReceived) -> Step:
     # One whose lease ran out in the meantime has delivered all the same.
     candidates = state.pending | state.lost
     if not _is_current(state, update) or update.client_id not in candidates:
-        return state, (DropUpdate(update.client_id),)
+        return state, ()
     state = replace(
         state,
         accepted=state.accepted | {update.client_id},

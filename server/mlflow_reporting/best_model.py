@@ -5,7 +5,6 @@ Where a model can't leave torch, its safetensors file is logged instead. Never a
 
 from __future__ import annotations
 
-import json
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -19,7 +18,8 @@ from common.onnx_models import export_onnx
 from common.tasks import Classes, Outputs, Task, Values, describe, load_task_of_run
 from common.tasks.inputs import Images
 from common.tasks.outputs import describe as describe_outputs
-from common.tensors import Digest, digest_file, open_mapped
+from common.tensor_roles import model_of_run
+from common.tensors import Digest, digest_file
 from server.mlflow_reporting.runs import Runs
 from server.storage import layout
 from server.storage.run_files import Line, RunFiles
@@ -96,8 +96,7 @@ class BestModel:
             raise ValueError(f"{self._source} is damaged")
         options = self._files.options
         task = load_task_of_run(str(options["task"]), self._named)
-        model = task.build(str(options["model"]), json.loads(options.get("hyperparameters", "{}")))
-        model.load_state_dict(open_mapped(self._source))
+        model = model_of_run(task, options, self._source)
         example = _blank(task, Path(str(options["data_dir"])))
         with torch.inference_mode():
             # Whatever its targets: MLflow is told only what the task says, or its loss implies.

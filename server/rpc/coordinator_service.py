@@ -150,7 +150,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 task_name=self._task_name,
                 model_name=self._model_name,
                 split=self._data_split(),
-                local_tensors=sorted(coordinator.settings.local_tensors),
+                local_tensors=sorted(coordinator.settings.roles.stays),
                 hyperparameters=_hyperparameters(coordinator.settings.training),
             ),
         )
@@ -256,12 +256,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             metrics=dict(header.metrics),
         )
         with session.pushing():
-            result = await self._coordinator.spool.receive(
+            result = await self._coordinator.push(
                 header.task_token.decode(errors="replace"),
                 session.client_id,
                 announcement,
                 self._chunks(session, request_iterator, context),
-                self._coordinator,
             )
         return _push_response(result)
 
@@ -317,7 +316,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             self._session(session.token, context)  # May have ended meanwhile.
             if not isinstance(piece, Piece):  # A second header, or nothing: as an empty chunk.
                 piece = Piece(0, memoryview(b""), last=False)  # noqa: PLW2901
-            self._coordinator.ledger.count_up(session.client_id, len(piece.data))
             yield piece
 
     def _session(self, token: str, context: Context) -> Session:

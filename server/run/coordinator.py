@@ -7,7 +7,7 @@ the other, in a task of their own. Knows nothing about gRPC.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from common import tracing
@@ -15,7 +15,9 @@ from common.bounds import BLAKE3
 from common.errors import RequestError, RunFailed, Status
 from common.logs import get_logger
 from common.seeds import derive_seed
+from common.tensor_roles import TensorRoles
 from common.training import Metrics, TrainConfig
+from common.transfer import Piece
 from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
 from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
 from server.aggregation.strategies.scaffold import CONTROL
@@ -29,7 +31,17 @@ from server.run.evaluation import Evaluator
 from server.run.ledger import RoundLedger, RoundSummary, Traffic, committed
 from server.run.limits import Limits, metrics_objection
 from server.run.sessions import Activity, Sessions
-from server.run.uploads import Announcement, Spool
+from server.run.uploads import (
+    NOT_WANTED,
+    Announcement,
+    Invalid,
+    PushResult,
+    Received,
+    Spool,
+    Stream,
+    Superseded,
+    not_stored,
+)
 from server.storage.checkpoints import Cohort, ModelFile, Record, RunDirectory
 from server.storage.columns import Row, Shown, columns
 from server.storage.metrics import Sinks, by_class, finite_only
@@ -58,8 +70,7 @@ class RunSettings:
     max_norm_ratio: float
     training: TrainConfig
     # Of the model: those that optimizers step, and those that stay with their clients.
-    trained_tensors: frozenset[str]
-    local_tensors: frozenset[str]
+    roles: TensorRoles
 
 
 class Coordinator:
@@ -171,12 +182,18 @@ class Coordinator:
                 await asyncio.to_thread(self.directory.order_stop, self.policy.rounds)
                 self.apply(rounds.StopRequested())
 
-    def apply(self, event: rounds.Event) -> tuple[rounds.Effect, ...]:
-        """Take an event through the table and start its effects; returns them."""
+    def apply(
+        self, event: rounds.Event, received: Received | None = None
+    ) -> tuple[rounds.Effect, ...]:
+        """Take an event, of a received update or another, through the table; run its effects.
+
+        Returns:
+            the effects, of which slow ones have only been started.
+        """
         before = self.state
         state, effects = rounds.transition(self.policy, before, event)
         if state is not before or effects:
-            self._settle(state, effects)
+            self._settle(state, effects, received)
         return effects
 
     def find(self, task_token: str, client_id: str) -> Assignment | None:
@@ -206,28 +223,76 @@ class Coordinator:
             return f"num_steps must be 1 to {most_steps}, as many batches as there are"
         return metrics_objection(announcement.metrics)
 
-    def offer(self, assignment: Assignment) -> bool:
+    async def push(
+        self,
+        task_token: str,
+        client_id: str,
+        announcement: Announcement,
+        chunks: AsyncIterator[Piece],
+    ) -> PushResult:
+        """Take one stream of an upload, from its header to its one outcome."""
+        spool, assignment = self.spool, self.find(task_token, client_id)
+        final = spool.final(client_id, task_token)
+        if final is not None or assignment is None:
+            return final or NOT_WANTED
+        objection = self.objection(assignment, announcement)
+        if objection is not None:
+            return self._refuse(assignment, objection)
+        stream = spool.open(assignment, announcement)
+        if isinstance(stream, PushResult):
+            return stream
+        async for chunk in chunks:
+            resent = spool.resent(stream, chunk)
+            self._ledger.count_up(client_id, len(chunk.data), resent)
+            # It is done to its end, and decided, even if the stream is cut.
+            taking = asyncio.ensure_future(self._take(stream, chunk))
+            result = await asyncio.shield(taking)
+            if result is not None:
+                return result
+        return spool.end(stream) or self._superseded(assignment)
+
+    async def _take(self, stream: Stream, chunk: Piece) -> PushResult | None:
+        assignment = stream.upload.assignment
+        match await self.spool.receive(stream, chunk):
+            case Received() as received:
+                return await self._decide(assignment, received)
+            case Invalid(message):
+                return self._refuse(assignment, message)
+            case Superseded():
+                return self._superseded(assignment)
+            case result:
+                return result
+
+    async def _decide(self, assignment: Assignment, received: Received) -> PushResult:
         """Let the engine decide whether a valid, durable update counts."""
-        event = rounds.UpdateReceived(assignment.round, assignment.attempt, assignment.client_id)
-        return rounds.KeepUpdate(assignment.client_id) in self.apply(event)
+        client = assignment.client_id
+        event = rounds.UpdateReceived(assignment.round, assignment.attempt, client)
+        try:
+            if rounds.KeepUpdate(client) not in self.apply(event, received):
+                return self.spool.discard(received)
+            return await self.spool.sync(received)
+        except OSError as error:
+            # The engine counts what the disk may not hold. Only a restart, which counts what it
+            # finds there, puts that right.
+            self._effects.put_nowait(error)
+            return not_stored(received.upload.path, error)
 
-    def fail(self, error: OSError) -> None:
-        """End the run: the engine counts an update that the disk may not hold.
-
-        Only a restart, which counts what it finds there, puts that right.
-        """
-        self._effects.put_nowait(error)
-
-    def count_resent(self, size: int) -> None:
-        """Count bytes that came again."""
-        self._ledger.count_resent(size)
-
-    def refuse(self, assignment: Assignment, message: str) -> None:
+    def _refuse(self, assignment: Assignment, message: str) -> PushResult:
         """Count an invalid update; its client is out of this attempt."""
+        result = self.spool.refuse(assignment, message)
         self._log.warning("update refused", client=assignment.client_id, reason=message)
         self._ledger.refused.add(assignment.client_id)
         self.assignments.finish(assignment.task_token)
         self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, assignment.client_id))
+        return result
+
+    def _superseded(self, assignment: Assignment) -> PushResult:
+        """Return what a stream is told whose upload or attempt is over, or has a newer stream."""
+        token, client = assignment.task_token, assignment.client_id
+        final = self.spool.final(client, token)
+        if final is None and self.find(token, client) is None:
+            return NOT_WANTED
+        return final or self.spool.superseded(assignment)
 
     def report_failure(self, assignment: Assignment, reason: str, message: str) -> None:
         """Take a client's report that its work can't be done."""
@@ -350,16 +415,19 @@ class Coordinator:
         if session is not None:
             session.turn_to(_ACTIVITIES[work])
 
-    def _settle(self, state: State, effects: tuple[rounds.Effect, ...]) -> None:
+    def _settle(
+        self,
+        state: State,
+        effects: tuple[rounds.Effect, ...],
+        received: Received | None = None,
+    ) -> None:
         before, self.state = self.state, state
         for effect in effects:
             match effect:
                 case rounds.StartDeadline(seconds, event):
                     self._start_deadline(seconds, event)
-                case rounds.KeepUpdate(client_id):
-                    self._keep_update(client_id)
-                case rounds.DropUpdate():
-                    pass  # The spool deletes it when its offer is declined.
+                case rounds.KeepUpdate() if received:
+                    self._accept(received)
                 case rounds.Abandon():
                     self.history.append(self._ledger.summary(before, "abandoned"))
                     self._stop_collecting()
@@ -390,9 +458,10 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self.time_remaining, self._wait_for_deadline, event)
 
-    def _keep_update(self, client_id: str) -> None:
-        self.spool.keep(client_id)
-        update = self.spool.accepted[client_id]
+    def _accept(self, received: Received) -> None:
+        self.spool.accept(received)
+        update = received.update
+        client_id = update.client_id
         self.assignments.finish(update.task_token)
         session = self.sessions.by_client.get(client_id)
         if session is not None:
@@ -531,7 +600,7 @@ class Coordinator:
                 {name: directory.state_path(last, name) for name in self._record.state},
                 spooled,
                 self._strategy,
-                self.settings.trained_tensors,
+                self.settings.roles.trained,
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self._strategy.state_names},
             )

@@ -85,8 +85,9 @@ class RoundLedger:
         self.bytes_down[client_id] = self.bytes_down.get(client_id, 0) + size
         self.traffic.down += size
 
-    def count_up(self, client_id: str, size: int) -> None:
-        """Add bytes that came from a client."""
+    def count_up(self, client_id: str, size: int, resent: int = 0) -> None:
+        """Add bytes that came from a client, of which so many had come before."""
+        self.count_resent(resent)
         self.bytes_up[client_id] = self.bytes_up.get(client_id, 0) + size
         self.traffic.up += size
 

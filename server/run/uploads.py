@@ -7,17 +7,18 @@ One upload, one file: bytes with another digest go to a file of their own, under
 nothing, so that no upload can touch what another one writes, validates or left behind. Of a
 client's uploads for one task token the newest alone settles the outcome; an older one hears that
 it was superseded, as soon as its thread is done with its file.
-Knows nothing about gRPC or whose turn it is: `Judge` decides what counts.
+Knows nothing about gRPC, and decides nothing: `receive` returns what came, and whoever called it
+then calls `accept`, `discard` or `refuse`, before it lets anything else run.
 """
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from uuid import uuid4
 
 import torch
@@ -92,30 +93,10 @@ class StoredUpdate:
     norm: float = 0.0
 
 
-class Judge(Protocol):
-    """Decides about uploads; the coordinator."""
-
-    def find(self, task_token: str, client_id: str) -> Assignment | None:
-        """Return the client's open training assignment with this token."""
-
-    def objection(self, assignment: Assignment, announcement: Announcement) -> str | None:
-        """Return why the announced update is invalid."""
-
-    def offer(self, assignment: Assignment) -> bool:
-        """Say whether a valid, durable update counts; if so, `keep` was called for it."""
-
-    def refuse(self, assignment: Assignment, message: str) -> None:
-        """Learn that the update was invalid."""
-
-    def count_resent(self, size: int) -> None:
-        """Learn how much of a chunk had come before."""
-
-    def fail(self, error: OSError) -> None:
-        """Learn that an update that counts may not be on the disk."""
-
-
 @dataclass(eq=False, kw_only=True)
-class _Upload:
+class Upload:
+    """Bytes of one digest on their way to the disk, for one assignment."""
+
     assignment: Assignment
     # Of the newest stream.
     announcement: Announcement
@@ -130,9 +111,32 @@ class _Upload:
     stream: int = 0
     # A thread uses the file.
     busy: bool = False
-    # What is offered to the judge, and whether it was kept.
-    update: StoredUpdate | None = None
+    # Its files stay.
     kept: bool = False
+
+
+class Stream(NamedTuple):
+    """One of the streams that bring an upload's bytes: the newest, or one that it superseded."""
+
+    upload: Upload
+    number: int
+
+
+class Received(NamedTuple):
+    """An update that is complete, valid and durable, and does not count yet."""
+
+    upload: Upload
+    update: StoredUpdate
+
+
+class Invalid(NamedTuple):
+    """What came is no update, and why."""
+
+    message: str
+
+
+class Superseded(NamedTuple):
+    """A newer stream took over, or the attempt is over."""
 
 
 class Spool:
@@ -151,7 +155,7 @@ class Spool:
         # The base model's integer tensors.
         self._base: Mapping[str, torch.Tensor] = {}
         self._spares: list[Path] = []
-        self._uploads: dict[str, _Upload] = {}
+        self._uploads: dict[str, Upload] = {}
         # By client and task token.
         self._outcomes: dict[tuple[str, str], PushResult] = {}
         self._older_outcomes: dict[tuple[str, str], PushResult] = {}
@@ -174,9 +178,10 @@ class Spool:
         self.accepted = {}
         self._older_outcomes, self._outcomes = self._outcomes, {}
 
-    def recover(self, folder: Path, base: Path, number: int, attempt: int) -> list[str]:
+    def recover(self, folder: Path, base: Path, number: int, attempt: int) -> list[str | None]:
         """Go on in a folder that a crash left; return the clients whose update was damaged.
 
+        None stands for a client whose record can't be read.
         What is not accepted, or does not match its digest, is deleted: its client sends again.
 
         Raises:
@@ -185,7 +190,8 @@ class Spool:
         """
         self._folder, self._base = folder, _integers(base)
         folder.mkdir(parents=True, exist_ok=True)
-        damaged, kept = [], set[str]()
+        damaged: list[str | None] = []
+        kept = set[str]()
         for path in sorted(folder.glob("*.json")):
             update = _read_update(path)
             if (
@@ -194,11 +200,11 @@ class Spool:
                 or path.stem != Path(update.file).stem
                 or not _is_intact(folder / update.file, update.digest)
             ):
-                damaged.append(update.client_id if update else path.stem)
+                damaged.append(update.client_id if update else None)
                 continue
             kept |= {path.name, update.file}
             self.accepted[update.client_id] = update
-            self._settle(update.client_id, update.task_token, _accepted(update))
+            self._outcomes[update.client_id, update.task_token] = _accepted(update)
         for path in folder.iterdir():
             if path.name in kept:
                 continue
@@ -216,7 +222,7 @@ class Spool:
 
     def committed(self, task_token: str, client_id: str) -> PushResult | None:
         """Return how much of a client's upload is here, and its outcome if it is final."""
-        final = self._final(client_id, task_token)
+        final = self.final(client_id, task_token)
         if final is not None:
             return final
         upload = self._uploads.get(task_token)
@@ -224,61 +230,93 @@ class Spool:
             return None
         return _unfinished(Outcome.OFFSET_MISMATCH, upload, "")
 
-    async def receive(
-        self,
-        task_token: str,
-        client_id: str,
-        announcement: Announcement,
-        chunks: AsyncIterator[Piece],
-        judge: Judge,
-    ) -> PushResult:
-        """Take one stream of an upload, from its header to its one outcome."""
-        final = self._final(client_id, task_token)
-        if final is not None:
-            return final
-        assignment = judge.find(task_token, client_id)
-        if assignment is None:
-            return _NOT_WANTED
-        objection = judge.objection(assignment, announcement)
-        if objection is not None:
-            return self._refuse(assignment, judge, objection)
+    def open(self, assignment: Assignment, announcement: Announcement) -> Stream | PushResult:
+        """Begin a stream of an upload, which supersedes the one before; or say why not."""
         try:
             upload = self._open(assignment, announcement)
         except OSError as error:
-            return self._not_stored(self._folder, 0, error)
+            return not_stored(self._folder, error)
         upload.stream += 1
-        stream = upload.stream
-        try:
-            if announcement.write_offset != upload.receiver.offset:
-                message = "write_offset is not what is held"
-                return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
-            async for chunk in chunks:
-                # It is done to its end, and settles what it settles, even if the stream is cut.
-                taking = asyncio.ensure_future(self._take(upload, stream, chunk, judge))
-                result = await asyncio.shield(taking)
-                if result is not None:
-                    return result
-            if not self._is_newest(upload, stream):
-                return self._superseded(upload, judge)
-            message = "the stream ended before its last chunk"
+        if announcement.write_offset != upload.receiver.offset:
+            message = "write_offset is not what is held"
             return _unfinished(Outcome.OFFSET_MISMATCH, upload, message)
-        finally:
-            self._release(upload)
+        return Stream(upload, upload.stream)
 
-    def keep(self, client_id: str) -> None:
-        """Accept the offered update of a client; it counts from here on.
+    def resent(self, stream: Stream, chunk: Piece) -> int:
+        """Return how many bytes of a chunk had come before."""
+        if not self._is_newest(*stream):
+            return 0
+        upload, end = stream.upload, chunk.offset + len(chunk.data)
+        known, upload.reached = upload.reached, max(upload.reached, end)
+        return min(len(chunk.data), max(0, known - chunk.offset))
+
+    async def receive(
+        self, stream: Stream, chunk: Piece
+    ) -> Received | Invalid | Superseded | PushResult | None:
+        """Take a chunk, the last one to the end: check the update, and make it durable.
+
+        Returns:
+            None: more is to come. A PushResult: this stream ends, and the upload does not.
+        """
+        upload = stream.upload
+        async with upload.lock:
+            if not self._is_newest(*stream):
+                return Superseded()
+            upload.busy = True
+            try:
+                result = await self._write(upload, chunk)
+                if result is None and chunk.last:
+                    return await self._finish(upload)
+                return result
+            finally:
+                upload.busy = False
+                self._release(upload)
+
+    def end(self, stream: Stream) -> PushResult | None:
+        """Return what is told to a stream that ended before its last chunk; None: superseded."""
+        if not self._is_newest(*stream):
+            return None
+        message = "the stream ended before its last chunk"
+        return _unfinished(Outcome.OFFSET_MISMATCH, stream.upload, message)
+
+    def accept(self, received: Received) -> None:
+        """Let a received update count from here on; `sync` makes that durable.
 
         Raises:
             OSError: the disk fails; then what the engine counts is not what the disk holds.
         """
-        upload = next(u for u in self._uploads.values() if u.assignment.client_id == client_id)
-        update = upload.update
-        if update is None:
-            raise ValueError("an update is kept after it was offered")
+        upload, update = received
         upload.kept = True
         _provisional(upload.path).replace(upload.path.with_suffix(".json"))
-        self.accepted[client_id] = update
-        self._settle(client_id, update.task_token, _accepted(update))
+        self.accepted[update.client_id] = update
+        self._end(upload.assignment, _accepted(update))
+
+    async def sync(self, received: Received) -> PushResult:
+        """Make an acceptance durable; return what may be told from then on.
+
+        Raises:
+            OSError: as `accept`.
+        """
+        # Gone: its attempt has ended in the meantime, and took the folder away.
+        with suppress(FileNotFoundError):
+            await asyncio.to_thread(sync_folder, received.upload.path.parent)
+        return _accepted(received.update)
+
+    def discard(self, received: Received) -> PushResult:
+        """Delete a received update, which does not count."""
+        return self._end(received.upload.assignment, NOT_WANTED)
+
+    def refuse(self, assignment: Assignment, message: str) -> PushResult:
+        """Delete what came of an assignment's update, which is invalid."""
+        result = PushResult(Outcome.INVALID, 0, complete=True, message=message)
+        return self._end(assignment, result)
+
+    def superseded(self, assignment: Assignment) -> PushResult:
+        """Return what a stream is told that is not the newest one of its task token any more."""
+        newest = self._uploads.get(assignment.task_token)
+        held = newest.receiver.offset if newest else 0
+        message = "a newer stream took over"
+        return PushResult(Outcome.OFFSET_MISMATCH, held, complete=False, message=message)
 
     def close(self) -> None:
         """Take no more uploads for the current round; the accepted ones stay.
@@ -290,15 +328,19 @@ class Spool:
                 upload.file.close()
         self._uploads = {}
 
-    def _final(self, client_id: str, task_token: str) -> PushResult | None:
+    def final(self, client_id: str, task_token: str) -> PushResult | None:
+        """Return how a client's upload ended, None if it has not."""
         key = (client_id, task_token)
         return self._outcomes.get(key) or self._older_outcomes.get(key)
 
-    def _settle(self, client_id: str, task_token: str, result: PushResult) -> PushResult:
-        self._outcomes[client_id, task_token] = result
+    def _end(self, assignment: Assignment, result: PushResult) -> PushResult:
+        upload = self._uploads.pop(assignment.task_token, None)
+        if upload is not None:
+            self._release(upload)
+        self._outcomes[assignment.client_id, assignment.task_token] = result
         return result
 
-    def _open(self, assignment: Assignment, announcement: Announcement) -> _Upload:
+    def _open(self, assignment: Assignment, announcement: Announcement) -> Upload:
         token = assignment.task_token
         upload = self._uploads.get(token)
         if upload is not None and upload.announcement.digest == announcement.digest:
@@ -314,7 +356,7 @@ class Spool:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        newest = self._uploads[token] = _Upload(
+        newest = self._uploads[token] = Upload(
             assignment=assignment,
             announcement=announcement,
             path=path,
@@ -326,77 +368,46 @@ class Spool:
             self._release(upload)
         return newest
 
-    async def _take(
-        self, upload: _Upload, stream: int, chunk: Piece, judge: Judge
-    ) -> PushResult | None:
-        async with upload.lock:
-            if not self._is_newest(upload, stream):
-                return self._superseded(upload, judge)
-            end = chunk.offset + len(chunk.data)
-            judge.count_resent(min(len(chunk.data), max(0, upload.reached - chunk.offset)))
-            upload.reached = max(upload.reached, end)
-            upload.busy = True
-            try:
-                result = await self._write(upload, chunk, judge)
-                if result is None and chunk.last:
-                    result = await self._finish(upload, judge)
-                return result
-            finally:
-                upload.busy = False
-                self._release(upload)
-
-    async def _write(self, upload: _Upload, chunk: Piece, judge: Judge) -> PushResult | None:
+    async def _write(
+        self, upload: Upload, chunk: Piece
+    ) -> Invalid | Superseded | PushResult | None:
         try:
             await asyncio.to_thread(upload.receiver.write, chunk.offset, chunk.data)
             if chunk.last:
                 await asyncio.to_thread(upload.receiver.finish)
         except (OffsetMismatch, DigestMismatch, PayloadTooLong, OSError) as error:
             if not self._is_newest(upload):
-                return self._superseded(upload, judge)
+                return Superseded()
             match error:
                 case OffsetMismatch():
                     return _unfinished(Outcome.OFFSET_MISMATCH, upload, str(error))
                 case DigestMismatch():
                     return _unfinished(Outcome.DIGEST_MISMATCH, upload, str(error))
                 case PayloadTooLong():
-                    return self._refuse(upload.assignment, judge, str(error))
+                    return Invalid(str(error))
                 case OSError():
-                    return self._not_stored(upload.path, upload.receiver.offset, error)
+                    return not_stored(upload.path, error, upload.receiver.offset)
         return None
 
-    async def _finish(self, upload: _Upload, judge: Judge) -> PushResult:
+    async def _finish(self, upload: Upload) -> Received | Invalid | Superseded | PushResult:
         assignment = upload.assignment
-        token, client_id = assignment.task_token, assignment.client_id
         update, problem = _stored(upload), None
         try:
-            with tracing.span("validate", assignment.traceparent, client=client_id):
+            with tracing.span("validate", assignment.traceparent, client=assignment.client_id):
                 update = await asyncio.to_thread(
                     self._validate_and_sync, upload.path, upload.file, update
                 )
         except (TensorError, OSError) as error:
             problem = error
         if not self._is_newest(upload):
-            return self._superseded(upload, judge)
+            return Superseded()
         if isinstance(problem, TensorError):
-            return self._refuse(assignment, judge, str(problem))
+            return Invalid(str(problem))
         if problem is not None:
             # What the system failed to write may be gone, and the next sync may not tell.
-            del self._uploads[token]
-            return self._not_stored(upload.path, 0, problem)
-        upload.update = update
-        try:
-            if judge.offer(assignment):
-                # Gone: its attempt has ended in the meantime, and took the folder away.
-                with suppress(FileNotFoundError):
-                    await asyncio.to_thread(sync_folder, upload.path.parent)
-                result = _accepted(update)
-            else:
-                result = self._settle(client_id, token, _NOT_WANTED)
-        except OSError as error:
-            judge.fail(error)
-            return self._not_stored(upload.path, 0, error)
-        self._uploads.pop(token, None)
-        return result
+            del self._uploads[assignment.task_token]
+            return not_stored(upload.path, problem)
+        return Received(upload, update)
 
     def _validate_and_sync(
         self, path: Path, file: DurableFile, update: StoredUpdate
@@ -419,40 +430,11 @@ class Spool:
         write_new_json(_provisional(path), seal(asdict(update)))
         return update
 
-    def _not_stored(self, path: Path, held: int, error: OSError) -> PushResult:
-        """Tell the operator what is wrong with the disk, and the client to come again."""
-        problem = f"{path}: {error.strerror}"
-        log.error("can't store an update; free some space or mend the disk", problem=problem)
-        message = "the server can't store the update now; send it again later"
-        return PushResult(Outcome.NOT_STORED, held, complete=False, message=message)
-
-    def _refuse(self, assignment: Assignment, judge: Judge, message: str) -> PushResult:
-        upload = self._uploads.pop(assignment.task_token, None)
-        if upload is not None:
-            self._release(upload)
-        result = PushResult(Outcome.INVALID, 0, complete=True, message=message)
-        self._settle(assignment.client_id, assignment.task_token, result)
-        judge.refuse(assignment, message)
-        return result
-
-    def _is_newest(self, upload: _Upload, stream: int | None = None) -> bool:
+    def _is_newest(self, upload: Upload, stream: int | None = None) -> bool:
         current = self._uploads.get(upload.assignment.task_token) is upload
         return current and stream in (None, upload.stream)
 
-    def _superseded(self, upload: _Upload, judge: Judge) -> PushResult:
-        """Return what a stream is told that is not the newest one of its task token any more."""
-        token, client_id = upload.assignment.task_token, upload.assignment.client_id
-        final = self._final(client_id, token)
-        if final is not None:
-            return final
-        if judge.find(token, client_id) is None:
-            return _NOT_WANTED
-        newest = self._uploads.get(token)
-        held = newest.receiver.offset if newest else 0
-        message = "a newer stream took over"
-        return PushResult(Outcome.OFFSET_MISMATCH, held, complete=False, message=message)
-
-    def _release(self, upload: _Upload) -> None:
+    def _release(self, upload: Upload) -> None:
         """Close an upload's file, unless it is wanted still; delete it, unless it was kept."""
         if upload.busy or self._is_newest(upload):
             return
@@ -462,20 +444,28 @@ class Spool:
             _provisional(upload.path).unlink(missing_ok=True)
 
 
-_NOT_WANTED = PushResult(
+NOT_WANTED = PushResult(
     Outcome.NOT_WANTED, 0, complete=True, message="the round is over, or has enough updates"
 )
+
+
+def not_stored(path: Path, error: OSError, held: int = 0) -> PushResult:
+    """Tell the operator what is wrong with the disk, and the client to come again."""
+    problem = f"{path}: {error.strerror}"
+    log.error("can't store an update; free some space or mend the disk", problem=problem)
+    message = "the server can't store the update now; send it again later"
+    return PushResult(Outcome.NOT_STORED, held, complete=False, message=message)
 
 
 def _accepted(update: StoredUpdate) -> PushResult:
     return PushResult(Outcome.ACCEPTED, update.digest.size_bytes, complete=True)
 
 
-def _unfinished(outcome: Outcome, upload: _Upload, message: str) -> PushResult:
+def _unfinished(outcome: Outcome, upload: Upload, message: str) -> PushResult:
     return PushResult(outcome, upload.receiver.offset, complete=False, message=message)
 
 
-def _stored(upload: _Upload) -> StoredUpdate:
+def _stored(upload: Upload) -> StoredUpdate:
     """Return what is known of an update before its values are looked at."""
     return StoredUpdate(
         file=upload.path.name,

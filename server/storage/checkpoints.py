@@ -219,11 +219,11 @@ class RunDirectory:
         Raises:
             OSError: it can't be dropped; nothing of it may count in the next attempt.
         """
-        shutil.rmtree(self._abandoned, ignore_errors=True)
+        _clear(self._abandoned)
         if self.round_folder(number).exists():
             self.round_folder(number).rename(self._abandoned)
             sync_folder(self.path / layout.ROUNDS)
-        shutil.rmtree(self._abandoned, ignore_errors=True)
+        _clear(self._abandoned)
 
     def commit(self, record: Record) -> ModelFile:
         """Make a round the last committed one.
@@ -257,11 +257,12 @@ class RunDirectory:
 
     def spares(self) -> list[Path]:
         """Return the files that the next round's updates are written over."""
-        return list(self._spare.iterdir()) if self._spare.exists() else []
+        there = self._spare.is_dir() and not self._spare.is_symlink()
+        return list(self._spare.iterdir()) if there else []
 
     def remove_spare(self) -> None:
         """Remove the files that the next round's updates would be written over."""
-        shutil.rmtree(self._spare, ignore_errors=True)
+        _clear(self._spare)
 
     @property
     def _spare(self) -> Path:
@@ -329,7 +330,7 @@ class RunDirectory:
             return None
         record = self._load_record(max(committed))
         self.remove_spare()
-        shutil.rmtree(self._abandoned, ignore_errors=True)
+        _clear(self._abandoned)
         for number, folder in layout.rounds(self.path):
             if number in committed:
                 shutil.rmtree(self.updates_folder(number), ignore_errors=True)
@@ -439,6 +440,14 @@ def export_pth(models: Path) -> Sequence[Path]:
         temporary.replace(target)
         written.append(target)
     return written
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or what is in its place; a link leads to what is not the run's."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_sealed(path: Path, remedy: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.operators import connect, server_of
+from scripts.admin_channel import connect, server_of
 from tests.e2e.preloaded import Forked
 
 ROOT = Path(__file__).parents[2]

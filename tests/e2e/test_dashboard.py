@@ -185,7 +185,7 @@ def test_the_numbers_on_a_runs_page_are_those_of_its_files(page, url, trained):
 
 
 def test_the_data_tab_shows_the_division_that_the_clients_made(page, url, trained):
-    from scripts.splits import parts_of_run
+    from scripts.division import parts_of_run
 
     counts = parts_of_run(json.loads((trained / "config.json").read_text())["options"]).counts
     visit(page, f"{url}/run?run=run&view=Data")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.exporting.__main__ import app as export
 from scripts.reporting.__main__ import app as report
 from scripts.serving.batching import Batching

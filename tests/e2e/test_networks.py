@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from scripts.resilience.proxy import proxying
+from scripts.testbed.proxy import proxying
 from tests.e2e.harness import TASK, until
 
 LARGE = "tests.tasks:Large"

@@ -8,14 +8,14 @@ import pytest
 
 from scripts.reproduction import next_word, shakespeare, tables, writers
 from scripts.reproduction.cells import CELLS
-from scripts.reproduction.results import read_results
+from scripts.results import read_results
 
 
 @pytest.fixture(autouse=True)
 def modest(monkeypatch):
     """Let each experiment start one client process."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    monkeypatch.setattr("scripts.compare._CLIENTS", 1)
+    monkeypatch.setattr("scripts.reproduction.compare._CLIENTS", 1)
 
 
 def test_a_cell_counts_the_rounds_to_its_target(tmp_path):

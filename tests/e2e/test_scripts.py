@@ -63,7 +63,7 @@ def test_quickstart_ends_its_processes_on_ctrl_c(federation):
 _STARTER = """
 import subprocess, sys
 python = [sys.executable, "-u", "-m"]
-leashed = [*python, "scripts.leashed", "http.server", "--bind", "127.0.0.1", "0"]
+leashed = [*python, "scripts.leash", "http.server", "--bind", "127.0.0.1", "0"]
 process = subprocess.Popen(leashed, stdin=subprocess.PIPE)
 sys.stdin.read()
 """
@@ -103,7 +103,13 @@ def test_quickstart_leaves_a_folder_that_was_there_as_it_was(federation):
 
 def test_compare_trains_the_pooled_data_as_far_and_writes_both_curves(federation):
     process = federation.start(
-        *("scripts.compare", "--run-dir", federation.run_dir, "--output", federation.folder),
+        *(
+            "scripts.reproduction.compare",
+            "--run-dir",
+            federation.run_dir,
+            "--output",
+            federation.folder,
+        ),
         *("--task", "tests.tasks:Tiny", "--num-partitions", 1, "--rounds", 3),
         *("--centralised-lr", 0.2),
     )

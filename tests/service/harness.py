@@ -14,7 +14,7 @@ from common.tensors import digest_bytes, encode
 from common.transfer import pieces
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.operators import Where, connect
+from scripts.admin_channel import Where, connect
 from server import app, configuration
 from server.auth.callers import open_doors, operator_token
 from server.options import ServerOptions
@@ -30,7 +30,7 @@ class LiveServer:
 
     def __init__(self, folder: Path, task: str = TASK, **options):
         self.folder = folder
-        self.options = _options(folder, task, options)
+        self.options = options_of(folder, task, options)
         self._ready = threading.Event()
         self._stop = None
         self._loop = None
@@ -197,7 +197,8 @@ def refusal(error):
     return error.code().name, info.reason, info.domain
 
 
-def _options(folder, task, given):
+def options_of(folder, task, given):
+    """Return a server's options, from flat names."""
     default = {
         "task": task,
         "run_dir": folder,

@@ -17,7 +17,7 @@ from common.errors import InputError
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts import make_certs
-from scripts.operators import Where, connect
+from scripts.admin_channel import Where, connect
 from server.auth.callers import keep_secret
 from tests import certs
 from tests.service.harness import TASK, Client, LiveServer, refusal, update

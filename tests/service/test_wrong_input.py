@@ -18,6 +18,11 @@ WRONG_INPUT = {
     "server --partitioner natural": "--partitioner natural: task Digits does not say whose",
     "server --task tests.tasks:Pairs --partitioner shards": "--partitioner: shards divides by",
     "server --task tests.kinds:OwnLoss --partitioner dirichlet": "have real numbers as targets",
+    "server --task tests.kinds:Years --partitioner shards": "have real numbers as targets",
+    "server --task tests.kinds:Years --partitioner dirichlet --evaluate-every 0": "have real",
+    "server --task tests.kinds:Scaled": "--task: the targets of Labels must be 0 or 1, not 255",
+    "server --task tests.kinds:Doubles": "--task: the inputs are of dtype float64, and the model's "
+    "parameters of float32; convert them in the task's data(), e.g. inputs.float()",
     "server --task tests.kinds:Misfit": "the model's outputs are of shape [n, 2], not 1 numbers",
     "server --task tests.kinds:Column --target-accuracy 0.9": "--target-accuracy: the evaluation",
     "server --task tests.kinds:OwnLoss --target-accuracy 0.9": "--target-accuracy: the evaluation",
@@ -46,6 +51,25 @@ WRONG_INPUT = {
     "client --partition 0 --task nowhere": "--task",
     "client --partition 0 --device mps": "--device",
 }
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [
+        ("--task nowhere:thing", 2),
+        ("--bind here", 2),
+        ("--task tests.kinds:Failing --target-accuracy 0.9", 1),
+    ],
+)
+def test_a_server_that_is_refused_leaves_nothing_but_what_was_there(
+    flags, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for folder in ("new", "mine"):
+        assert server.__main__.main(["--run-dir", folder, *flags.split()]) == status
+        assert capsys.readouterr().err.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("command", WRONG_INPUT)

@@ -7,8 +7,8 @@ from torch import nn
 from common.splits import Partitioner, Split, hold_out
 from common.tasks import Examples, Task
 from common.training import Evaluation, TrainConfig
-from scripts.centralised import pool, train
-from scripts.compare import _points
+from scripts.reproduction.centralised import pool, train
+from scripts.reproduction.compare import _points
 
 
 class Recording(Task):

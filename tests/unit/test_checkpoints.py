@@ -222,6 +222,30 @@ def test_update_files_that_were_set_aside_are_removed_when_asked_and_by_recovery
             assert names(tmp_path / remove / "rounds") == ["00001"]
 
 
+@pytest.mark.parametrize("name", ["spare", "abandoned"])
+@pytest.mark.parametrize("kind", ["link", "broken link", "file"])
+def test_what_is_in_the_way_of_old_updates_is_litter_and_a_link_is_not_followed(
+    tmp_path, name, kind
+):
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    (elsewhere / "mine.safetensors").write_bytes(b"mine")
+    litter = run / "rounds" / name
+    with opened(run) as directory:
+        if kind == "file":
+            litter.touch()
+        else:
+            litter.symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+        assert directory.spares() == []
+        commit(directory, 1)
+        begin(directory, 2)
+        directory.abandon_attempt(2)
+        assert names(run / "rounds") == ["00001", "spare"]
+        assert not (run / "rounds" / "spare").is_symlink()
+    assert names(elsewhere) == ["mine.safetensors"]
+    assert (elsewhere / "mine.safetensors").read_bytes() == b"mine"
+
+
 def test_recovery_removes_updates_that_a_crash_after_the_commit_left(tmp_path):
     with opened(tmp_path) as directory:
         record = commit(directory, 1)

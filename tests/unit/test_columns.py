@@ -29,7 +29,7 @@ from types import SimpleNamespace
 from prometheus_client import generate_latest
 from protos import federated_pb2 as pb
 from rich.console import Console
-from scripts import quickstart, run_views
+from scripts import admin_views, quickstart
 from scripts.reporting import card, wording
 from scripts.reporting.facts import collect
 from scripts.viewing import figures
@@ -61,7 +61,7 @@ print("card:", "calibration error (server's test set)" in card.render(facts, ())
 print("dashboard:", [t.name for t in figures.measured(rows, "calibration error").data])
 console = Console(width=200)
 metrics = {k: v for k, v in rows[0].items() if isinstance(v, float)}
-console.print(run_views.rounds_table([pb.Round(number=1, metrics=metrics)]))
+console.print(admin_views.rounds_table([pb.Round(number=1, metrics=metrics)]))
 quickstart._report(folder, ServerOptions())
 """
 

@@ -17,11 +17,11 @@ from common.tasks import Examples, load_task
 from common.tasks.inputs import load
 from common.tensors import digest_bytes, encode, open_mapped
 from scripts import perplexity, predict
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.exporting.__main__ import app
 from scripts.serving import metadata as beside
 from scripts.serving.verify import main as verify
-from scripts.trained import read_test_set
+from scripts.trained_run import read_test_set
 from tests.tasks import Unread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
@@ -287,6 +287,12 @@ def test_nothing_in_a_poisoned_run_directory_is_run(tmp_path, command):
     # The bomb works.
     pickle.loads(bomb)  # noqa: S301
     assert sentinel.exists()
+
+
+def test_an_export_is_for_its_owner_alone(tmp_path, command):
+    run = write_run(tmp_path / "run")
+    assert command(run, "--format", "pth")[0] == 0
+    assert (run / "exports").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

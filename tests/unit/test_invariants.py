@@ -121,10 +121,10 @@ def test_another_model_is_seen():
     ]
 
 
-@pytest.mark.parametrize("after", [Level(122, 10, 5), Level(100, 13, 5), Level(100, 10, 10), None])
+@pytest.mark.parametrize("after", [Level(122, 10, 5), Level(100, 14, 5), Level(100, 10, 10), None])
 def test_a_server_that_grew_is_seen(after):
     before = Level(100, 10, 5)
-    assert server_settled(before, Level(120, 12, 9)) == []
+    assert server_settled(before, Level(120, 13, 9)) == []
     assert len(server_settled(before, after)) == 1
 
 

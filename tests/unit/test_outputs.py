@@ -1,14 +1,15 @@
 """What a task says of its outputs is what they are trained, measured and answered by."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from common.errors import InputError
-from common.tasks import Classes, Labels, Map, Values, load_task
+from common.errors import DataError, InputError
+from common.tasks import Classes, Examples, Labels, Map, Values, load_examples, load_task
 from common.tasks.outputs import NextSymbol, describe, load
 from common.training import TrainConfig
 
@@ -110,6 +111,17 @@ def test_outputs_that_are_not_as_the_task_says_are_one_line(outputs, shape, targ
         outputs.measure(torch.zeros(shape), targets)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [255, -1, 0.5, math.nan])
+def test_labels_that_are_neither_0_nor_1_are_refused_as_data(wrong, monkeypatch):
+    found = task("Tags")
+    inputs, targets = found.data(None, True)
+    targets = targets.float()
+    targets[3, 1] = wrong
+    monkeypatch.setattr(found, "data", lambda *_, **__: Examples(inputs, targets))
+    with pytest.raises(DataError, match=r"^--task: the targets of Labels must be 0 or 1, not "):
+        load_examples(found, None, train=True)
 
 
 def test_probabilities_of_classes_are_targets_too():

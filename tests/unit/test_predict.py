@@ -16,8 +16,8 @@ from common.errors import InputError
 from common.tasks import load_task, next_word
 from common.tensors import encode
 from scripts import perplexity, predict
-from scripts.commands import run_app
-from scripts.trained import load_trained
+from scripts.cli import run_app
+from scripts.trained_run import load_trained
 from tests.exported import write_classifier, write_text
 
 # The scripts read sys.argv, which the fixture sets.

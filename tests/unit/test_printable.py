@@ -10,7 +10,7 @@ from common.logs import configure_logs, get_logger
 from common.printable import printable
 from common.process import exit_status
 from protos import federated_pb2 as pb
-from scripts.run_views import LiveView, run_line
+from scripts.admin_views import LiveView, run_line
 
 # Clears the screen, sets the title, turns the direction, goes to the line's start.
 NASTY = "no\x1b[2J\x1b]0;title\x07\u202efdp\rerror: \x9b1mall is well\nby the way"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from scripts.resilience.proxy import proxying
+from scripts.testbed.proxy import proxying
 
 PATIENCE = 10.0
 

@@ -11,7 +11,7 @@ import yaml
 
 from common.tasks import load_task
 from common.tensors import encode
-from scripts.commands import run_app
+from scripts.cli import run_app
 from scripts.reporting import card, page
 from scripts.reporting.__main__ import app
 from scripts.reporting.facts import collect

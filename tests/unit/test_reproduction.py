@@ -11,8 +11,8 @@ from common.tasks import Examples
 from common.training import TrainConfig
 from scripts.reproduction import hostile, tables
 from scripts.reproduction.cells import CELLS, GRID
-from scripts.reproduction.results import append_result, markdown_table, read_results
 from scripts.reproduction.tasks import HOSTILE, AttackedMnist
+from scripts.results import append_result, markdown_table, read_results
 from server.configuration import parse
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict
 import pytest
 
 from common.errors import DataError, InputError
-from scripts.commands import run_app
+from scripts.cli import run_app
+from scripts.division import parts_of_run
+from scripts.division_picture import draw
 from scripts.show_split import app
-from scripts.split_picture import draw
-from scripts.splits import parts_of_run
 from server.options import SplitOptions
 
 

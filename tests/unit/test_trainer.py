@@ -263,11 +263,11 @@ def test_local_layers_begin_alike_with_the_same_seed():
 def test_what_travels_has_the_size_and_the_names_of_the_other_tensors():
     trainer, shared, base = with_local_layers()
     assert trainer.model_size_bytes == sum(tensor.nbytes for tensor in shared.values())
-    trainer.check_model(shared)
+    trainer.roles.check(shared)
     with pytest.raises(TensorError, match=r"'0\.bias' stays with the clients"):
-        trainer.check_model(base)
+        trainer.roles.check(base)
     with pytest.raises(TensorError, match=r"'1\.bias' is missing"):
-        trainer.check_model({"1.weight": shared["1.weight"]})
+        trainer.roles.check({"1.weight": shared["1.weight"]})
 
 
 def frozen(model):
@@ -285,7 +285,7 @@ class Frozen(Small):
 
 def test_a_correction_leaves_a_frozen_layer_alone():
     trainer, base = begin("tuned", Frozen())
-    assert trainer.trainable == {"1.weight", "1.bias"}
+    assert trainer.roles.trainable == {"1.weight", "1.bias"}
     plain, _ = trained(trainer, base, config=ONE_STEP)
     correction = {name: torch.ones_like(tensor) for name, tensor in base.items()}
     corrected, _ = trained(trainer, base, config=ONE_STEP, correction=correction)

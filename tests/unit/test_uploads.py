@@ -2,87 +2,85 @@
 
 import asyncio
 import functools
+import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from common.tasks import load_task
 from common.tensors import digest_bytes, encode, schema_of
 from common.transfer import Piece, pieces
-from server.run.assignments import Assignment, Work
+from server import app, configuration
+from server.engine.rounds import DeadlinePassed, Phase
+from server.run import uploads
 from server.run.uploads import Announcement, Outcome, Spool
-
-BASE = digest_bytes(b"base")
+from server.storage.checkpoints import RunDirectory
+from tests.service.harness import TASK, options_of
 
 
 def on_a_loop(test):
-    """Run an asynchronous test on an event loop of its own."""
+    """Run an asynchronous test while the coordinator of its stage runs."""
 
     @functools.wraps(test)
-    def run(**fixtures):
-        asyncio.run(test(**fixtures))
+    def run(stage, **fixtures):
+        async def whole():
+            async with stage.begun():
+                await test(stage=stage, **fixtures)
+
+        asyncio.run(whole())
 
     return run
 
 
 def data_of(value):
-    return encode({"w": torch.full((40,), value)})
-
-
-class Judge:
-    """Wants every update of its open assignments; writes down what it hears."""
-
-    def __init__(self, spool):
-        self.spool, self.refused = spool, []
-        self.open = {
-            name: Assignment(f"token-{name}", name, 1, 1, Work.TRAIN, 0) for name in ("a", "b")
-        }
-
-    def find(self, task_token, client_id):
-        return self.open.get(client_id)
-
-    def objection(self, assignment, announcement):
-        return None
-
-    def offer(self, assignment):
-        self.spool.keep(assignment.client_id)
-        del self.open[assignment.client_id]
-        return True
-
-    def refuse(self, assignment, message):
-        self.refused.append(assignment.client_id)
-        del self.open[assignment.client_id]
-
-    def count_resent(self, size):
-        pass
-
-    def fail(self, error):
-        raise error
+    return encode({"weight": torch.full((3, 4), value), "bias": torch.full((3,), value)})
 
 
 class Stage:
-    """A spool with its folder, its base model and its judge."""
+    """A coordinator whose first round wants updates of a, b and c; nobody else calls it."""
 
     def __init__(self, folder):
-        self.folder, self.base = folder / "updates", folder / "base"
-        self.folder.mkdir()
-        self.base.write_bytes(data_of(0.0))
-        self.spool = Spool(schema_of(self.base))
-        self.judge = Judge(self.spool)
+        task, directory = load_task(TASK), RunDirectory(folder)
+        options = options_of(folder, TASK, {"min_clients": 3, "rounds": 1})
+        options = configuration.resolve(options, task)
+        directory.lock()
+        run_id = app.open_run(options, directory)
+        self.coordinator = app.prepare(options, task, directory, run_id, None)
+        self.folder, self.base = directory.updates_folder(1), directory.model_path(0)
+        self.spool = self.coordinator.spool
 
-    def begin(self, spares=()):
-        self.spool.begin(self.folder, self.base, list(spares))
+    @asynccontextmanager
+    async def begun(self):
+        """Run the coordinator, from the begin of its first round."""
+        coordinator = self.coordinator
+        run = asyncio.create_task(coordinator.run())
+        await asyncio.sleep(0)  # It asks the engine where to begin.
+        for partition, name in enumerate("abc"):
+            session = coordinator.sessions.join(name, "one", partition)
+        await session.wait(30)
+        yield
+        assert not run.done()
+        run.cancel()
+        coordinator.spool.close()
 
-    async def send(self, client, data, chunks=None, offset=0, announced=None):
+    def announce(self, data, offset=0):
+        base = self.coordinator.newest_model
+        return Announcement(digest_bytes(data), offset, 0, base.digest, 5, 1, {})
+
+    async def push(self, client, announcement, chunks):
+        token = self.coordinator.assignments.of_client(client).task_token
+        return await self.coordinator.push(token, client, announcement, chunks)
+
+    async def send(self, client, data, chunks=None, offset=0):
         """Send a stream of chunks: all of `data` if none are given."""
-        announcement = Announcement(announced or digest_bytes(data), offset, 0, BASE, 5, 1, {})
 
         async def stream():
             for piece in pieces(memoryview(data), offset) if chunks is None else chunks:
                 yield piece
 
-        args = (f"token-{client}", client, announcement, stream(), self.judge)
-        return await self.spool.receive(*args)
+        return await self.push(client, self.announce(data, offset), stream())
 
     @property
     def files(self):
@@ -91,9 +89,9 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path):
-    stage = Stage(tmp_path)
-    stage.begin()
-    return stage
+    stage = Stage(tmp_path / "run")
+    yield stage
+    stage.coordinator.directory.unlock()
 
 
 def part(data, size=50):
@@ -128,8 +126,7 @@ async def test_a_stream_that_was_superseded_touches_nothing_of_the_newer_one(sta
             await go.wait()
             yield Piece(50, memoryview(older_data)[50:], last=True)
 
-        announcement = Announcement(digest_bytes(older_data), 0, 0, BASE, 5, 1, {})
-        return await stage.spool.receive("token-a", "a", announcement, stream(), stage.judge)
+        return await stage.push("a", stage.announce(older_data), stream())
 
     first = asyncio.create_task(older())
     await began.wait()
@@ -138,16 +135,22 @@ async def test_a_stream_that_was_superseded_touches_nothing_of_the_newer_one(sta
     told = await first
     assert (told.outcome, told.committed_size_bytes) == (Outcome.OFFSET_MISMATCH, 50)
     assert not told.complete
-    assert stage.judge.refused == []
+    assert stage.coordinator.ledger.refused == set()
     assert len(stage.files) == 1
     assert (await stage.send("a", newer_data, offset=50)).outcome is Outcome.ACCEPTED
 
 
+@pytest.fixture
+def spare(stage):
+    """A file that is there before the round begins."""
+    path = stage.coordinator.directory.path / "rounds" / "spare" / "spare.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(bytes(1000))
+    return path
+
+
 @on_a_loop
-async def test_a_spare_is_written_over_under_its_own_name_and_by_one_upload(stage, tmp_path):
-    spare = tmp_path / "spare.safetensors"
-    spare.write_bytes(bytes(1000))
-    stage.begin([spare])
+async def test_a_spare_is_written_over_under_its_own_name_and_by_one_upload(stage, spare):
     for name, value in (("a", 1.0), ("b", 2.0)):
         assert (await stage.send(name, data_of(value))).outcome is Outcome.ACCEPTED
     updates = stage.spool.accepted
@@ -162,19 +165,27 @@ async def test_a_spare_is_written_over_under_its_own_name_and_by_one_upload(stag
 @on_a_loop
 async def test_what_is_refused_or_not_wanted_leaves_no_file(stage):
     assert (await stage.send("a", b"no tensors")).outcome is Outcome.INVALID
-    stage.judge.offer = lambda _: False
-    assert (await stage.send("b", data_of(1.0))).outcome is Outcome.NOT_WANTED
+
+    async def stream():
+        yield part(data_of(1.0))[0]
+        # Its client gives up, in another call.
+        work = stage.coordinator.assignments.of_client("b")
+        stage.coordinator.report_failure(work, "FAILED", "")
+        yield Piece(50, memoryview(data_of(1.0))[50:], last=True)
+
+    told = await stage.push("b", stage.announce(data_of(1.0)), stream())
+    assert told.outcome is Outcome.NOT_WANTED
     assert stage.files == []
-    assert stage.judge.refused == ["a"]
+    assert stage.coordinator.ledger.refused == {"a"}
 
 
 @on_a_loop
-async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage, tmp_path):
+async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage):
     for name, value in (("a", 1.0), ("b", 2.0)):
         await stage.send(name, data_of(value))
     damaged = stage.spool.path_of(stage.spool.accepted["b"])
     damaged.write_bytes(data_of(1.0))
-    for litter in ("x.safetensors", "x.json.new", "token-a.safetensors"):
+    for litter in ("x.safetensors", "x.json.new", "y.safetensors"):
         (stage.folder / litter).write_bytes(b"x")
     (stage.folder / "folder").mkdir()
     record = stage.spool.path_of(stage.spool.accepted["a"]).with_suffix(".json")
@@ -183,19 +194,27 @@ async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage, tm
     assert sorted(spool.recover(stage.folder, stage.base, 1, 1)) == ["a", "b"]
     kept = Path(spool.accepted["a"].file)
     assert stage.files == sorted([kept.name, kept.with_suffix(".json").name])
-    assert Spool(schema_of(stage.base)).recover(stage.folder, stage.base, 1, 2) == ["a"]
+    (stage.folder / "yy.json").write_bytes(b"{")
+    # Of what can't be read, nobody knows whose it was.
+    assert Spool(schema_of(stage.base)).recover(stage.folder, stage.base, 1, 2) == ["a", None]
     assert stage.files == []
 
 
 @on_a_loop
-async def test_an_attempt_that_ends_while_its_folder_is_synced_is_no_fault_of_the_disk(stage):
-    keep = stage.judge.offer
+async def test_an_attempt_that_ends_while_its_folder_is_synced_is_no_fault_of_the_disk(
+    stage, monkeypatch
+):
+    loop, sync = asyncio.get_running_loop(), uploads.sync_folder
+    stage.coordinator.sessions.expel("c")  # Too few are left for a second attempt.
 
-    def keep_and_abandon(assignment):
-        keep(assignment)
-        stage.spool.close()
-        stage.folder.rename(stage.folder.with_name("abandoned"))
-        return True
+    def abandon_and_sync(folder):
+        over = DeadlinePassed(1, 1, Phase.REPORTING)
+        loop.call_soon_threadsafe(stage.coordinator.apply, over)
+        end = time.monotonic() + 30
+        while folder.exists():
+            assert time.monotonic() < end
+        sync(folder)
 
-    stage.judge.offer = keep_and_abandon
+    monkeypatch.setattr(uploads, "sync_folder", abandon_and_sync)
     assert (await stage.send("a", data_of(1.0))).outcome is Outcome.ACCEPTED
+    assert stage.coordinator.state.attempt == 2

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from common.errors import InputError, RunFailed
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
-from scripts.operators import reason
+from scripts.admin_channel import reason
 
 _FIRST_DELAY_SECONDS = 0.2
 _LONGEST_DELAY_SECONDS = 5.0

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from common.printable import counted, printable
 from protos import federated_pb2 as pb
-from scripts.names import natural
+from scripts.text import natural
 from server.storage.columns import Shown, columns
 
 # Of a round; its updates are shown with its cohort, and for a spread there is no space.

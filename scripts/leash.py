@@ -1,6 +1,6 @@
 """Runs a module as a command that ends when the process that started it does, however that ended.
 
-    python -m scripts.leashed server --rounds 3
+    python -m scripts.leash server --rounds 3
 
 Its standard input is a pipe of which the starting process holds the other end.
 """

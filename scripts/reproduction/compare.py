@@ -26,8 +26,8 @@ from common.logs import configure_logs
 from common.printable import counted
 from common.process import exit_status
 from common.tasks import load_examples, load_task
-from scripts.reproduction.results import Panel, markdown_table, plot
-from scripts.training import Training, end_on_signals, spread
+from scripts.federation import Training, end_on_signals, spread
+from scripts.results import Panel, markdown_table, plot
 from server.configuration import data_split, parse, train_config
 from server.options import ServerOptions
 from server.storage.run_files import Line, RunFiles
@@ -127,7 +127,7 @@ def _centralised(
     import torch
 
     from client.data import divide
-    from scripts.centralised import pool, train
+    from scripts.reproduction.centralised import pool, train
     from server.app import initial_model
 
     run, console = options.run, Console()

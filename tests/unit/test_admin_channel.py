@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from common.errors import InputError
-from scripts.operators import reason, server_of
+from scripts.admin_channel import reason, server_of
 
 
 class Failed(grpc.RpcError):

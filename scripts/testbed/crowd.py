@@ -1,6 +1,6 @@
 """Many light clients in one process: the real protocol, a connection each, and no torch.
 
-`python -m scripts.benchmarks.crowd ADDRESS FIRST COUNT TASK` says `waiting` once all have joined,
+`python -m scripts.testbed.crowd ADDRESS FIRST COUNT TASK` says `waiting` once all have joined,
 and then takes part until the run ends. An update is zeros.
 """
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
 from scripts.resilience.invariants import Level
-from scripts.resilience.proxy import Proxy, proxying
+from scripts.testbed.processes import Process
+from scripts.testbed.proxy import Proxy, proxying
 from server.storage import layout
 
 TASK = "scripts.resilience.tasks:Steps"

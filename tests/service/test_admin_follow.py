@@ -8,7 +8,7 @@ import pytest
 from common.errors import InputError
 from protos import federated_pb2 as pb
 from scripts import admin
-from scripts.following import follow
+from scripts.admin_follow import follow
 from tests.service.harness import LiveServer, update
 
 

@@ -5,7 +5,7 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 
 from protos import federated_pb2 as pb
-from scripts.run_views import LiveView, clients_table, rounds_table, run_line
+from scripts.admin_views import LiveView, clients_table, rounds_table, run_line
 
 RUN = pb.Run(
     run_id="20261122-120000-digits",

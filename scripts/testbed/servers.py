@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import RunFailed
-from scripts.benchmarks.processes import Process
+from scripts.testbed.processes import Process
 from server.storage import layout
 
-TASK = "scripts.benchmarks.tasks:Perturbation"
+TASK = "scripts.testbed.tasks:Perturbation"
 _SAMPLE_SECONDS = 0.005
 _READY_SECONDS = 120.0
 

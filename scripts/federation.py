@@ -119,7 +119,8 @@ class Training:
                 yield printable(f"{client} sends no update: {line.get('message') or reason}")
 
     def _start_all(self) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._logs.mkdir(mode=0o700, exist_ok=True)
         given = [] if "--run-dir" in " ".join(self._argv) else ["--run-dir", str(self.folder)]
         # As variables, because flags go before them. All clients, so that the first cohort is not
         # of those that are there first.
@@ -152,7 +153,7 @@ class Training:
     ) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.leashed", *arguments],
+                [sys.executable, "-m", "scripts.leash", *arguments],
                 # Closed when this process ends, even by SIGKILL.
                 stdin=subprocess.PIPE,
                 stdout=file,

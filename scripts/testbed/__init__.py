@@ -1,0 +1,1 @@
+"""What chaos, benchmarks and tests use: processes, servers, crowds of clients, a proxy."""
