@@ -10,7 +10,10 @@ import math
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -19,7 +22,6 @@ from cyclopts.config import Env, Toml
 from cyclopts.help import HelpPanel
 
 from common.errors import InputError
-from common.option_names import ALL_OPTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PREFIX = "FOLKMOOT_"
+# Where this project's tests find data sets.
+_TESTS = "test_data"
 
 
 def parse_options(
@@ -121,13 +125,31 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
 def _known_variables(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Refuse what would be passed over in silence: a variable that no program has an option for."""
     own = (name.removeprefix("--") for argument in arguments for name in argument.names)
-    known = {name.replace("-", "_").upper() for name in (*own, *ALL_OPTIONS)}
-    for variable in sorted(os.environ):
-        name = variable.removeprefix(_PREFIX)
-        if variable != name and name not in known:
+    known = {name.replace("-", "_").upper() for name in own}
+    given = [name.removeprefix(_PREFIX) for name in sorted(os.environ) if name.startswith(_PREFIX)]
+    if not known.issuperset(given):
+        known |= {name.upper() for name in _others_options()}
+    for name in given:
+        if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1)
             remedy = f"do you mean {_PREFIX}{near[0]}?" if near else "unset it"
-            raise InputError(f"{variable}: there is no such option; {remedy}")
+            raise InputError(f"{_PREFIX}{name}: unknown option; {remedy}")
+
+
+def _others_options() -> Iterator[str]:
+    """Yield the names of all programs' options: a machine may hold variables for several."""
+    yield _TESTS
+    for program in ("server", "client"):
+        # Where one of them is installed alone, the other's are unknown.
+        with suppress(ImportError):
+            options = getattr(import_module(f"{program}.options"), f"{program.title()}Options")
+            yield from _names(options())
+
+
+def _names(options: Any) -> Iterator[str]:  # noqa: ANN401 - any dataclass
+    for one in fields(options):
+        value = getattr(options, one.name)
+        yield from _names(value) if is_dataclass(value) else [one.name]
 
 
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

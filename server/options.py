@@ -5,15 +5,18 @@ Only names, types, defaults, bounds and help; what they mean is decided elsewher
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from common.config import finite, whole
 from common.tasks.base import Scheme
+
+T = TypeVar("T")
 
 Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
@@ -38,6 +41,12 @@ StrategyName = Literal[
 ]
 
 
+# Marks an option that a resumed run may change: it changes no committed or coming byte.
+_CHANGEABLE = {"changeable": True}
+# One that a resumed run, moreover, does not have from before.
+_ANEW = {"changeable": True, "saved": False}
+
+
 def _group(name: str, order: int) -> Parameter:
     return Parameter(name="*", group=Group(name, sort_key=order), negative=())
 
@@ -47,7 +56,7 @@ def _group(name: str, order: int) -> Parameter:
 class RunOptions:
     """What is learned, for how long, and where it is kept."""
 
-    rounds: Positive = 10
+    rounds: Positive = field(default=10, metadata=_CHANGEABLE)
     "Rounds to train."
     task: str = "digits"
     "digits, mnist, fashion_mnist, shakespeare, next_word, or your own as package.module:attribute."
@@ -55,15 +64,15 @@ class RunOptions:
     "One of the task's models; the task's first if not given."
     local_layers: str = ""
     "Tensors that stay at each client: those whose name this regular expression finds, e.g. norm."
-    data_dir: Path = Path("data")
+    data_dir: Path = field(default=Path("data"), metadata=_CHANGEABLE)
     "Folder of the data that the server evaluates on, for tasks that read files."
     seed: Count = 0
     "Seed of every random choice of the run."
-    run_dir: Path | None = None
+    run_dir: Path | None = field(default=None, metadata=_ANEW)
     "Folder of this run; runs/TIME-TASK if not given."
-    resume: bool = False
+    resume: bool = field(default=False, metadata=_ANEW)
     "Go on with the run in --run-dir, or with the newest in runs/, from its last commit."
-    config: Path | None = None
+    config: Path | None = field(default=None, metadata=_CHANGEABLE)
     "TOML file with any of these options, e.g. local-epochs = 5; flags and FOLKMOOT_… go first."
 
 
@@ -108,11 +117,13 @@ class CohortOptions:
     "Updates that end a round's collecting; what --fraction wants if not given."
     quorum: Positive | None = None
     "Updates that suffice when nobody else will report; half the goal if not given."
-    report_deadline: PositiveFloat = 600.0
+    report_deadline: PositiveFloat = field(default=600.0, metadata=_CHANGEABLE)
     "Seconds that a cohort has to report, and again to evaluate."
-    max_attempts: Positive = 3
+    max_attempts: Positive = field(default=3, metadata=_CHANGEABLE)
     "Attempts at a round that may miss the quorum before the run fails."
-    lease: Annotated[float, Parameter(validator=(finite, Number(gte=1, lte=3600)))] = 30.0
+    lease: Annotated[float, Parameter(validator=(finite, Number(gte=1, lte=3600)))] = field(
+        default=30.0, metadata=_CHANGEABLE
+    )
     "Seconds without a sign of life after which a client counts as gone."
 
 
@@ -177,11 +188,11 @@ class EvaluationOptions:
     "Who evaluates: those whose update was accepted, or every client that is there."
     fine_tune_epochs: Count = 0
     "Clients evaluate again after this many epochs on their own examples, and throw those away."
-    target_accuracy: Share | None = None
+    target_accuracy: Share | None = field(default=None, metadata=_CHANGEABLE)
     "Stop once the accuracy (the server's; if it never evaluates, the clients') reaches this."
-    patience: Positive | None = None
+    patience: Positive | None = field(default=None, metadata=_CHANGEABLE)
     "Stop after this many evaluations without a new best."
-    keep_rounds: Positive = 3
+    keep_rounds: Positive = field(default=3, metadata=_CHANGEABLE)
     "Committed rounds whose models are kept; the best and the last always are."
 
 
@@ -190,19 +201,19 @@ class EvaluationOptions:
 class LimitOptions:
     """What a client may claim and send, and how many of them there may be."""
 
-    max_examples: Positive = 1_000_000_000
+    max_examples: Positive = field(default=1_000_000_000, metadata=_CHANGEABLE)
     "Examples that a client may claim to have trained on; an update that claims more is refused."
-    max_update_norm: PositiveFloat | None = None
+    max_update_norm: PositiveFloat | None = field(default=None, metadata=_CHANGEABLE)
     (
         "L2 norm of an update's floating-point values above which it is refused; "
         "any finite one is taken if not given."
     )
-    max_norm_ratio: NonNegativeFloat | None = None
+    max_norm_ratio: NonNegativeFloat | None = field(default=None, metadata=_CHANGEABLE)
     "An update's L2 norm, in medians of its round's, above which it is left out of the mean; 0 is \
 any. 100 if not given; multi-krum and norm-bounding have none."
     max_share: Share = 1.0
     "Share of a round's mean that one client's update may have; heavier ones count as that much."
-    max_clients: Positive = 10_000
+    max_clients: Positive = field(default=10_000, metadata=_CHANGEABLE)
     "Clients that may be connected at a time."
 
 
@@ -211,15 +222,15 @@ any. 100 if not given; multi-krum and norm-bounding have none."
 class SecurityOptions:
     """Who may connect; files are PEM and are read again when they change."""
 
-    tls_cert: Path | None = None
+    tls_cert: Path | None = field(default=None, metadata=_CHANGEABLE)
     "The server's certificate; with it all is encrypted, and clients need a join token."
-    tls_key: Path | None = None
+    tls_key: Path | None = field(default=None, metadata=_CHANGEABLE)
     "The certificate's private key."
-    tls_client_ca: Path | None = None
+    tls_client_ca: Path | None = field(default=None, metadata=_CHANGEABLE)
     "CA of the clients' and operators' certificates, which they then need instead of tokens."
-    tls_crl: Path | None = None
+    tls_crl: Path | None = field(default=None, metadata=_CHANGEABLE)
     "The CA's revocation list."
-    insecure: bool = False
+    insecure: bool = field(default=False, metadata=_ANEW)
     "Listen on other addresses than loopback in plain text, for anyone."
 
 
@@ -228,17 +239,17 @@ class SecurityOptions:
 class ProcessOptions:
     """Where the server listens and what it uses."""
 
-    bind: str = "127.0.0.1:7070"
+    bind: str = field(default="127.0.0.1:7070", metadata=_CHANGEABLE)
     "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, with TLS."
-    admin_bind: str | None = None
+    admin_bind: str | None = field(default=None, metadata=_CHANGEABLE)
     "Address for ./scripts/admin; the port after --bind's, on 127.0.0.1, if not given."
     metrics_port: Annotated[
         int | None, Parameter(converter=whole, validator=Number(gte=0, lte=65535))
-    ] = None
+    ] = field(default=None, metadata=_CHANGEABLE)
     "Port on --admin-bind's host where Prometheus finds /metrics; 0 takes a free one."
-    otlp_endpoint: str | None = None
+    otlp_endpoint: str | None = field(default=None, metadata=_CHANGEABLE)
     "OpenTelemetry collector that each round's trace goes to, as http://HOST:4317."
-    threads: Positive = 1
+    threads: Positive = field(default=1, metadata=_CHANGEABLE)
     "Torch threads; 1 is right where clients train on the same machine."
 
 
@@ -247,11 +258,11 @@ class ProcessOptions:
 class TrackingOptions:
     """Where a run is reported to while it goes on."""
 
-    mlflow_uri: str | None = None
+    mlflow_uri: str | None = field(default=None, metadata=_CHANGEABLE)
     "MLflow server to report to, e.g. http://127.0.0.1:7027; $MLFLOW_TRACKING_URI if not given."
-    mlflow_experiment: str | None = None
+    mlflow_experiment: str | None = field(default=None, metadata=_CHANGEABLE)
     "MLflow experiment; $MLFLOW_EXPERIMENT_NAME, or else folkmoot, if not given."
-    mlflow_model: str | None = None
+    mlflow_model: str | None = field(default=None, metadata=_CHANGEABLE)
     "Name that the best model is registered under in MLflow."
 
 
@@ -271,6 +282,12 @@ class ServerOptions:
     process: ProcessOptions = ProcessOptions()
     tracking: TrackingOptions = TrackingOptions()
 
+    def pick(self, kind: type[T], **others: Any) -> T:  # noqa: ANN401 - as the fields are
+        """Return a dataclass whose fields are named as options, with the others given."""
+        flat = {name: value for group in vars(self).values() for name, value in vars(group).items()}
+        names = {one.name for one in fields(cast("Any", kind))} & flat.keys()
+        return kind(**{name: flat[name] for name in names} | others)
+
     def flat(self) -> dict[str, Any]:
         """Return the options by name, without their groups; paths as strings."""
         return {
@@ -278,3 +295,19 @@ class ServerOptions:
             for group in asdict(self).values()
             for name, value in group.items()
         }
+
+
+def _all() -> Iterator[Field[Any]]:
+    for group in fields(ServerOptions):
+        yield from fields(cast("Any", group.default))
+
+
+# By name: those that a resumed run may change, and those that it does not have from before.
+CHANGEABLE = frozenset(one.name for one in _all() if one.metadata.get("changeable"))
+NOT_SAVED = frozenset(one.name for one in _all() if not one.metadata.get("saved", True))
+
+
+def group_of(name: str) -> list[str]:
+    """Return the options of a group of ServerOptions that a resumed run can't change."""
+    group = next(one.default for one in fields(ServerOptions) if one.name == name)
+    return [one.name for one in fields(cast("Any", group)) if one.name not in CHANGEABLE]

@@ -17,6 +17,7 @@ from scripts.reporting.facts import (
     own_names,
     plain,
 )
+from server.options import group_of
 from server.storage.columns import MEASURED, MEASURES, SPREAD, VIEWS, Column, Shown
 from server.storage.columns import columns as catalogue
 
@@ -75,9 +76,12 @@ def _of(facts: Facts, option: str, after: str = "") -> str:
 def setup(facts: Facts) -> list[tuple[str, str]]:
     """Return how it was trained, by subject; what the run doesn't say is left out."""
     partitioner = facts.option("partitioner")
-    split = ["num_partitions", "validation_fraction"]
-    split += ["alpha"] if partitioner in ("dirichlet", "quantity") else []
-    split += ["shards_per_client"] if partitioner == "shards" else []
+    of_scheme = {"alpha": ("dirichlet", "quantity"), "shards_per_client": ("shards",)}
+    split = [
+        name
+        for name in group_of("split")
+        if name != "partition_seed" and partitioner in of_scheme.get(name, (partitioner,))
+    ]
     model = [facts.option("model")]
     if facts.values is not None:
         model.append(f"{facts.values:,} values in {facts.tensors} tensors")
@@ -85,19 +89,15 @@ def setup(facts: Facts) -> list[tuple[str, str]]:
     about = (type(facts.task).__doc__ or "") if facts.task else ""
     task = [facts.option("task"), plain(about.strip().split("\n\n")[0])]
     outputs = facts.task.declared if facts.task else None
-    optimizer = ["server_lr", "server_momentum", "server_beta2", "server_tau"]
-    robust = ["trim_fraction", "num_hostile", "norm_bound", "max_update_norm"]
-    training = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "proximal_mu"]
-    cohort = ["min_clients", "fraction", "min_cohort", "over_select", "report_goal", "quorum"]
     found = {
         "Task": ": ".join(filter(None, task)),
         "Model": ", ".join(filter(None, model)),
         "Outputs": plain(outputs.said) if outputs else "",
-        "Strategy": _said(facts, ["strategy", *optimizer, *robust], bare="strategy"),
-        "Local training": _said(facts, [*training, "hyperparameters"]),
+        "Strategy": _said(facts, group_of("strategy"), bare="strategy"),
+        "Local training": _said(facts, group_of("training")),
         "Rounds": _said(facts, ["rounds", "target_accuracy", "patience"], bare="rounds"),
-        "Clients of a round": _said(facts, cohort),
-        "Data split": _said(facts, ["partitioner", *split], bare="partitioner"),
+        "Clients of a round": _said(facts, group_of("cohort")),
+        "Data split": _said(facts, split, bare="partitioner"),
         "Seeds": _said(facts, ["seed", "partition_seed"]),
         "Versions": ", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     }

@@ -48,7 +48,6 @@ from server.storage.metrics import Sinks, by_class, finite_only
 
 # What a client says when its training came to NaN or infinity, or went too far.
 _DIVERGED = ("UPDATE_NOT_FINITE", "LOSS_NOT_FINITE", "UPDATE_TOO_LONG")
-# Of a row, in the log's line.
 _ACTIVITIES = {
     None: Activity.WAITING,
     Work.TRAIN: Activity.TRAINING,
