@@ -34,6 +34,7 @@ from client.promises import (
 from client.state import ClientState
 from client.trainer import Trainer, WorkFailed
 from common import __version__, tracing
+from common.encodings.plain import Plain
 from common.errors import FolkmootError, InputError, RunFailed, TensorError
 from common.logs import get_logger
 from common.printable import printable
@@ -50,6 +51,7 @@ log = get_logger()
 
 # A model's file has a header, too.
 _HEADER_ALLOWANCE = 16 << 20
+_ENCODING = Plain()
 # A poll that is answered sooner, and with nothing to do, is not asked again at once.
 _LEAST_WAIT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
@@ -444,6 +446,7 @@ class Runner:
             seconds=round(time.monotonic() - began, 2),
             **{name: round(value, 4) for name, value in trained.metrics.items()},
         )
+        payload = _ENCODING.encode(payload)
         return Pushable(work=work, payload=payload, digest=digest_bytes(payload), trained=trained)
 
     def _check_norm(self, update: Mapping[str, torch.Tensor], bounds: Bounds) -> None:

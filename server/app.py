@@ -19,6 +19,7 @@ import torch
 
 from common import tracing
 from common.durable import write_json
+from common.encodings.plain import Plain
 from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
@@ -232,7 +233,7 @@ def prepare(
         record.progress, accuracy, evaluation.target_accuracy, evaluation.patience
     )
     model_path = directory.model_path(record.round)
-    spool = Spool(schema_of(model_path), options.limits.max_update_norm)
+    spool = Spool(schema_of(model_path), Plain(), options.limits.max_update_norm)
     state = _recover_state(recovered, directory, spool)
     to_stop = directory.is_to_stop(options.run.rounds)
     if ended:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.encodings.plain import Plain
 from common.tensors import digest_file, encode, open_mapped
 from scripts.benchmarks.measurements import Figure, seconds_of
 from scripts.testbed.servers import folder
@@ -78,7 +79,7 @@ def _measure(case: Case, place: Path) -> Figure:
     new = place / "new.safetensors"
 
     def aggregate() -> None:
-        fold(files[0], {}, updates, case.strategy, open_mapped(files[0]), new, {})
+        fold(files[0], {}, updates, case.strategy, open_mapped(files[0]), Plain(), new, {})
 
     floors, values = [], []
     for _ in range(case.times):
@@ -117,7 +118,9 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        fold(first, {}, updates, strategy, open_mapped(first), place / "new.safetensors", {})
+        fold(
+            first, {}, updates, strategy, open_mapped(first), Plain(), place / "new.safetensors", {}
+        )
     finally:
         done.set()
         watching.join()

@@ -23,8 +23,9 @@ from blake3 import blake3
 from safetensors import safe_open
 
 from common.durable import DurableFile
+from common.encodings import Encoding
 from common.errors import TensorError
-from common.tensors import WINDOW, Digest, open_mapped
+from common.tensors import WINDOW, Digest, Schema, open_mapped, specs
 from server.aggregation.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
 # Folding at once; more would wait for memory, not for processors.
@@ -70,6 +71,7 @@ def fold(
     updates: Sequence[SpooledUpdate],
     strategy: Strategy,
     trained: Container[str],
+    encoding: Encoding,
     new_model: Path,
     new_state: Mapping[str, Path],
 ) -> Folded:
@@ -87,6 +89,7 @@ def fold(
         updates: at least one, each of the model's schema.
         strategy: combines the updates.
         trained: the names of the tensors that are.
+        encoding: how the updates are laid out.
         new_model: where the new model goes.
         new_state: where what the strategy keeps goes, by name; more names than it has are fine.
 
@@ -101,7 +104,7 @@ def fold(
     inputs = _Inputs(
         model=model,
         state={name: open_mapped(path) for name, path in state.items()},
-        updates=[_Update(update, model) for update in updates],
+        updates=[_Update(update, encoding, specs(model)) for update in updates],
         strategy=strategy,
         trained=trained,
     )
@@ -163,20 +166,18 @@ def _places(base: Path, model: Tensors) -> list[_Place]:
 
 
 class _Update:
-    """An update's tensors, and the hash of its file as far as it was read.
+    """An update, and the hash of its file as far as it was read.
 
     Raises:
         DamagedUpdate: it has not the model's tensors.
     """
 
-    def __init__(self, update: SpooledUpdate, model: Tensors) -> None:
+    def __init__(self, update: SpooledUpdate, encoding: Encoding, schema: Schema) -> None:
         self._update = update
         try:
-            self.tensors: Tensors = open_mapped(update.path)
+            self.window = encoding.open(update.path, schema).window
         except TensorError as error:
             raise self._damaged() from error
-        if _schema(self.tensors) != _schema(model):
-            raise self._damaged()
         size, path = update.path.stat().st_size, str(update.path)
         self._bytes = torch.from_file(path, size=size, dtype=torch.uint8).numpy().data
         self._hash = blake3()
@@ -192,7 +193,7 @@ class _Update:
         """
         with self._turn:
             self._turn.wait_for(lambda: self._next == number)
-            self._hash_to(len(self._bytes) - left)
+            self._hash_to(max(self._hashed, len(self._bytes) - left))
             self._next += 1
             self._turn.notify_all()
 
@@ -209,10 +210,6 @@ class _Update:
     def _damaged(self) -> DamagedUpdate:
         path, client = self._update.path, self._update.client_id
         return DamagedUpdate(f"{path}: the update of client {client!r} is not what was accepted")
-
-
-def _schema(tensors: Tensors) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +258,7 @@ class _Inputs:
         if first:
             for update in self.updates:
                 update.read_to(number, place.left)
-        return [_window(update.tensors, place.name, place.start) for update in self.updates]
+        return [update.window(place.name, place.start) for update in self.updates]
 
 
 def _window(tensors: Tensors, name: str, start: int) -> torch.Tensor:

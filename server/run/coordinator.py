@@ -600,6 +600,7 @@ class Coordinator:
                 spooled,
                 self._strategy,
                 self.settings.roles.trained,
+                self.spool.encoding,
                 directory.model_path(number),
                 {name: directory.state_path(number, name) for name in self._strategy.state_names},
             )

@@ -25,17 +25,14 @@ import torch
 
 from common import tracing
 from common.durable import DurableFile, read_sealed, seal, sync_folder, write_new_json
+from common.encodings import Encoding
 from common.errors import TensorError
 from common.logs import get_logger
 from common.tensors import (
     Digest,
     Schema,
-    check_finite,
-    check_integers,
-    check_schema,
     digest_file,
     open_mapped,
-    schema_of,
 )
 from common.training import Metrics
 from common.transfer import DigestMismatch, OffsetMismatch, PayloadTooLong, Piece, Receiver
@@ -144,10 +141,12 @@ class Spool:
 
     Args:
         schema: what an update must hold.
+        encoding: how its payload is laid out.
         max_norm: the largest L2 norm of its values; None is any.
     """
 
-    def __init__(self, schema: Schema, max_norm: float | None = None) -> None:
+    def __init__(self, schema: Schema, encoding: Encoding, max_norm: float | None = None) -> None:
+        self.encoding = encoding
         self._max_norm = max_norm
         self.accepted: dict[str, StoredUpdate] = {}
         self._schema = schema
@@ -417,10 +416,7 @@ class Spool:
         Returns:
             the update with its norm.
         """
-        check_schema(schema_of(path), self._schema)
-        tensors = open_mapped(path)
-        norm = check_finite(tensors)
-        check_integers(tensors, self._base)
+        norm = self.encoding.validate(path, self._schema, self._base)
         if self._max_norm is not None and norm > self._max_norm:
             raise TensorError(
                 f"the update's L2 norm is {norm:.6g}, the limit is {self._max_norm:g}"

@@ -219,7 +219,7 @@ def test_elsewhere_than_on_loopback_an_operator_shows_the_token(folder, open_por
     assert (status, text[-8:]) == (200, "one 1.0\n")
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         status, _, text = fetch(address, context=context, **headers)
-        assert (status, "needs the operator's token" in text) == (401, True)
+        assert (status, "needs the operator token" in text) == (401, True)
 
 
 def test_elsewhere_than_on_loopback_an_operator_shows_a_certificate(folder, open_port):

@@ -7,9 +7,9 @@ import grpc
 import pytest
 import torch
 
+from common.encodings import plain
 from common.tensors import views
 from protos import federated_pb2 as pb
-from server.run import uploads
 from tests.e2e.harness import json_lines, until
 from tests.service.harness import OUTCOME, LiveServer, refusal, update
 
@@ -176,7 +176,7 @@ def test_a_newer_stream_ends_the_older_one(pair):
 @pytest.fixture
 def held(monkeypatch):
     """Validation waits for `go`, once, after it said `reached`; then it looks at all values."""
-    check, once, reached, go = uploads.check_finite, [True], threading.Event(), threading.Event()
+    check, once, reached, go = plain.check_finite, [True], threading.Event(), threading.Event()
 
     def wait_and_check(tensors):
         if once and once.pop():
@@ -184,7 +184,7 @@ def held(monkeypatch):
             assert go.wait(30)
         return check(tensors)
 
-    monkeypatch.setattr(uploads, "check_finite", wait_and_check)
+    monkeypatch.setattr(plain, "check_finite", wait_and_check)
     return reached, go
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from common.encodings.plain import Plain
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
 from server.aggregation.fold import DamagedUpdate, Overflow, SpooledUpdate, fold
 from server.aggregation.optimizers import Sgd
@@ -40,7 +41,16 @@ def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS,
     new = folder / "new.safetensors"
     state = {"momentum": momentum} if momentum else {}
     strategy = FedAvg(optimizer or Sgd())
-    fold(base, state, files, strategy, trained, new, {"momentum": folder / "momentum.safetensors"})
+    fold(
+        base,
+        state,
+        files,
+        strategy,
+        trained,
+        Plain(),
+        new,
+        {"momentum": folder / "momentum.safetensors"},
+    )
     return views(memoryview(bytearray(new.read_bytes())))
 
 
@@ -100,7 +110,7 @@ def test_a_robust_strategy_combines_statistics_as_it_does_what_is_trained(
         path.write_bytes(encode({"w": torch.tensor(value * 2), "s": statistic}))
         files.append(spooled(path, 10 ** (index + 1)))
     new = tmp_path / "new.safetensors"
-    fold(base, {}, files, strategy, ("w",), new, {})
+    fold(base, {}, files, strategy, ("w",), Plain(), new, {})
     found = views(memoryview(bytearray(new.read_bytes())))["s"]
     assert found.tolist() == [
         torch.tensor(expected).round().item() if dtype is torch.int64 else expected
@@ -148,14 +158,14 @@ def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
     update = spooled(tmp_path / "0.safetensors", 1)
-    assert fold(base, {}, [update], FedAvg(Sgd()), TRAINED, new, {}) == (
+    assert fold(base, {}, [update], FedAvg(Sgd()), TRAINED, Plain(), new, {}) == (
         digest_file(new),
         {},
         [1.0],
     )
     momentum = tmp_path / "momentum"
     found = fold(
-        base, {}, [update], FedAvg(Sgd(momentum=0.9)), TRAINED, new, {"momentum": momentum}
+        base, {}, [update], FedAvg(Sgd(momentum=0.9)), TRAINED, Plain(), new, {"momentum": momentum}
     )
     assert found == (digest_file(new), {"momentum": digest_file(momentum)}, [1.0])
 
@@ -179,7 +189,7 @@ def test_names_and_times_of_the_files_do_not_matter(tmp_path):
         os.utime(path, (1000 - index, 1000 - index))
         moved.append(spooled(path, count))
     new = tmp_path / "new.safetensors"
-    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), TRAINED, new, {})
+    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), TRAINED, Plain(), new, {})
     assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
 
 
@@ -239,7 +249,7 @@ def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strate
         path.write_bytes(encode(update))
         files.append(spooled(path, 1 + index))
     new = tmp_path / "new.safetensors"
-    found = fold(base, {}, files, strategy, TRAINED, new, {})
+    found = fold(base, {}, files, strategy, TRAINED, Plain(), new, {})
     rows = [torch.cat([update["w"], update["after"]]).double() for update in updates]
     cohort = [file.contribution for file in files]
     plan = strategy.plan(cohort, strategy.measure(rows))
@@ -256,7 +266,7 @@ def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
     path = tmp_path / "0.safetensors"
     path.write_bytes(encode({"w": torch.ones(3), "m": torch.ones(3)}))
     file = spooled(path, 4)
-    fold(base, {}, [file], Scaffold(Sgd(), 0.1, 2), ("w",), new, {"control": control})
+    fold(base, {}, [file], Scaffold(Sgd(), 0.1, 2), ("w",), Plain(), new, {"control": control})
     kept = views(memoryview(bytearray(control.read_bytes())))
     # Half of the clients, and -1 / (1 step * 0.1).
     assert {name: tensor.tolist() for name, tensor in kept.items()} == {
@@ -293,10 +303,10 @@ def test_a_damaged_update_is_an_error_that_names_its_file_and_client(tmp_path, d
     for name in "012":
         (tmp_path / name).write_bytes(encode(random_tensors(int(name), WINDOW + 3, torch.float64)))
         files.append(spooled(tmp_path / name, 1))
-    fold(base, {}, files, strategy, TRAINED, tmp_path / "new", {})
+    fold(base, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
     DAMAGES[damage](tmp_path / "1")
     with pytest.raises(DamagedUpdate, match="/1: the update of client 'ann' is not what was acc"):
-        fold(base, {}, files, strategy, TRAINED, tmp_path / "new", {})
+        fold(base, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
 
 
 def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_other(tmp_path):
@@ -314,7 +324,7 @@ def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_oth
     path = tmp_path / "otherwise"
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     base, found = tmp_path / "base.safetensors", tmp_path / "found"
-    fold(base, {}, [spooled(path, 1)], FedAvg(Sgd()), TRAINED, found, {})
+    fold(base, {}, [spooled(path, 1)], FedAvg(Sgd()), TRAINED, Plain(), found, {})
     for name, tensor in views(memoryview(bytearray(found.read_bytes()))).items():
         assert torch.equal(tensor, new[name])
 

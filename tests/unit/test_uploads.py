@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.encodings.plain import Plain
 from common.tasks import load_task
 from common.tensors import digest_bytes, encode, schema_of
 from common.transfer import Piece, pieces
@@ -190,13 +191,16 @@ async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage):
     (stage.folder / "folder").mkdir()
     record = stage.spool.path_of(stage.spool.accepted["a"]).with_suffix(".json")
     (stage.folder / "zz.json").write_bytes(record.read_bytes())
-    spool = Spool(schema_of(stage.base))
+    spool = Spool(schema_of(stage.base), Plain())
     assert sorted(spool.recover(stage.folder, stage.base, 1, 1)) == ["a", "b"]
     kept = Path(spool.accepted["a"].file)
     assert stage.files == sorted([kept.name, kept.with_suffix(".json").name])
     (stage.folder / "yy.json").write_bytes(b"{")
     # Of what can't be read, nobody knows whose it was.
-    assert Spool(schema_of(stage.base)).recover(stage.folder, stage.base, 1, 2) == ["a", None]
+    assert Spool(schema_of(stage.base), Plain()).recover(stage.folder, stage.base, 1, 2) == [
+        "a",
+        None,
+    ]
     assert stage.files == []
 
 
