@@ -21,6 +21,7 @@ from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, To
 from cyclopts.config import Env, Toml
 from cyclopts.help import HelpPanel
 
+from common import __version__
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def parse_options(
     argv: Sequence[str],
     saved: Mapping[str, Any] | None = None,
 ) -> T | None:
-    """Return an instance of the dataclass `options`; None when only --help was asked for.
+    """Return an instance of the dataclass `options`; None after --help and --version.
 
     Args:
         options: its fields are groups of options; each option has a default.
@@ -59,7 +60,8 @@ def parse_options(
         usage=f"Usage: {program} [OPTIONS]",
         help_format="plaintext",
         help_formatter=_print_group,
-        version_flags=(),
+        version=f"folkmoot {__version__}",
+        version_flags="--version",
         group_commands=Group("Help", sort_key=99),
         result_action="return_value",
         config=[
