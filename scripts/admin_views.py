@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.filesize import decimal
 from rich.progress_bar import ProgressBar
 from rich.styled import Styled
 from rich.table import Table
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from common.printable import counted, printable
 from protos import federated_pb2 as pb
-from scripts.text import natural
+from scripts.text import duration, natural, size
 from server.storage.columns import Shown, columns
 
 # Of a round; its updates are shown with its cohort, and for a spread there is no space.
@@ -164,7 +163,7 @@ class LiveView:
         active = self.run.state == pb.Run.STATE_ACTIVE and not self.problem
         if not last or not to_come or not active:
             return ""
-        return f", about {_clock(to_come * sum(last) / len(last))} left"
+        return f", about {duration(round(to_come * sum(last) / len(last)))} left"
 
     def _clients(self, space: int, wide: bool) -> Iterator[RenderableType]:
         order = list(_STATES)
@@ -207,16 +206,8 @@ def _state_of(client: pb.Client) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    return decimal(num_bytes) if num_bytes else "-"
+    return size(num_bytes) if num_bytes else "-"
 
 
-def _time(duration: Duration) -> str:
-    return _clock(duration.ToMilliseconds() / 1000)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+def _time(span: Duration) -> str:
+    return duration(round(span.ToMilliseconds() / 1000))

@@ -5,11 +5,8 @@ Reads the run directory only. Knows nothing about what is shown of it.
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -18,9 +15,10 @@ from typing import Self
 from common.errors import InputError, RunFailed
 from common.printable import printable
 from common.tasks.registry import BUILT_IN
+from scripts.testbed.processes import Process
 from server.options import ServerOptions
 from server.storage import layout
-from server.storage.run_files import Line, Lines, read_json
+from server.storage.run_files import Line, Lines
 
 _POLL_SECONDS = 0.1
 _END_SECONDS = 5.0
@@ -52,13 +50,11 @@ class Training:
         self._environments = environments or {}
         self._logs = self.folder / "logs"
         self._is_new = not self.folder.exists()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
         self._rows = Lines(self.folder / layout.METRICS)
-        self._known = 0
         self._failures = Lines(
             self.folder / layout.LOG, lambda line: line.get("event") == "client failed"
         )
-        self._known_failures = 0
         self._told: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Self:
@@ -90,29 +86,24 @@ class Training:
             return
         server, clients = self._processes[0], self._processes[1:]
         while True:
-            ended = server.poll() is not None
-            rows = self._rows.all()
-            yield from rows[self._known :]
-            self._known = max(self._known, len(rows))
+            ended = server.ended
+            yield from self._rows.new()
             if ended:
                 break
             for held, client in zip(self._clients, clients, strict=True):
-                if client.poll() not in (None, 0):
+                if client.status:
                     raise RunFailed(f"client {held}: {_last_words(self._log_of(held))}")
             time.sleep(_POLL_SECONDS)
-        if server.wait() != 0:
+        if server.status:
             raise RunFailed(_last_words(self._logs / "server.log"))
         # One that never reached the server, as when the run had ended before, waits for nothing.
         until = time.monotonic() + _END_SECONDS
         for client in clients:
-            with suppress(subprocess.TimeoutExpired):
-                client.wait(max(0.0, until - time.monotonic()))
+            client.ends_within(until - time.monotonic())
 
     def failures(self) -> Iterator[str]:
         """Yield a line for each client whose work has failed, once for each reason."""
-        found = self._failures.all()[self._known_failures :]
-        self._known_failures += len(found)
-        for line in found:
+        for line in self._failures.new():
             client, reason = str(line.get("client")), str(line.get("reason"))
             if (client, reason) not in self._told:
                 self._told.add((client, reason))
@@ -126,44 +117,41 @@ class Training:
         # of those that are there first.
         everyone = str(self._options.split.num_partitions)
         defaults = {"FOLKMOOT_BIND": "127.0.0.1:0", "FOLKMOOT_MIN_CLIENTS": everyone}
-        self._known = len(self._rows.all())
-        self._known_failures = len(self._failures.all())
+        # Only what comes from now on is told.
+        self._rows.new()
+        self._failures.new()
         log = self._logs / "server.log"
-        server = self._start(["server", *self._argv, *given], log, defaults | os.environ)
-        self.address = _wait_for_address(server, self.folder, log)
-        if self.address is None:
+        server = Process(
+            *("server", *self._argv, *given),
+            output=log,
+            leashed=True,
+            environment=defaults | os.environ,
+        )
+        self._processes.append(server)
+        ready = server.wait_until_listening(self.folder)
+        if ready is None:
+            if server.status:
+                error = _last_words(log)
+                raise InputError(error) if server.status == 2 else RunFailed(error)
             return
+        self.address = str(ready["address"])
         run = self._options.run
         task = [] if run.task in BUILT_IN else ["--task", run.task]
         endpoint = self._options.process.otlp_endpoint
         traced = [] if endpoint is None else ["--otlp-endpoint", endpoint]
         for held in self._clients:
             folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
-            self._start(
-                ["client", "--server", self.address, "--partition", held, *folders, *task, *traced],
-                self._log_of(held),
-                {**os.environ, **self._environments.get(held, {})},
+            client = Process(
+                *("client", "--server", self.address, "--partition", held),
+                *(*folders, *task, *traced),
+                output=self._log_of(held),
+                leashed=True,
+                environment={**os.environ, **self._environments.get(held, {})},
             )
+            self._processes.append(client)
 
     def _log_of(self, held: str) -> Path:
         return self._logs / f"client-{held}.log"
-
-    def _start(
-        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
-    ) -> subprocess.Popen[bytes]:
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.leash", *arguments],
-                # Closed when this process ends, even by SIGKILL.
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=file,
-                env=environment,
-                # So that Ctrl-C reaches only this process, which then ends the others in order.
-                start_new_session=True,
-            )
-        self._processes.append(process)
-        return process
 
     def _remove_unbegun(self) -> None:
         if self._is_new and list(self.folder.glob("*")) == [self._logs]:
@@ -172,19 +160,12 @@ class Training:
     def _end(self) -> None:
         # The second Ctrl-C of someone in a hurry must not leave a process behind.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        running = [process for process in self._processes if process.poll() is None]
-        for process in running:
-            process.terminate()
-        until = time.monotonic() + _END_SECONDS
-        for process in running:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
         for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()
+            process.send(signal.SIGTERM)
+        until = time.monotonic() + _END_SECONDS
+        for process in self._processes:
+            process.ends_within(until - time.monotonic())
+            process.kill()
         signal.signal(signal.SIGINT, before)
 
 
@@ -207,21 +188,6 @@ def spread(partitions: int, clients: int) -> list[str]:
         held.append(str(start) if size == 1 else f"{start}-{start + size - 1}")
         start += size
     return held
-
-
-def _wait_for_address(server: subprocess.Popen[bytes], folder: Path, log: Path) -> str | None:
-    """Return where the server listens, once it does; None if it ended, well, before that."""
-    while True:
-        ended = server.poll()
-        if ended == 0:
-            return None
-        if ended is not None:
-            error = _last_words(log)
-            raise InputError(error) if ended == 2 else RunFailed(error)
-        ready = read_json(folder / layout.READY)
-        if ready.get("pid") == server.pid:
-            return str(ready["address"])
-        time.sleep(_POLL_SECONDS)
 
 
 def _last_words(log: Path) -> str:

@@ -32,7 +32,9 @@ from server import configuration
 from server.aggregation.strategies.registry import build
 from server.auth.callers import keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
-from server.engine.rounds import Phase, Policy, State, stopped
+from server.engine.engine import Standing
+from server.engine.events import Phase
+from server.engine.rounds import Policy, RoundEngine
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
 from server.options import ServerOptions
 from server.rpc.listeners import Ports, listen, start
@@ -87,7 +89,7 @@ async def _serve(options: ServerOptions) -> int:
         configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
-            if coordinator.state.phase is Phase.FINISHED:
+            if coordinator.view.phase is Phase.FINISHED:
                 log.info(
                     "the run has ended already; a larger --rounds goes on with it", run_id=run_id
                 )
@@ -216,6 +218,8 @@ def prepare(
 ) -> Coordinator:
     """Begin the run, or recover it from its directory; it may have ended already.
 
+    To be called on the event loop.
+
     Raises:
         CheckpointError: the last commit is damaged.
     """
@@ -234,19 +238,18 @@ def prepare(
     )
     model_path = directory.model_path(record.round)
     spool = Spool(schema_of(model_path), Plain(), options.limits.max_update_norm)
-    state = _recover_state(recovered, directory, spool)
+    standing = _recover_standing(recovered, directory, spool)
     to_stop = directory.is_to_stop(options.run.rounds)
     if ended:
-        state = State(phase=Phase.FINISHED, round=record.round, live=frozenset(record.live))
-    elif to_stop and state.phase is Phase.SELECTING:
-        state = stopped(state)
-    elif recovered.record.round or recovered.cohort:
-        state = replace(state, stopping=to_stop)
+        standing = Standing(round=record.round, live=frozenset(record.live), ended=True)
+    else:
+        standing = replace(standing, stopping=to_stop)
+    if not ended and (recovered.cohort or (record.round and not to_stop)):
         log.info(
             "run resumed",
             run_id=run_id,
             committed_round=record.round,
-            accepted=sorted(state.accepted),
+            accepted=sorted(standing.accepted),
         )
     strategy = build(options.strategy, training, options.split.num_partitions)
     return Coordinator(
@@ -259,13 +262,15 @@ def prepare(
                 Limits, max_update_size_bytes=record.model.size_bytes + _HEADER_ALLOWANCE
             ),
         ),
-        policy=options.pick(
-            Policy,
-            client_evaluate_every=(
-                evaluation.client_evaluate_every if options.split.validation_fraction else 0
-            ),
+        engine=RoundEngine(
+            options.pick(
+                Policy,
+                client_evaluate_every=(
+                    evaluation.client_evaluate_every if options.split.validation_fraction else 0
+                ),
+            )
         ),
-        state=state,
+        standing=standing,
         record=record,
         rows=rows,
         strategy=strategy,
@@ -300,10 +305,10 @@ def _begin_run(model: torch.nn.Module, roles: TensorRoles, directory: RunDirecto
     return Recovered(record=record)
 
 
-def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) -> State:
+def _recover_standing(recovered: Recovered, directory: RunDirectory, spool: Spool) -> Standing:
     record, cohort = recovered.record, recovered.cohort
     if cohort is None:
-        return State(round=record.round + 1, live=frozenset(record.live))
+        return Standing(round=record.round + 1, live=frozenset(record.live))
     folder, base = directory.updates_folder(cohort.round), directory.model_path(record.round)
     damaged = spool.recover(folder, base, cohort.round, cohort.attempt)
     missing = ", ".join(sorted(set(cohort.cohort) - spool.accepted.keys()))
@@ -313,8 +318,7 @@ def _recover_state(recovered: Recovered, directory: RunDirectory, spool: Spool) 
             round=cohort.round,
             client=client or f"one of {missing}",
         )
-    return State(
-        phase=Phase.REPORTING,
+    return Standing(
         round=cohort.round,
         attempt=cohort.attempt,
         live=frozenset(cohort.live),
@@ -346,12 +350,12 @@ async def _run_until_signal(coordinator: Coordinator, tracker: Tracker) -> signa
 
 
 def _reason(coordinator: Coordinator) -> str:
-    state = coordinator.state
-    if state.failure:
+    view = coordinator.view
+    if view.failure:
         return "failed"
-    if state.stopping:
+    if view.stopping:
         return "stopped by an operator"
-    if coordinator.newest_model.version < coordinator.policy.rounds:
+    if coordinator.newest_model.version < view.rounds:
         return "stopped early, by --target-accuracy or --patience"
     return "all rounds done"
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.engine.rounds import Phase
+from server.engine.events import Phase
 from server.run.coordinator import Coordinator
 
 _KEEPALIVE_SECONDS = 60.0
@@ -18,23 +18,23 @@ async def show_progress(coordinator: Coordinator) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        rounds = progress.add_task("rounds", total=coordinator.policy.rounds)
+        rounds = progress.add_task("rounds", total=coordinator.view.rounds)
         reports = progress.add_task("waiting for clients", total=None)
         while not coordinator.ended:
-            state = coordinator.state
+            view = coordinator.view
             progress.update(rounds, completed=coordinator.newest_model.version)
-            if state.phase is Phase.SELECTING:
+            if view.phase is Phase.SELECTING:
                 progress.update(
                     reports,
                     description="waiting for clients",
-                    total=coordinator.policy.min_clients,
-                    completed=len(state.live),
+                    total=view.min_clients,
+                    completed=len(view.live),
                 )
             else:
                 progress.update(
                     reports,
-                    description=f"round {state.round} {state.phase.value}",
-                    total=state.goal,
-                    completed=len(state.accepted),
+                    description=f"round {view.round} {view.phase.value}",
+                    total=view.goal,
+                    completed=len(view.accepted),
                 )
             await coordinator.wait_for_change(coordinator.revision, _KEEPALIVE_SECONDS)

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from scripts.text import size
+
 _SCALES = {
     "s": [(1.0, "s", 2), (1e-3, "ms", 1)],
-    "B": [(1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)],
-    "B/s": [(1e9, "GB/s", 2), (1e6, "MB/s", 1)],
     "values/s": [(1e6, "M values/s", 0)],
 }
 
@@ -87,6 +87,8 @@ def machine() -> str:
 
 
 def _human(value: float, unit: str) -> str:
+    if unit in ("B", "B/s"):
+        return size(value) + unit.removeprefix("B")
     for scale, name, digits in _SCALES.get(unit, []):
         if value >= scale:
             return f"{value / scale:.{digits}f} {name}"

@@ -18,20 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.printable import printable
 from common.tasks import Task, load_task_of_run
 from scripts.division import Parts, parts_of_run
+from scripts.summary import Numbers, Summary, numbers, plain, summary_of
 from scripts.text import natural
 from server.storage import layout
-from server.storage.columns import COLUMNS
 from server.storage.run_files import Line, Lines, RunFiles
-
-Numbers = Mapping[str, float]
-
-# Of the task's own metrics; clients may name theirs as they like.
-_MOST_OWN = 32
-# Beyond these, names are cut.
-_LONGEST_NAME = 200
 
 
 @dataclass
@@ -70,7 +62,7 @@ class ByClass(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(Summary):
     """All that a report tells, and what is missing."""
 
     run_id: str
@@ -83,10 +75,6 @@ class Facts:
     task: Task | None
     # The last committed round, whose row may be lost; 0 before the first.
     done: int
-    # A row of what is a number, for each committed round, ascending.
-    rows: Sequence[Numbers]
-    # That of the best round, or of the last where none was called the best; empty without rows.
-    best: Numbers
     clients: Sequence[Client]
     by_class: ByClass | None
     parts: Parts | None
@@ -99,43 +87,6 @@ class Facts:
         """Return an option as text; empty if it is not there."""
         value = self.options.get(name)
         return "" if value is None else plain(f"{value:g}" if isinstance(value, float) else value)
-
-    @property
-    def last(self) -> Numbers:
-        """Return the last round's row; empty before the first."""
-        return self.rows[-1] if self.rows else {}
-
-    @property
-    def best_is_known(self) -> bool:
-        """Say whether `best` was called the best, as it is by accuracy, or else by loss."""
-        return bool(self.rows) and self.best.get("best_round") == self.best["round"]
-
-    def total(self, name: str) -> float | None:
-        """Return a column's sum; None where no row has it."""
-        found = [row[name] for row in self.rows if name in row]
-        return sum(found) if found else None
-
-
-def accuracy_of(row: Numbers) -> float | None:
-    """Return the server's accuracy, else the clients': what the best round is the best by."""
-    return row.get("global_accuracy", row.get("client_accuracy"))
-
-
-def loss_of(row: Numbers) -> float | None:
-    """Return the server's loss, else the clients': what it is the best by without an accuracy."""
-    return row.get("global_loss", row.get("client_loss"))
-
-
-def own_names(rows: Sequence[Numbers]) -> list[str]:
-    """Return the columns of the task's own metrics: global_<name> and client_<name>."""
-    found = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-    return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
-
-
-def plain(value: object) -> str:
-    """Return text that any page and any font can show, on one line."""
-    text = printable(str(value))
-    return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
 
 
 def collect(path: Path, named: str | None = None) -> Facts:
@@ -167,7 +118,8 @@ def collect(path: Path, named: str | None = None) -> Facts:
         for name, lines in sources.items()
         if lines.damaged
     ]
-    rows = _rows(found[layout.METRICS])
+    summary = summary_of(found[layout.METRICS])
+    rows = summary.rows
     done = (int(rows[-1]["round"]) if rows else 0) + lost
     notes += _missing(rows, done)
     notes += [
@@ -181,7 +133,6 @@ def collect(path: Path, named: str | None = None) -> Facts:
     parts = _parts(options, named, clients, notes) if task else None
     tensors, values = _size(path)
     state, progress = _progress(run, done, found[layout.LOG])
-    best = _best(rows)
     versions = run.versions if isinstance(run.versions, dict) else {}
     return Facts(
         run_id=plain(run.run_id),
@@ -194,38 +145,12 @@ def collect(path: Path, named: str | None = None) -> Facts:
         done=done,
         rows=rows,
         clients=clients,
-        best=best,
-        by_class=_by_class(found[layout.EVALUATIONS], task, best.get("round")),
+        by_class=_by_class(found[layout.EVALUATIONS], task, summary.best.get("round")),
         parts=parts,
         tensors=tensors,
         values=values,
         notes=notes,
     )
-
-
-def _numbers(line: Line) -> dict[str, float]:
-    """Return what is a finite number; of a task's own metrics, as global_<name>."""
-    found = dict(line)
-    for side in ("global", "client"):
-        own = line.get(f"{side}_metrics")
-        if isinstance(own, dict):
-            found |= {f"{side}_{plain(name)}": value for name, value in own.items()}
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-
-
-def _rows(lines: Iterable[Line]) -> list[dict[str, float]]:
-    numbers = (_numbers(line) for line in lines)
-    by_round = {row["round"]: row for row in numbers if isinstance(row.get("round"), int)}
-    return [by_round[number] for number in sorted(by_round)]
-
-
-def _best(rows: Sequence[Numbers]) -> Numbers:
-    last = rows[-1] if rows else {}
-    return next((row for row in rows if row["round"] == last.get("best_round")), last)
 
 
 def _missing(rows: Iterable[Numbers], done: int) -> list[str]:
@@ -241,18 +166,18 @@ def _clients(lines: Iterable[Line], rows: Iterable[Numbers]) -> list[Client]:
     rounds = {row["round"] for row in rows}
     found: dict[str, Client] = {}
     for line in lines:
-        numbers = _numbers(line)
-        if numbers.get("round") not in rounds:
+        values = numbers(line)
+        if values.get("round") not in rounds:
             continue
         name = plain(line.get("client_id"))
         client = found.setdefault(name, Client(name))
         client.outcomes[str(line.get("outcome"))] += 1
-        if "num_examples" in numbers:
-            client.examples = int(numbers["num_examples"])
-        client.accuracy = numbers.get("validation_accuracy", client.accuracy)
-        client.loss = numbers.get("validation_loss", client.loss)
-        client.seconds += [numbers["seconds"]] if "seconds" in numbers else []
-        client.bytes_up += int(numbers.get("bytes_up", 0))
+        if "num_examples" in values:
+            client.examples = int(values["num_examples"])
+        client.accuracy = values.get("validation_accuracy", client.accuracy)
+        client.loss = values.get("validation_loss", client.loss)
+        client.seconds += [values["seconds"]] if "seconds" in values else []
+        client.bytes_up += int(values.get("bytes_up", 0))
     return sorted(found.values(), key=lambda c: (-c.outcomes["accepted"], natural(c.name)))
 
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from scripts.division_picture import SHADES, draw
-from scripts.reporting.facts import Facts, Numbers, accuracy_of, loss_of, own_names
+from scripts.reporting.facts import Facts
+from scripts.summary import Numbers, own_names
 from server.storage.columns import MEASURED, MEASURES, VIEWS, columns
 
 # In an SVG it becomes the colour of the text around it, in the light and in the dark.
@@ -180,9 +181,8 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
             *_column(rows, tenth.name), "--", color=_ORANGE, linewidth=0.9, label=VIEWS[tenth.view]
         )
     best = facts.best
-    decides = "accuracy" if accuracy_of(best) is not None else "loss"
-    value = accuracy_of(best) if measure == "accuracy" else loss_of(best)
-    if facts.best_is_known and measure == decides and value is not None:
+    value = facts.of(best)
+    if facts.best_is_known and measure == facts.measure and value is not None:
         label = f"best, {value:.4f} in round {best['round']}"
         axes.plot(best["round"], value, "o", color=_INK, markersize=5, label=label)
     if measure == "loss":

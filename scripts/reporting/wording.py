@@ -8,15 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.reporting.facts import (
-    Client,
-    Facts,
-    Numbers,
-    accuracy_of,
-    loss_of,
-    own_names,
-    plain,
-)
+from scripts.reporting.facts import Client, Facts
+from scripts.summary import Numbers, own_names, plain
+from scripts.text import decimal, duration, size
 from server.options import group_of
 from server.storage.columns import MEASURED, MEASURES, SPREAD, VIEWS, Column, Shown
 from server.storage.columns import columns as catalogue
@@ -42,18 +36,15 @@ def title(facts: Facts) -> str:
 
 def headline(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the figures that matter most: each a name, a value, and a remark."""
-    found = []
-    best, last = facts.best, facts.last
-    where = "held-out data" if "global_loss" in last else "clients' own data"
-    if facts.best_is_known and (value := accuracy_of(best)) is not None:
-        found.append(("Best accuracy", f"{value:.4f}", f"round {best['round']}, {where}"))
-    if (value := accuracy_of(last)) is not None and not (facts.best_is_known and best is last):
-        found.append(("Last accuracy", f"{value:.4f}", f"round {last['round']}, {where}"))
-    if not found:
-        if facts.best_is_known and (value := loss_of(best)) is not None:
-            found.append(("Best loss", f"{value:.4f}", f"round {best['round']}, {where}"))
-        if (value := loss_of(last)) is not None and not (facts.best_is_known and best is last):
-            found.append(("Last loss", f"{value:.4f}", f"round {last['round']}, {where}"))
+    where = "held-out data" if facts.side == "global" else "clients' own data"
+    shown = {"Best": facts.best if facts.best_is_known else {}, "Last": facts.final}
+    if shown["Best"] is shown["Last"]:
+        del shown["Last"]
+    found = [
+        (f"{which} {facts.measure}", f"{value:.4f}", f"round {row['round']}, {where}")
+        for which, row in shown.items()
+        if (value := facts.of(row)) is not None
+    ]
     found.append(("Rounds", f"{len(facts.rows):,}", _of(facts, "rounds")))
     taught = sum(client.outcomes["accepted"] > 0 for client in facts.clients)
     if taught:
@@ -240,36 +231,3 @@ def _cell(column: Column, row: Numbers) -> str | None:
 
 def _whole(value: float | None) -> str | None:
     return None if value is None else f"{value:,}"
-
-
-def decimal(value: float | None, places: int = 4) -> str | None:
-    """Return a number with so many places; None stays None."""
-    return None if value is None else f"{value:,.{places}f}"
-
-
-def size(count: float) -> str:
-    """Return bytes in the unit that reads best.
-
-    >>> [size(n) for n in (0, 999, 1000, 79_728_000)]
-    ['0 B', '999 B', '1.0 kB', '79.7 MB']
-    """
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.0f} B" if units[0] == "B" else f"{count:,.1f} {units[0]}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the units that read best.
-
-    >>> [duration(s) for s in (0.25, 61, 660, 7322)]
-    ['0.2 s', '1 min 1 s', '11 min', '2 h 2 min']
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {left} min"
-    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s"

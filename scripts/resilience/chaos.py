@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,10 +21,11 @@ from rich.table import Table
 from common.errors import RunFailed
 from scripts.cli import script
 from scripts.resilience import invariants
-from scripts.resilience.federation import KEEP_ROUNDS, Log, Training
+from scripts.resilience.federation import KEEP_ROUNDS, Training
 from scripts.resilience.schedule import CLIENTS, SHORT_DEADLINE, Fault, Kind, Shape, abandons, plan
 from scripts.testbed.proxy import Proxy
 from server.storage import layout
+from server.storage.run_files import Line, Lines
 
 _TRAINING_SECONDS = 0.3
 _PATIENCE = 240.0
@@ -59,7 +59,7 @@ class Result:
 class Reference:
     """How the undisturbed run ended."""
 
-    metrics: list[dict[str, Any]]
+    metrics: list[Line]
     model: bytes
 
 
@@ -261,8 +261,8 @@ def _folder(name: str, ends: ExitStack) -> Path:
     return folder
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return Log(path).news()
+def _rows(path: Path) -> list[Line]:
+    return Lines(path).all()
 
 
 def _model(run: Path) -> bytes:

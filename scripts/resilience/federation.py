@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from common.errors import RunFailed
 from scripts.resilience.invariants import Level
 from scripts.testbed.processes import Process
 from scripts.testbed.proxy import Proxy, proxying
 from server.storage import layout
+from server.storage.run_files import Line, Lines
 
 TASK = "scripts.resilience.tasks:Steps"
 KEEP_ROUNDS = 3
@@ -73,7 +73,7 @@ class Training(ExitStack):
             *("--lease", 8, "--report-deadline", deadline, "--max-attempts", 100),
             *("--hyperparameters", json.dumps({"seconds": training_seconds})),
         )
-        self._log = Log(self.run / layout.LOG)
+        self._log = Lines(self.run / layout.LOG)
         self._sampled: int | None = None
         self._later: list[tuple[float, Callable[[], object]]] = []
         self._until = time.monotonic() + patience
@@ -107,10 +107,7 @@ class Training(ExitStack):
 
     def serving(self) -> bool:
         """Say whether the server listens."""
-        with suppress(FileNotFoundError):
-            ready = json.loads((self.run / layout.READY).read_text())
-            return bool(ready["pid"] == self.server.pid)
-        return False
+        return self.server.listening(self.run) is not None
 
     def _start_client(self, partition: object, address: str) -> Process:
         arguments = ("--server", address, "--partition", partition, "--task", TASK)
@@ -166,13 +163,13 @@ class Training(ExitStack):
         self._later = [entry for entry in self._later if entry[0] > now]
         for _, action in due:
             action()
-        for event in self._log.news():
+        for event in self._log.new():
             self._note(event)
         if self._sampled is not None:
             self._sample(self._sampled)
 
-    def _note(self, event: dict[str, Any]) -> None:
-        match event["event"]:
+    def _note(self, event: Line) -> None:
+        match event.get("event"):
             case "round began":
                 self.reached = max(self.reached, (event["round"], 0))
                 self._sampled = event["round"]
@@ -204,30 +201,6 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if waiting:
             signal.raise_signal(waiting[0])
-
-
-class Log:
-    """A file of JSON lines that grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = 0
-
-    def news(self) -> list[dict[str, Any]]:
-        """Return the objects that came since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._at)
-                *lines, _ = file.read().split(b"\n")
-        except FileNotFoundError:
-            return []
-        self._at += sum(len(line) + 1 for line in lines)
-        found = []
-        for line in lines:
-            # A killed process may leave half a line; and not all that is said is JSON.
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return [event for event in found if isinstance(event, dict)]
 
 
 def _free_port() -> int:

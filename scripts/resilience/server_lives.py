@@ -25,7 +25,7 @@ from common.training import Evaluation
 from common.transfer import Piece, pieces
 from scripts.resilience.kills import Forked, Life, Point, Tell, count_steps
 from server import app, configuration
-from server.engine.rounds import DeadlinePassed, Phase
+from server.engine.events import DeadlinePassed, Phase
 from server.options import (
     CohortOptions,
     EvaluationOptions,
@@ -100,10 +100,14 @@ def _serve(folder: Path, kill: Point | None, missed: Set[int], tell: Tell) -> in
     directory.lock()
     run_id = app.open_run(options, directory)
     evaluator = Evaluator(task, task.models["linear"](), task.data(folder, train=False))
-    coordinator = app.prepare(options, task, directory, run_id, evaluator)
-    tell(serving=True)
-    acknowledge = lambda *what: tell(acknowledged=what)  # noqa: E731
-    asyncio.run(_train(coordinator, not options.run.resume, set(missed), acknowledge))
+
+    async def live() -> None:
+        coordinator = app.prepare(options, task, directory, run_id, evaluator)
+        tell(serving=True)
+        acknowledge = lambda *what: tell(acknowledged=what)  # noqa: E731
+        await _train(coordinator, not options.run.resume, set(missed), acknowledge)
+
+    asyncio.run(live())
     export_pth(folder / layout.MODELS)
     return 0
 
@@ -133,7 +137,6 @@ async def _train(
     names = _CLIENTS if begun else _CLIENTS[::-1]
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(coordinator.run())
-        await asyncio.sleep(0)  # It awaits the clients of before first.
         for name in names:
             tasks.create_task(_client(coordinator, name, missed, acknowledge))
 
@@ -195,6 +198,6 @@ async def _push(coordinator: Coordinator, assignment: Assignment, late: bool) ->
 
 async def _let_the_deadline_pass(coordinator: Coordinator, assignment: Assignment) -> None:
     """Let all others report first, so that as much as can be is left behind."""
-    while coordinator.state.pending != {assignment.client_id}:
+    while coordinator.view.pending != {assignment.client_id}:
         await coordinator.wait_for_change(coordinator.revision, 30.0)
     coordinator.apply(DeadlinePassed(assignment.round, assignment.attempt, Phase.REPORTING))

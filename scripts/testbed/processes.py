@@ -1,38 +1,67 @@
-"""Processes that are measured: started, watched through /proc, and ended (Linux only).
+"""Processes of this machine: started, watched through /proc (Linux only), and ended.
 
-Knows nothing about what they do.
+Knows nothing about what they do, but where a server says that it listens.
 """
 
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from common.errors import RunFailed
+from server.storage import layout
+from server.storage.run_files import Line, read_json
 
+_LOOK_SECONDS = 0.005
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Process(AbstractContextManager["Process"]):
-    """`python -m <arguments>` with one torch thread; killed at the end if it still runs."""
+    """`python -m <arguments>`; killed at the end if it still runs.
 
-    def __init__(self, *arguments: object, output: Path | None = None) -> None:
-        file: Any = subprocess.DEVNULL if output is None else output.open("ab")
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+    Args:
+        arguments: of Python's -m.
+        output: of all that it prints; None: `hear` reads its standard output.
+        leashed: it ends when this process does, however that ended; Ctrl-C does not reach it.
+        environment: its variables; None: this process's, and one torch thread.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        output: Path | None = None,
+        leashed: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        with nullcontext() if output is None else output.open("ab") as file:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", *["scripts.leash"] * leashed, *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=file or subprocess.PIPE,
+                stderr=file or subprocess.DEVNULL,
+                text=True,
+                env=environment or os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=leashed,
+            )
         self.pid = self._popen.pid
         self._folder = Path(f"/proc/{self.pid}")
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    def listening(self, run_dir: Path) -> Line | None:
+        """Return what a server wrote of itself once it listens; None before that."""
+        ready = read_json(run_dir / layout.READY)
+        return ready if ready.get("pid") == self.pid else None
+
+    def wait_until_listening(self, run_dir: Path) -> Line | None:
+        """Return what a server wrote of itself once it listens; None if it ended before that."""
+        while (ready := self.listening(run_dir)) is None and not self.ended:
+            time.sleep(_LOOK_SECONDS)
+        return ready
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
@@ -68,8 +97,14 @@ class Process(AbstractContextManager["Process"]):
 
     def kill(self) -> None:
         """End it by SIGKILL."""
-        self._popen.kill()
-        self._popen.wait()
+        with self._popen:
+            self._popen.kill()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end; say whether it came in time."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(max(0.0, seconds))
+        return self.ended
 
     def wait(self) -> None:
         """Wait for its end.

@@ -5,7 +5,6 @@ The folder lies where runs lie, so that its files are on the disk that a run wou
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -14,15 +13,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common.errors import RunFailed
 from scripts.testbed.processes import Process
 from server.storage import layout
+from server.storage.run_files import Line, Lines
 
 TASK = "scripts.testbed.tasks:Perturbation"
 _SAMPLE_SECONDS = 0.005
-_READY_SECONDS = 120.0
 
 
 class Commit(NamedTuple):
@@ -71,28 +70,27 @@ class Server:
         processes = [self.process, *others]
         commits: list[Commit] = []
         anonymous = high_water = 0
-        rest = ""
-        with (self.run / layout.LOG).open() as log:
-            while not self.process.ended:
-                for process in others:
-                    if process.ended:
-                        process.wait()
-                anonymous = max(anonymous, self.process.memory("RssAnon"))
-                high_water = max(high_water, self.process.memory("VmHWM"))
-                *lines, rest = (rest + log.read()).split("\n")
-                for event in map(json.loads, lines):
-                    if event["event"] == "round committed":
-                        when = datetime.fromisoformat(event["timestamp"]).timestamp()
-                        commits.append(Commit(when, sum(p.cpu_seconds() for p in processes)))
-                time.sleep(_SAMPLE_SECONDS)
+        log = self._events("round committed")
+        while not self.process.ended:
+            for process in others:
+                if process.ended:
+                    process.wait()
+            anonymous = max(anonymous, self.process.memory("RssAnon"))
+            high_water = max(high_water, self.process.memory("VmHWM"))
+            for event in log.new():
+                when = datetime.fromisoformat(event["timestamp"]).timestamp()
+                commits.append(Commit(when, sum(p.cpu_seconds() for p in processes)))
+            time.sleep(_SAMPLE_SECONDS)
         for process in processes:
             process.wait()
         return Watched(commits, anonymous, high_water)
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the log's whole lines with this event; the last may still be written."""
-        *lines, _ = (self.run / layout.LOG).read_text().split("\n")
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+    def events(self, name: str) -> list[Line]:
+        """Return the log's lines with this event."""
+        return self._events(name).all()
+
+    def _events(self, name: str) -> Lines:
+        return Lines(self.run / layout.LOG, lambda line: line.get("event") == name)
 
     @property
     def model_size(self) -> int:
@@ -101,8 +99,8 @@ class Server:
 
     def median(self, column: str) -> float:
         """Return the median of a column of the metrics, the first round aside."""
-        lines = (self.run / layout.METRICS).read_text().splitlines()
-        return statistics.median(float(json.loads(line)[column]) for line in lines[1:])
+        rows = Lines(self.run / layout.METRICS).all()
+        return statistics.median(float(row[column]) for row in rows[1:])
 
 
 @contextmanager
@@ -129,13 +127,10 @@ def serving(*flags: object, task: str = TASK) -> Iterator[Server]:
             *flags,
             output=log,
         ) as process:
-            ready = run / layout.READY
-            until = time.monotonic() + _READY_SECONDS
-            while not ready.exists():
-                if process.ended or time.monotonic() > until:
-                    raise RunFailed(f"no server: {log.read_text()}")
-                time.sleep(0.005)
-            yield Server(process, run, json.loads(ready.read_text())["address"])
+            ready = process.wait_until_listening(run)
+            if ready is None:
+                raise RunFailed(f"no server: {log.read_text()}")
+            yield Server(process, run, ready["address"])
 
 
 def client_of(address: str, partitions: object, *flags: object) -> Process:

@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.colors import qualitative
 
+from scripts.summary import Numbers
 from scripts.viewing.tables import Column, column, own_metrics
 from server.storage.columns import MEASURED, VIEWS, columns
 from server.storage.columns import Column as Catalogued
-from server.storage.run_files import Line
 
 BLUE, ORANGE, GREEN = "#4c8bf5", "#ef8733", "#2fa36b"
 RED, GREY, PURPLE = "#e0524d", "#8a8f98", "#9b6ddb"
@@ -42,7 +42,7 @@ _LINES = {
 }
 
 
-def measured(rows: Sequence[Line], measure: str) -> go.Figure | None:
+def measured(rows: Sequence[Numbers], measure: str) -> go.Figure | None:
     """Return a measure by round: the server's, the clients' with its spread, and in training.
 
     None where nobody measures it.
@@ -67,7 +67,7 @@ def measured(rows: Sequence[Line], measure: str) -> go.Figure | None:
     return figure if figure.data else None
 
 
-def own(rows: Sequence[Line]) -> go.Figure | None:
+def own(rows: Sequence[Numbers]) -> go.Figure | None:
     """Return what the task's own evaluation measures by round; None where that is nothing."""
     found = own_metrics(rows)
     if not found:
@@ -79,7 +79,7 @@ def own(rows: Sequence[Line]) -> go.Figure | None:
     return figure
 
 
-def participation(rows: Sequence[Line]) -> go.Figure:
+def participation(rows: Sequence[Numbers]) -> go.Figure:
     """Return how many clients were selected in each round, and what became of them."""
     figure = blank("round", "clients", rounds=len(rows))
     _add_stack(figure, rows, "outcome", (GREEN, ORANGE, RED))
@@ -88,14 +88,14 @@ def participation(rows: Sequence[Line]) -> go.Figure:
     return figure
 
 
-def seconds(rows: Sequence[Line]) -> go.Figure:
+def seconds(rows: Sequence[Numbers]) -> go.Figure:
     """Return where each round's time went."""
     figure = blank("round", "time (s)", rounds=len(rows))
     _add_stack(figure, rows, "phase", (BLUE, ORANGE, GREEN, PURPLE), " s")
     return figure
 
 
-def traffic(rows: Sequence[Line]) -> go.Figure:
+def traffic(rows: Sequence[Numbers]) -> go.Figure:
     """Return the bytes of each round, in both directions."""
     figure = blank("round", "sent in the round (bytes)", rounds=len(rows))
     for part, colour in zip(columns(group="bytes"), cycle((BLUE, ORANGE, RED)), strict=False):
@@ -227,13 +227,18 @@ def _add(
 
 
 def _add_line(
-    figure: go.Figure, rows: Sequence[Line], name: str, label: str, colour: str, dash: str = "solid"
+    figure: go.Figure,
+    rows: Sequence[Numbers],
+    name: str,
+    label: str,
+    colour: str,
+    dash: str = "solid",
 ) -> None:
     _add(figure, column(rows, "round"), column(rows, name), label, colour, dash)
 
 
 def _add_band(
-    figure: go.Figure, rows: Sequence[Line], lower: Catalogued, upper: Catalogued
+    figure: go.Figure, rows: Sequence[Numbers], lower: Catalogued, upper: Catalogued
 ) -> None:
     """Add a band between two columns of the clients' spread."""
     rounds, low, high = (column(rows, name) for name in ("round", lower.name, upper.name))
@@ -254,7 +259,7 @@ def _add_band(
 
 
 def _add_stack(
-    figure: go.Figure, rows: Sequence[Line], group: str, colours: Sequence[str], suffix: str = ""
+    figure: go.Figure, rows: Sequence[Numbers], group: str, colours: Sequence[str], suffix: str = ""
 ) -> None:
     """Add the columns of a group on top of one another."""
     rounds = column(rows, "round")

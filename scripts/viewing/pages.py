@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,23 +11,14 @@ import numpy as np
 import streamlit as st
 
 from common.errors import InputError
+from scripts.summary import Numbers, Summary
+from scripts.text import decimal, duration, size
 from scripts.viewing import figures, try_out, views
 from scripts.viewing.messages import plain, saying
 from scripts.viewing.runs import Run, names_in, open_run
-from scripts.viewing.tables import (
-    Column,
-    Headline,
-    bytes_text,
-    column,
-    differing,
-    headline,
-    own_metrics,
-    seconds_text,
-    share_text,
-)
+from scripts.viewing.tables import Column, column, differing, own_metrics
 from server.storage import layout
 from server.storage.columns import COLUMNS
-from server.storage.run_files import Line
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page
@@ -134,7 +124,7 @@ def _list(folder: Path, one: Page) -> None:
 def _listed(path: Path) -> dict[str, object]:
     try:
         run = open_run(path)
-        found = headline(run.rows())
+        found = run.summary()
     except InputError:
         return {"Run": path.name, "State": "damaged"}
     return {
@@ -142,18 +132,14 @@ def _listed(path: Path) -> dict[str, object]:
         "State": "running" if run.files.running else "ended",
         "Task": run.option("task"),
         "Strategy": run.option("strategy"),
-        "Rounds": f"{found.rounds} of {run.option('rounds')}",
-        "Accuracy": _known(found.final_accuracy),
-        "Best": _known(found.best_accuracy),
-        "Loss": _known(found.final_loss),
-        "Clients": _known(found.clients),
-        "Time": seconds_text(found.seconds),
-        "Sent": bytes_text(found.bytes_down + found.bytes_up),
+        "Rounds": f"{found.last.get('round', 0)} of {run.option('rounds')}",
+        "Accuracy": found.of(found.final, "accuracy"),
+        "Best": found.of(found.best, "accuracy") if found.best_is_known else None,
+        "Loss": found.of(found.final, "loss"),
+        "Clients": found.last.get("num_clients"),
+        "Time": duration(found.total("duration_seconds")),
+        "Sent": _sent(found),
     }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _one(folder: Path) -> None:
@@ -197,12 +183,12 @@ def _viewed(view: Callable[[Run], None], run: Run) -> None:
 
 def _live(run: Run) -> bool:
     """Say whether a look in a while may find more; a run's server begins after its directory."""
-    return run.files.running or not run.rows()
+    return run.files.running or not run.summary().rows
 
 
 def _headline(run: Run) -> None:
-    rows, missing = run.rows(), run.missing
-    found = headline(rows)
+    found, missing = run.summary(), run.missing
+    rows = found.rows
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.files.running:
             st.badge("running", color="green")
@@ -232,34 +218,30 @@ def _headline(run: Run) -> None:
             st.metric(label, value, help=told, width="content", border=True)
 
 
-def _metrics(run: Run, found: Headline) -> list[tuple[str, str, str]]:
-    whose = "the clients' own validation data" if found.on_clients else "the server's held-out data"
+def _metrics(run: Run, found: Summary) -> list[tuple[str, str, str]]:
+    whose = (
+        "the server's held-out data"
+        if found.side == "global"
+        else "the clients' own validation data"
+    )
     which = "Latest" if run.files.running else "Final"
-    accuracies = [
-        (f"{which} accuracy", share_text(found.final_accuracy), f"On {whose}."),
-        (
-            "Best accuracy",
-            share_text(found.best_accuracy),
-            f"On {whose}, in round {found.best_round:.0f}.",
-        ),
-    ]
-    if math.isnan(found.best_accuracy):
-        accuracies = [
-            (f"{which} loss", share_text(found.final_loss), f"On {whose}."),
-            (
-                "Lowest loss",
-                share_text(found.lowest_loss),
-                f"On {whose}, in round {found.lowest_round:.0f}.",
-            ),
-        ]
-    clients = "–" if math.isnan(found.clients) else f"{found.clients:.0f}"
+    best = found.best if found.best_is_known else {}
     return [
-        *accuracies,
-        ("Rounds", f"{found.rounds} of {run.option('rounds')}", "Committed, of those asked for."),
-        ("Clients", clients, "There when the last round began."),
-        ("Time", seconds_text(found.seconds), "Of all committed rounds."),
-        ("To clients", bytes_text(found.bytes_down), "Bytes sent by the server."),
-        ("To server", bytes_text(found.bytes_up), "Bytes sent by the clients."),
+        (f"{which} {found.measure}", _shown(found.of(found.final)), f"On {whose}."),
+        (
+            f"Best {found.measure}",
+            _shown(found.of(best)),
+            f"On {whose}, in round {best.get('round', '–')}.",
+        ),
+        (
+            "Rounds",
+            f"{found.last['round']} of {run.option('rounds')}",
+            "Committed, of those asked for.",
+        ),
+        ("Clients", _shown(found.last.get("num_clients"), 0), "There when the last round began."),
+        ("Time", duration(found.total("duration_seconds")), "Of all committed rounds."),
+        ("To clients", size(found.total("bytes_down")), "Bytes sent by the server."),
+        ("To server", size(found.total("bytes_up")), "Bytes sent by the clients."),
     ]
 
 
@@ -275,7 +257,7 @@ def _compare(folder: Path) -> None:
     for name in chosen:
         with saying():
             runs.append(open_run(folder / name))
-    own = dict.fromkeys(name for run in runs for name in own_metrics(run.rows()))
+    own = dict.fromkeys(name for run in runs for name in own_metrics(run.summary().rows))
     with st.container(horizontal=True):
         value = st.selectbox("Value", [*_VALUES, *own], width=260)
         axis = st.selectbox("By", list(_AXES), width=260)
@@ -292,16 +274,14 @@ def _compare(folder: Path) -> None:
 
 
 def _over_one_another(runs: list[Run], value: str, axis: str) -> None:
-    rows = {run.name: run.rows() for run in runs}
-    series = {name: (_axis(own, axis), _value(own, value)) for name, own in rows.items()}
+    found = {run.name: run.summary() for run in runs}
+    series = {name: (_axis(own.rows, axis), _value(own.rows, value)) for name, own in found.items()}
     missing = [name for name, (_, values) in series.items() if np.isnan(values).all()]
     if len(missing) < len(series):
         st.plotly_chart(figures.compare(series, axis, value), key="compared", config=views.CONFIG)
     if missing:
         st.caption(plain(f"Without such values: {', '.join(missing)}."))
-    st.dataframe(
-        [{"Run": name, **_row(headline(own))} for name, own in rows.items()], hide_index=True
-    )
+    st.dataframe([{"Run": name, **_row(own)} for name, own in found.items()], hide_index=True)
     st.subheader("What differs")
     options = differing({run.name: run.files.options for run in runs})
     if len(runs) < 2 or not options:
@@ -313,24 +293,34 @@ def _over_one_another(runs: list[Run], value: str, axis: str) -> None:
     st.dataframe(table, hide_index=True)
 
 
-def _value(rows: list[Line], value: str) -> Column:
+def _value(rows: Sequence[Numbers], value: str) -> Column:
     """Return a column of rows, by its name or a task's own; NaN where it isn't there."""
     if value in _VALUES:
         return column(rows, _VALUES[value])
     return own_metrics(rows).get(value, np.full(len(rows), np.nan))
 
 
-def _axis(rows: list[Line], axis: str) -> Column:
+def _axis(rows: Sequence[Numbers], axis: str) -> Column:
     values = column(rows, _AXES[axis])
     return values if axis == "round" else np.nancumsum(values)
 
 
-def _row(found: Headline) -> dict[str, object]:
+def _row(found: Summary) -> dict[str, object]:
+    best = found.best if found.best_is_known else {}
     return {
-        "Accuracy": share_text(found.final_accuracy),
-        "Best accuracy": share_text(found.best_accuracy),
-        "in round": "–" if math.isnan(found.best_round) else f"{found.best_round:.0f}",
-        "Loss": share_text(found.final_loss),
-        "Time": seconds_text(found.seconds),
-        "Sent": bytes_text(found.bytes_down + found.bytes_up),
+        "Accuracy": _shown(found.of(found.final, "accuracy")),
+        "Best accuracy": _shown(found.of(best, "accuracy")),
+        "in round": f"{best.get('round', '–')}",
+        "Loss": _shown(found.of(found.final, "loss")),
+        "Time": duration(found.total("duration_seconds")),
+        "Sent": _sent(found),
     }
+
+
+def _shown(value: float | None, places: int = 4) -> str:
+    return decimal(value, places) or "–"
+
+
+def _sent(found: Summary) -> str:
+    both = [found.total("bytes_down"), found.total("bytes_up")]
+    return size(None if both == [None, None] else sum(filter(None, both)))

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import InputError
-from scripts.viewing.tables import by_round, shown
+from scripts.summary import Summary, by_round, summary_of
+from scripts.viewing.tables import shown
 from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles, find_runs
 
@@ -58,13 +59,13 @@ class Run:
         except OSError as error:
             raise _unreadable(error) from error
 
-    def rows(self) -> list[Line]:
-        """Return the committed rounds' rows, in order.
+    def summary(self) -> Summary:
+        """Return the committed rounds.
 
         Raises:
             InputError: as for the others, the file can't be read.
         """
-        return by_round(self._read(self.files.metrics))
+        return summary_of(self._read(self.files.metrics))
 
     def clients(self) -> list[Line]:
         """Return the rows of clients and rounds."""

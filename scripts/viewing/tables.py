@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.summary import Numbers, own_names
 from scripts.text import natural
 from server.storage.run_files import Line
 
@@ -37,74 +38,14 @@ def number(value: object) -> float:
     return found if math.isfinite(found) else math.nan
 
 
-def column(lines: Iterable[Line], name: str) -> Column:
+def column(lines: Iterable[Mapping[str, Any]], name: str) -> Column:
     """Return a value of each line."""
     return np.array([number(line.get(name)) for line in lines], np.float64)
 
 
-def by_round(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines that say their round, in order; of several the last."""
-    found = {line["round"]: line for line in lines if type(line.get("round")) is int}
-    return [found[number] for number in sorted(found)]
-
-
-def own_metrics(rows: Sequence[Line]) -> dict[str, Column]:
+def own_metrics(rows: Iterable[Numbers]) -> dict[str, Column]:
     """Return the columns that a task's own evaluation adds, by what they are called."""
-    found: dict[str, Column] = {}
-    for side in ("global", "client"):
-        values = [row.get(f"{side}_metrics") for row in rows]
-        own = [value if isinstance(value, dict) else {} for value in values]
-        for name in sorted({str(name) for value in own for name in value}):
-            found[f"{side} {name}".replace("_", " ")] = column(own, name)
-    return found
-
-
-class Headline(NamedTuple):
-    """A run in a few numbers; of what isn't known, NaN."""
-
-    # On the server's held-out data, or, where it never evaluates, on the clients' own.
-    on_clients: bool
-    final_accuracy: float
-    best_accuracy: float
-    best_round: float
-    final_loss: float
-    lowest_loss: float
-    lowest_round: float
-    rounds: int
-    clients: float
-    seconds: float
-    bytes_down: float
-    bytes_up: float
-
-
-def headline(rows: Sequence[Line]) -> Headline:
-    """Return the headline of committed rounds."""
-    accuracy, loss = column(rows, "global_accuracy"), column(rows, "global_loss")
-    on_clients = bool(np.isnan(accuracy).all() and np.isnan(loss).all())
-    if on_clients:
-        accuracy, loss = column(rows, "client_accuracy"), column(rows, "client_loss")
-    best = _best(accuracy)
-    lowest = _best(-loss)
-    return Headline(
-        on_clients,
-        last(accuracy),
-        math.nan if best is None else float(accuracy[best]),
-        math.nan if best is None else float(rows[best]["round"]),
-        last(loss),
-        math.nan if lowest is None else float(loss[lowest]),
-        math.nan if lowest is None else float(rows[lowest]["round"]),
-        int(rows[-1]["round"]) if rows else 0,
-        last(column(rows, "num_clients")),
-        float(np.nansum(column(rows, "duration_seconds"))),
-        float(np.nansum(column(rows, "bytes_down"))),
-        float(np.nansum(column(rows, "bytes_up"))),
-    )
-
-
-def _best(values: Column) -> int | None:
-    """Return where the largest value is that is known; None if none is."""
-    known = np.flatnonzero(~np.isnan(values))
-    return int(known[np.argmax(values[known])]) if len(known) else None
+    return {name.replace("_", " "): column(rows, name) for name in own_names(rows)}
 
 
 def last(values: Column) -> float:
@@ -194,38 +135,3 @@ def differing(options: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def shown(value: object) -> str:
     """Return an option's value as text."""
     return "–" if value is None else str(value)
-
-
-def seconds_text(seconds: float) -> str:
-    """Return a duration as a person says it.
-
-    >>> seconds_text(9.94), seconds_text(61), seconds_text(7260)
-    ('9.9 s', '1 min 1 s', '2 h 1 min')
-    """
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def bytes_text(size: float) -> str:
-    """Return a size in decimal units.
-
-    >>> bytes_text(999), bytes_text(13_308_128)
-    ('999 B', '13.3 MB')
-    """
-    if math.isnan(size):
-        return "–"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def share_text(value: float) -> str:
-    """Return an accuracy with four digits, as the terminal does."""
-    return "–" if math.isnan(value) else f"{value:.4f}"

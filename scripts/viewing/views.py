@@ -49,7 +49,7 @@ _VALUES = {
 
 def learning(run: Run) -> None:
     """Show accuracy and loss by round."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     drawn = {measure: figures.measured(rows, measure) for measure in MEASURES}
@@ -69,7 +69,7 @@ def learning(run: Run) -> None:
 
 def rounds(run: Run) -> None:
     """Show who took part in each round, where its time went, and its bytes."""
-    rows = run.rows()
+    rows = run.summary().rows
     if not rows:
         return
     st.subheader("Participation")

@@ -46,22 +46,37 @@ not wanted. Knows no clock, socket, file or random source: time arrives inside e
 are effects.
 """
 
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from server.engine.cohort import cohort_size, select_cohort, wanted_updates
-
-
-class Phase(Enum):
-    """Where a round stands; FINISHED is the whole run's end."""
-
-    SELECTING = "selecting"
-    REPORTING = "reporting"
-    AGGREGATING = "aggregating"
-    EVALUATING = "evaluating"
-    COMMITTING = "committing"
-    FINISHED = "finished"
+from server.engine.collect import Collect
+from server.engine.engine import RunView, Standing
+from server.engine.events import (
+    Abandon,
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    BeginRound,
+    ClientEvaluated,
+    ClientJoined,
+    ClientLeft,
+    Commit,
+    Committed,
+    DeadlinePassed,
+    Effect,
+    Evaluate,
+    Event,
+    Finish,
+    KeepUpdate,
+    Phase,
+    ServerEvaluated,
+    StartDeadline,
+    StopRequested,
+    UpdateReceived,
+    UpdatesRejected,
+    WorkFailed,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,190 +98,75 @@ class Policy:
     evaluation_clients: Literal["cohort", "all"]
 
 
+@dataclass(frozen=True)
+class Selecting:
+    """Nobody is selected yet."""
+
+    phase: ClassVar = Phase.SELECTING
+    reports: ClassVar = Collect()
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """The cohort trains."""
+
+    phase: ClassVar = Phase.REPORTING
+    answer: ClassVar = UpdateReceived
+    reports: Collect
+
+
+@dataclass(frozen=True)
+class Aggregating:
+    """The updates that are in are combined."""
+
+    phase: ClassVar = Phase.AGGREGATING
+    reports: Collect
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """The candidate is evaluated, by clients and, if `on_server`, here."""
+
+    phase: ClassVar = Phase.EVALUATING
+    answer: ClassVar = ClientEvaluated
+    reports: Collect
+    evaluations: Collect
+    on_server: bool
+
+
+@dataclass(frozen=True)
+class Committing:
+    """The candidate becomes the run's model."""
+
+    phase: ClassVar = Phase.COMMITTING
+    reports: Collect
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run has ended; `reports` are those of its last attempt."""
+
+    phase: ClassVar = Phase.FINISHED
+    reports: Collect = field(default_factory=Collect)
+    failure: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that the engine remembers between two events."""
+    """All that the engine remembers between two events; `at` is the phase with its own data."""
 
-    phase: Phase = Phase.SELECTING
+    at: Selecting | Reporting | Aggregating | Evaluating | Committing | Finished = Selecting()
     round: int = 1
     attempt: int = 1
     live: frozenset[str] = frozenset()
-    cohort: tuple[str, ...] = ()
-    goal: int = 0
-    accepted: frozenset[str] = frozenset()
-    # Of the cohort: gone (they may come back), and failed or refused (they may not).
-    lost: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-    server_evaluating: bool = False
-    evaluating: frozenset[str] = frozenset()
     stopping: bool = False
-    failure: str | None = None
 
     @property
-    def pending(self) -> frozenset[str]:
-        """The clients of the cohort that may still report."""
-        return frozenset(self.cohort) - self.accepted - self.lost - self.failed
+    def deadline(self) -> DeadlinePassed:
+        """What ends the wait of this phase."""
+        return DeadlinePassed(self.round, self.attempt, self.at.phase)
 
 
-@dataclass(frozen=True)
-class ClientJoined:
-    """A client has a session, new or again."""
-
-    client_id: str
-
-
-@dataclass(frozen=True)
-class ClientLeft:
-    """A client's session ended: it said so, or its lease ran out."""
-
-    client_id: str
-
-
-@dataclass(frozen=True)
-class UpdateReceived:
-    """A valid update lies on the disk; whether it counts is decided now."""
-
-    round: int
-    attempt: int
-    client_id: str
-
-
-@dataclass(frozen=True)
-class WorkFailed:
-    """A client's training or evaluation failed, or its update was refused as invalid."""
-
-    round: int
-    attempt: int
-    client_id: str
-
-
-@dataclass(frozen=True)
-class DeadlinePassed:
-    """The time for `phase` of this attempt is over."""
-
-    round: int
-    attempt: int
-    phase: Phase
-
-
-@dataclass(frozen=True)
-class UpdatesRejected:
-    """Accepted updates that are left out of the mean, and why: what they are by count."""
-
-    clients: frozenset[str]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Aggregated:
-    """The candidate model is ready."""
-
-
-@dataclass(frozen=True)
-class AggregationFailed:
-    """The accepted updates make no model: a value overflows, or the strategy needs others."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class ServerEvaluated:
-    """The server's own evaluation of the candidate is in."""
-
-
-@dataclass(frozen=True)
-class ClientEvaluated:
-    """A client's evaluation of the candidate is in."""
-
-    round: int
-    attempt: int
-    client_id: str
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The round is durable; `stop_early`: its result is reason to end the run."""
-
-    stop_early: bool
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """An operator wants the current round to be the last."""
-
-
-Event = (
-    ClientJoined
-    | ClientLeft
-    | UpdateReceived
-    | WorkFailed
-    | DeadlinePassed
-    | UpdatesRejected
-    | Aggregated
-    | AggregationFailed
-    | ServerEvaluated
-    | ClientEvaluated
-    | Committed
-    | StopRequested
-)
-
-
-@dataclass(frozen=True)
-class BeginRound:
-    """Make the cohort durable, then give it training work; void if a newer attempt began."""
-
-    round: int
-    attempt: int
-
-
-@dataclass(frozen=True)
-class StartDeadline:
-    """Answer with DeadlinePassed after so many seconds; it replaces the deadline before."""
-
-    seconds: float
-    event: DeadlinePassed
-
-
-@dataclass(frozen=True)
-class KeepUpdate:
-    """The update counts: record it as accepted."""
-
-    client_id: str
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """Fold the accepted updates into a candidate model; answer with how that went."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Evaluate the candidate, here and on the clients; answer with each one's event."""
-
-    on_server: bool
-    clients: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Make the candidate the run's model, durably; answer with Committed."""
-
-
-@dataclass(frozen=True)
-class Abandon:
-    """Drop the attempt's updates and assignments; the model is unchanged."""
-
-    round: int
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finish:
-    """End the run; `state.failure` says whether it failed."""
-
-
-Effect = BeginRound | StartDeadline | KeepUpdate | Aggregate | Evaluate | Commit | Abandon | Finish
 Step = tuple[State, tuple[Effect, ...]]
 
 
@@ -280,223 +180,218 @@ def quorum_of(policy: Policy, goal: int) -> int:
     return min(goal, policy.quorum) if policy.quorum else (goal + 1) // 2
 
 
-def transition(policy: Policy, state: State, event: Event) -> Step:  # noqa: PLR0912
-    """Return the next state and the effects to run, in order; an illegal event changes nothing."""
-    match state.phase, event:
-        case Phase.FINISHED, _:
+@dataclass(frozen=True)
+class RoundEngine:
+    """Rounds one after the other, each with a cohort of its own; an `Engine`."""
+
+    policy: Policy
+
+    def resume(self, standing: Standing) -> Step:
+        """Begin, or go on with what a run directory gave back.
+
+        Between rounds that is a selection if enough clients are awaited. The cohort of an attempt
+        gets its work again, or its updates are already enough.
+        """
+        state = State(
+            round=standing.round,
+            attempt=standing.attempt,
+            live=standing.live,
+            stopping=standing.stopping,
+        )
+        if standing.ended:
+            return replace(state, at=Finished()), (Finish(),)
+        if not standing.cohort:
+            return self._stop(state) if state.stopping else self._select_if_enough(state)
+        reports = replace(self._reports(standing.cohort, standing.goal), got=standing.accepted)
+        state, effects = self._after_report(replace(state, at=Reporting(reports)))
+        return (state, (*_begin(state, reports), *effects)) if not effects else (state, effects)
+
+    def transition(self, state: State, event: Event) -> Step:  # noqa: PLR0912
+        """Return the next state and the effects to run; an illegal event changes nothing."""
+        if isinstance(state.at, Finished):
             return state, ()
-        case Phase.SELECTING, ClientJoined(client_id):
-            return _select_if_enough(policy, _with(state, client_id))
-        case Phase.SELECTING, StopRequested():
-            return stopped(state), (Finish(),)
-        case Phase.REPORTING, ClientJoined(client_id):
-            return replace(_with(state, client_id), lost=state.lost - {client_id}), ()
-        case Phase.REPORTING, ClientLeft(client_id):
-            return _lose(policy, _without(state, client_id), client_id)
-        case Phase.REPORTING, UpdateReceived(_, _, client_id) as update:
-            return _receive(policy, state, update)
-        case Phase.REPORTING, WorkFailed() as failed:
-            return _fail(policy, state, failed)
-        case Phase.REPORTING, DeadlinePassed() as deadline:
-            if deadline != _deadline_of(state):
-                return state, ()
-            return _close_reporting(policy, state, "the --report-deadline passed")
-        case Phase.AGGREGATING, UpdatesRejected() as rejected:
-            return _reject(policy, state, rejected)
-        case Phase.AGGREGATING, Aggregated():
-            return _evaluate_if_due(policy, state)
-        case Phase.AGGREGATING, AggregationFailed(reason):
-            return _abandon(policy, state, reason)
-        case Phase.EVALUATING, ClientLeft(client_id):
-            return _after_evaluation(_evaluated_by(_without(state, client_id), client_id))
-        case Phase.EVALUATING, ServerEvaluated():
-            return _after_evaluation(replace(state, server_evaluating=False))
-        case Phase.EVALUATING, (ClientEvaluated(_, _, client_id) | WorkFailed(_, _, client_id)):
-            if not _is_current(state, event):
-                return state, ()
-            return _after_evaluation(_evaluated_by(state, client_id))
-        case Phase.EVALUATING, DeadlinePassed() as deadline:
-            if deadline != _deadline_of(state):
-                return state, ()
-            return _after_evaluation(replace(state, evaluating=frozenset()))
-        case Phase.COMMITTING, Committed(stop_early):
-            return _next_round(policy, state, stop_early)
-        case _, ClientJoined(client_id):
-            return _with(state, client_id), ()
-        case _, ClientLeft(client_id):
-            return _without(state, client_id), ()
-        case _, StopRequested():
-            return replace(state, stopping=True), ()
-    return state, ()
+        state = _noted(state, event)
+        match state.at, event:
+            case Selecting(), ClientJoined():
+                return self._select_if_enough(state)
+            case Selecting(), StopRequested():
+                return self._stop(state)
+            case Reporting(reports), ClientJoined(client_id):
+                return replace(state, at=Reporting(reports.regain(client_id))), ()
+            case Reporting(), DeadlinePassed() if event == state.deadline:
+                return self._close_reporting(state, "the --report-deadline passed")
+            case Reporting(reports), _:
+                answered = _answered(state, reports, event)
+                if answered is reports:
+                    return state, ()
+                after, effects = self._after_report(replace(state, at=Reporting(answered)))
+                if isinstance(event, UpdateReceived):
+                    effects = (KeepUpdate(event.client_id), *effects)
+                return after, effects
+            case Aggregating(reports), UpdatesRejected(client_ids, reason):
+                reports = reports.reject(client_ids)
+                state = replace(state, at=Aggregating(reports))
+                return (state, ()) if reports.has_quorum else self._no_quorum(state, reason)
+            case Aggregating(), Aggregated():
+                return self._evaluate_if_due(state)
+            case Aggregating(), AggregationFailed(reason):
+                return self._abandon(state, reason)
+            case Evaluating() as at, ServerEvaluated():
+                return _after_evaluation(state, replace(at, on_server=False))
+            case Evaluating(_, evaluations) as at, DeadlinePassed() if event == state.deadline:
+                late = evaluations.lose(evaluations.clients)
+                return _after_evaluation(state, replace(at, evaluations=late))
+            case Evaluating(_, evaluations) as at, _:
+                answered = _answered(state, evaluations, event)
+                if answered is evaluations:
+                    return state, ()
+                return _after_evaluation(state, replace(at, evaluations=answered))
+            case Committing(), Committed(stop_early):
+                return self._next_round(state, stop_early)
+        return state, ()
 
-
-def resume(policy: Policy, state: State) -> Step:
-    """Begin, or go on: what to do first with the state that a run directory gave back.
-
-    In SELECTING that is a selection if enough clients are awaited; in REPORTING the cohort
-    gets its work again, or its updates are already enough. In FINISHED there is only the end.
-    """
-    if state.phase is Phase.FINISHED:
-        return state, (Finish(),)
-    if state.phase is Phase.SELECTING:
-        return _select_if_enough(policy, state)
-    state, effects = _after_report(policy, state)
-    if state.phase is Phase.REPORTING:
-        return state, (
-            BeginRound(state.round, state.attempt),
-            _start_deadline(policy, state),
-            *effects,
+    def view(self, state: State) -> RunView:
+        """Return what others see of a state."""
+        reports = state.at.reports
+        return RunView(
+            rounds=self.policy.rounds,
+            min_clients=self.policy.min_clients,
+            phase=state.at.phase,
+            round=state.round,
+            attempt=state.attempt,
+            live=state.live,
+            cohort=reports.clients,
+            goal=reports.goal,
+            accepted=reports.got,
+            lost=reports.lost,
+            failed=reports.failed,
+            collecting=isinstance(state.at, Reporting | Evaluating),
+            stopping=state.stopping,
+            failure=state.at.failure if isinstance(state.at, Finished) else None,
         )
-    return state, effects
 
-
-def stopped(state: State) -> State:
-    """Return the end by an operator's order, between rounds; before the first, the run failed."""
-    failure = None
-    if state.round == 1:
-        failure = (
-            "an operator stopped the run before its first round was committed: no model was trained"
+    def _reports(self, cohort: tuple[str, ...], goal: int) -> Collect:
+        policy = self.policy
+        return Collect(
+            clients=cohort,
+            goal=goal,
+            quorum=quorum_of(policy, goal),
+            deadline=policy.report_deadline,
         )
-    return replace(state, phase=Phase.FINISHED, stopping=True, failure=failure)
+
+    def _select_if_enough(self, state: State) -> Step:
+        policy, live = self.policy, len(state.live)
+        if live < policy.min_clients:
+            return state, ()
+        wanted = wanted_updates(live, policy.fraction, policy.min_cohort)
+        size = cohort_size(wanted, policy.over_select, live)
+        cohort = select_cohort(policy.seed, state.round, state.attempt, state.live, size)
+        reports = self._reports(cohort, min(policy.report_goal or wanted, len(cohort)))
+        state = replace(state, at=Reporting(reports))
+        return state, _begin(state, reports)
+
+    def _after_report(self, state: State) -> Step:
+        reports = state.at.reports
+        if reports.at_goal:
+            return replace(state, at=Aggregating(reports)), (Aggregate(),)
+        if not reports.awaited:
+            return self._close_reporting(state, "nobody is left to report")
+        return state, ()
+
+    def _close_reporting(self, state: State, why: str) -> Step:
+        reports = state.at.reports
+        if reports.has_quorum:
+            return replace(state, at=Aggregating(reports)), (Aggregate(),)
+        return self._no_quorum(state, why)
+
+    def _no_quorum(self, state: State, why: str) -> Step:
+        got, quorum = len(state.at.reports.got), state.at.reports.quorum
+        reason = f"{why}, with {got} of the {quorum} updates that a quorum needs"
+        return self._abandon(state, reason)
+
+    def _abandon(self, state: State, reason: str) -> Step:
+        abandon = Abandon(state.round, state.attempt, reason)
+        if state.attempt >= self.policy.max_attempts:
+            failure = (
+                f"round {state.round} was abandoned {state.attempt} times (--max-attempts); "
+                f"the last time: {reason}"
+            )
+            return replace(state, at=Finished(state.at.reports, failure)), (abandon, Finish())
+        if state.stopping:
+            state, effects = self._stop(state)
+        else:
+            following = State(round=state.round, attempt=state.attempt + 1, live=state.live)
+            state, effects = self._select_if_enough(following)
+        return state, (abandon, *effects)
+
+    def _stop(self, state: State) -> Step:
+        """End the run by an operator's order; before the first commit, it has failed."""
+        failure = None
+        if state.round == 1:
+            failure = (
+                "an operator stopped the run before its first round was committed: "
+                "no model was trained"
+            )
+        return replace(state, at=Finished(state.at.reports, failure)), (Finish(),)
+
+    def _evaluate_if_due(self, state: State) -> Step:
+        policy, reports = self.policy, state.at.reports
+        last = state.round >= policy.rounds or state.stopping
+        on_server = is_due(policy.evaluate_every, state.round, last)
+        clients = frozenset[str]()
+        if is_due(policy.client_evaluate_every, state.round, last):
+            everyone = policy.evaluation_clients == "all"
+            clients = state.live if everyone else reports.got & state.live
+        if not on_server and not clients:
+            return replace(state, at=Committing(reports)), (Commit(),)
+        evaluations = Collect(
+            clients=tuple(sorted(clients)), goal=len(clients), deadline=policy.report_deadline
+        )
+        state = replace(state, at=Evaluating(reports, evaluations, on_server))
+        evaluate = Evaluate(on_server, evaluations.clients)
+        return state, (evaluate, StartDeadline(evaluations.deadline, state.deadline))
+
+    def _next_round(self, state: State, stop_early: bool) -> Step:
+        if state.round >= self.policy.rounds or state.stopping or stop_early:
+            return replace(state, at=Finished(state.at.reports)), (Finish(),)
+        return self._select_if_enough(State(round=state.round + 1, live=state.live))
 
 
-def _with(state: State, client_id: str) -> State:
-    return replace(state, live=state.live | {client_id})
-
-
-def _without(state: State, client_id: str) -> State:
-    return replace(state, live=state.live - {client_id})
-
-
-def _deadline_of(state: State) -> DeadlinePassed:
-    return DeadlinePassed(state.round, state.attempt, state.phase)
-
-
-def _start_deadline(policy: Policy, state: State) -> StartDeadline:
-    return StartDeadline(policy.report_deadline, _deadline_of(state))
-
-
-def _is_current(state: State, event: Event) -> bool:
+def _noted(state: State, event: Event) -> State:
+    """Return the state with what an event means in every phase."""
     match event:
-        case UpdateReceived(number, attempt) | WorkFailed(number, attempt):
-            return (number, attempt) == (state.round, state.attempt)
-        case ClientEvaluated(number, attempt):
-            return (number, attempt) == (state.round, state.attempt)
-    return False
+        case ClientJoined(client_id):
+            return replace(state, live=state.live | {client_id})
+        case ClientLeft(client_id):
+            return replace(state, live=state.live - {client_id})
+        case StopRequested():
+            return replace(state, stopping=True)
+    return state
 
 
-def _select_if_enough(policy: Policy, state: State) -> Step:
-    if len(state.live) < policy.min_clients:
-        return state, ()
-    wanted = wanted_updates(len(state.live), policy.fraction, policy.min_cohort)
-    size = cohort_size(wanted, policy.over_select, len(state.live))
-    cohort = select_cohort(policy.seed, state.round, state.attempt, state.live, size)
-    state = replace(
-        state,
-        phase=Phase.REPORTING,
-        cohort=cohort,
-        goal=min(policy.report_goal or wanted, len(cohort)),
+def _answered(state: State, collect: Collect, event: Event) -> Collect:
+    """Return what an event makes of the answers that the phase waits for."""
+    match event:
+        case ClientLeft(client_id):
+            return collect.lose([client_id])
+        case UpdateReceived() | ClientEvaluated() | WorkFailed():
+            if (event.round, event.attempt) != (state.round, state.attempt):
+                return collect
+            if isinstance(event, WorkFailed):
+                return collect.fail(event.client_id)
+            if isinstance(state.at, Reporting | Evaluating) and isinstance(event, state.at.answer):
+                return collect.take(event.client_id)
+    return collect
+
+
+def _begin(state: State, reports: Collect) -> tuple[Effect, ...]:
+    return (
+        BeginRound(state.round, state.attempt),
+        StartDeadline(reports.deadline, state.deadline),
     )
-    return state, (BeginRound(state.round, state.attempt), _start_deadline(policy, state))
 
 
-def _after_report(policy: Policy, state: State) -> Step:
-    if len(state.accepted) >= state.goal:
-        return replace(state, phase=Phase.AGGREGATING), (Aggregate(),)
-    if not state.pending:
-        return _close_reporting(policy, state, "nobody is left to report")
-    return state, ()
-
-
-def _close_reporting(policy: Policy, state: State, why: str) -> Step:
-    if len(state.accepted) >= quorum_of(policy, state.goal):
-        return replace(state, phase=Phase.AGGREGATING), (Aggregate(),)
-    return _abandon_without_quorum(policy, state, why)
-
-
-def _reject(policy: Policy, state: State, event: UpdatesRejected) -> Step:
-    accepted, failed = state.accepted - event.clients, state.failed | event.clients
-    state = replace(state, accepted=accepted, failed=failed)
-    if len(accepted) >= quorum_of(policy, state.goal):
-        return state, ()
-    return _abandon_without_quorum(policy, state, event.reason)
-
-
-def _abandon_without_quorum(policy: Policy, state: State, why: str) -> Step:
-    quorum = quorum_of(policy, state.goal)
-    reason = f"{why}, with {len(state.accepted)} of the {quorum} updates that a quorum needs"
-    return _abandon(policy, state, reason)
-
-
-def _abandon(policy: Policy, state: State, reason: str) -> Step:
-    abandon = Abandon(state.round, state.attempt, reason)
-    if state.attempt >= policy.max_attempts:
-        failure = (
-            f"round {state.round} was abandoned {state.attempt} times (--max-attempts); "
-            f"the last time: {reason}"
-        )
-        return replace(state, phase=Phase.FINISHED, failure=failure), (abandon, Finish())
-    if state.stopping:
-        return stopped(state), (abandon, Finish())
-    next_attempt = State(round=state.round, attempt=state.attempt + 1, live=state.live)
-    state, effects = _select_if_enough(policy, next_attempt)
-    return state, (abandon, *effects)
-
-
-def _lose(policy: Policy, state: State, client_id: str) -> Step:
-    if client_id not in state.pending:
-        return state, ()
-    return _after_report(policy, replace(state, lost=state.lost | {client_id}))
-
-
-def _fail(policy: Policy, state: State, event: WorkFailed) -> Step:
-    client_id = event.client_id
-    if not _is_current(state, event) or client_id not in state.pending | state.lost:
-        return state, ()
-    failed, lost = state.failed | {client_id}, state.lost - {client_id}
-    return _after_report(policy, replace(state, failed=failed, lost=lost))
-
-
-def _receive(policy: Policy, state: State, update: UpdateReceived) -> Step:
-    # One whose lease ran out in the meantime has delivered all the same.
-    candidates = state.pending | state.lost
-    if not _is_current(state, update) or update.client_id not in candidates:
-        return state, ()
-    state = replace(
-        state,
-        accepted=state.accepted | {update.client_id},
-        lost=state.lost - {update.client_id},
-    )
-    state, effects = _after_report(policy, state)
-    return state, (KeepUpdate(update.client_id), *effects)
-
-
-def _evaluate_if_due(policy: Policy, state: State) -> Step:
-    last = state.round >= policy.rounds or state.stopping
-    on_server = is_due(policy.evaluate_every, state.round, last)
-    due = is_due(policy.client_evaluate_every, state.round, last)
-    clients = frozenset[str]()
-    if due:
-        everyone = policy.evaluation_clients == "all"
-        clients = state.live if everyone else state.accepted & state.live
-    if not on_server and not clients:
-        return replace(state, phase=Phase.COMMITTING), (Commit(),)
-    state = replace(state, phase=Phase.EVALUATING, server_evaluating=on_server, evaluating=clients)
-    evaluate = Evaluate(on_server, tuple(sorted(clients)))
-    return state, (evaluate, _start_deadline(policy, state))
-
-
-def _evaluated_by(state: State, client_id: str) -> State:
-    return replace(state, evaluating=state.evaluating - {client_id})
-
-
-def _after_evaluation(state: State) -> Step:
-    if state.server_evaluating or state.evaluating:
-        return state, ()
-    return replace(state, phase=Phase.COMMITTING), (Commit(),)
-
-
-def _next_round(policy: Policy, state: State, stop_early: bool) -> Step:
-    if state.round >= policy.rounds or state.stopping or stop_early:
-        return replace(state, phase=Phase.FINISHED), (Finish(),)
-    return _select_if_enough(policy, State(round=state.round + 1, live=state.live))
+def _after_evaluation(state: State, at: Evaluating) -> Step:
+    if at.on_server or at.evaluations.awaited:
+        return replace(state, at=at), ()
+    return replace(state, at=Committing(at.reports)), (Commit(),)

@@ -23,7 +23,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from server.engine.rounds import Phase
+from server.engine.events import Phase
 from server.run.coordinator import Coordinator
 from server.run.ledger import RoundSummary
 from server.storage.columns import MEASURED, columns
@@ -146,8 +146,8 @@ class RunCollector(Collector):
         current = self._coordinator.current_round()
         self._round.set(current.number)
         self._attempt.set(current.attempt)
-        self._target.set(self._coordinator.policy.rounds)
-        self._phase.state(self._coordinator.state.phase.value)
+        self._target.set(self._coordinator.view.rounds)
+        self._phase.state(self._coordinator.view.phase.value)
         self._cohort.set(current.cohort_size)
         self._wanted.set(current.report_goal)
         self._accepted.set(current.accepted)

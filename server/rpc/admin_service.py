@@ -12,7 +12,7 @@ from common.logs import get_logger
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from server.auth.join_tokens import JoinToken, JoinTokens
-from server.engine.rounds import Phase
+from server.engine.events import Phase
 from server.rpc.interceptors import Context, duration, model_ref
 from server.run.coordinator import Coordinator
 from server.run.ledger import RoundSummary
@@ -70,7 +70,7 @@ class AdminService(pb_grpc.AdminServicer):
         size, coordinator = _page_size(request.page_size), self._coordinator
         check_length("page_token", request.page_token, MAX_CLIENT_ID)
         roster = Roster(
-            coordinator.state,
+            coordinator.view,
             coordinator.sessions,
             coordinator.ledger,
             coordinator.spool.accepted,
@@ -103,7 +103,7 @@ class AdminService(pb_grpc.AdminServicer):
 
     async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
         coordinator = self._coordinator
-        if coordinator.state.phase is Phase.FINISHED:
+        if coordinator.view.phase is Phase.FINISHED:
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         try:
             await coordinator.stop()
@@ -149,16 +149,15 @@ class AdminService(pb_grpc.AdminServicer):
 
     def _run(self) -> pb.Run:
         coordinator = self._coordinator
-        state = coordinator.state
         current = _round(coordinator.current_round())
-        if state.phase in (Phase.REPORTING, Phase.EVALUATING):
+        if coordinator.view.collecting:
             current.time_remaining.CopyFrom(duration(coordinator.time_remaining))
         return pb.Run(
             run_id=coordinator.settings.run_id,
             state=self._state(),
             revision=coordinator.revision,
             task_name=self._task_name,
-            target_round_count=coordinator.policy.rounds,
+            target_round_count=coordinator.view.rounds,
             round=current,
             model=model_ref(coordinator.newest_model),
             live_client_count=len(coordinator.sessions),
@@ -167,12 +166,12 @@ class AdminService(pb_grpc.AdminServicer):
         )
 
     def _state(self) -> pb.Run.State.ValueType:
-        state = self._coordinator.state
-        if state.phase is Phase.FINISHED:
-            return pb.Run.STATE_FAILED if state.failure else pb.Run.STATE_SUCCEEDED
-        if state.stopping:
+        view = self._coordinator.view
+        if view.phase is Phase.FINISHED:
+            return pb.Run.STATE_FAILED if view.failure else pb.Run.STATE_SUCCEEDED
+        if view.stopping:
             return pb.Run.STATE_STOPPING
-        return pb.Run.STATE_WAITING if state.phase is Phase.SELECTING else pb.Run.STATE_ACTIVE
+        return pb.Run.STATE_WAITING if view.phase is Phase.SELECTING else pb.Run.STATE_ACTIVE
 
 
 def _page_size(wanted: int) -> int:

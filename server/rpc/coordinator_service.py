@@ -25,7 +25,7 @@ from protos import federated_pb2_grpc as pb_grpc
 from protos.chunks import decode_message
 from server.auth.callers import Clients
 from server.auth.join_tokens import JoinTokens
-from server.engine.rounds import Phase
+from server.engine.events import Phase
 from server.rpc.chunk_cache import OutgoingChunks
 from server.rpc.interceptors import Context, duration, model_ref
 from server.run import limits
@@ -102,7 +102,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         check_length("join_token", request.join_token, MAX_TOKEN)
         check_length("client_version", request.client_version, limits.MAX_VERSION)
         limits.check_task_names(request.task_names)
-        if coordinator.ended or coordinator.state.phase is Phase.FINISHED:
+        if coordinator.ended or coordinator.view.phase is Phase.FINISHED:
             self._sessions.await_no_more(request.client_id)
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         self._refuse_when_shutting_down()

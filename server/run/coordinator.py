@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common import tracing
 from common.bounds import BLAKE3
@@ -22,9 +23,10 @@ from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
 from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
 from server.aggregation.strategies.scaffold import CONTROL
 from server.aggregation.weighting import capped_weights, outliers
-from server.engine import rounds
+from server.engine import events
 from server.engine.early_stopping import should_stop, worthless
-from server.engine.rounds import Phase, Policy, State
+from server.engine.engine import Engine, RunView, Standing
+from server.engine.events import Phase
 from server.run.assignments import Assignment, Assignments, Work, task_token
 from server.run.clock import RunningClock
 from server.run.evaluation import Evaluator
@@ -76,7 +78,8 @@ class Coordinator:
     """Runs the rounds of one run; everything happens on one event loop.
 
     Args:
-        state: where the run stands. With a cohort, that attempt was under way before a
+        engine: decides what follows from what happens.
+        standing: where the run stands. With a cohort, that attempt was under way before a
             restart: it is durable, and its accepted updates are in the spool.
         record: the last committed round.
         rows: the committed rows so far.
@@ -87,8 +90,8 @@ class Coordinator:
         self,
         *,
         settings: RunSettings,
-        policy: Policy,
-        state: State,
+        engine: Engine[Any],
+        standing: Standing,
         record: Record,
         rows: list[Row],
         strategy: Strategy,
@@ -100,15 +103,14 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self.policy = policy
-        self.state = state
+        self._engine = engine
         self._look_seconds = min(1.0, lease / 4)
         self.clock = RunningClock(clock, 2 * self._look_seconds)
         self.assignments = Assignments(self._work_changed)
         self.sessions = Sessions(
             lease, self.clock, self._client_joined, self._client_left, settings.limits.max_clients
         )
-        self.sessions.await_clients(state.live)
+        self.sessions.await_clients(standing.live)
         self.spool = spool
         self.revision = 1
         self.ended = False
@@ -121,19 +123,23 @@ class Coordinator:
         self._sinks = sinks
         self._evaluator = evaluator
         self.traffic = Traffic()
-        self._ledger = RoundLedger(self.clock(), len(state.live), self.traffic)
+        self._ledger = RoundLedger(self.clock(), len(standing.live), self.traffic)
         self._warned = self._worthless() is not None
         self._trace = tracing.OFF
-        self._recovered = (state.round, state.attempt) if state.cohort else None
-        if state.cohort:  # It may have all its updates, and not begin again.
-            self._log = self._log.bind(round=state.round, attempt=state.attempt)
-        self._effects: asyncio.Queue[rounds.Effect | OSError] = asyncio.Queue()
+        self._recovered = (standing.round, standing.attempt) if standing.cohort else None
+        if standing.cohort:  # It may have all its updates, and not begin again.
+            self._log = self._log.bind(round=standing.round, attempt=standing.attempt)
+        self._effects: asyncio.Queue[events.Effect | OSError] = asyncio.Queue()
         self._ordering = asyncio.Lock()
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._changed = asyncio.Event()
         path = directory.model_path(record.round)
         self._models = {record.round: ModelFile(record.round, path, record.model)}
+        # Before any client is heard, and so on the event loop: a deadline may begin.
+        self._state, effects = engine.resume(standing)
+        self.view = engine.view(self._state)
+        self._start(self.view, effects)
 
     # ------------------------------------------------------------- for the app
 
@@ -145,9 +151,8 @@ class Coordinator:
             OSError: the run directory can't be written.
             TensorError: a file in it was damaged while in use.
         """
-        self._settle(*rounds.resume(self.policy, self.state))
-        if self.state.phase is Phase.SELECTING:
-            self._log.info("waiting for clients", needed=self.policy.min_clients)
+        if self.view.phase is Phase.SELECTING:
+            self._log.info("waiting for clients", needed=self.view.min_clients)
         expiry = asyncio.create_task(self._expire_sessions())
         try:
             while not self.ended:
@@ -177,22 +182,23 @@ class Coordinator:
             OSError: the order can't be written; the run goes on.
         """
         async with self._ordering:
-            if not self.state.stopping:
-                await asyncio.to_thread(self.directory.order_stop, self.policy.rounds)
-                self.apply(rounds.StopRequested())
+            if not self.view.stopping:
+                await asyncio.to_thread(self.directory.order_stop, self.view.rounds)
+                self.apply(events.StopRequested())
 
     def apply(
-        self, event: rounds.Event, received: Received | None = None
-    ) -> tuple[rounds.Effect, ...]:
+        self, event: events.Event, received: Received | None = None
+    ) -> tuple[events.Effect, ...]:
         """Take an event, of a received update or another, through the table; run its effects.
 
         Returns:
             the effects, of which slow ones have only been started.
         """
-        before = self.state
-        state, effects = rounds.transition(self.policy, before, event)
-        if state is not before or effects:
-            self._settle(state, effects, received)
+        before = self._state
+        self._state, effects = self._engine.transition(before, event)
+        if self._state is not before or effects:
+            seen, self.view = self.view, self._engine.view(self._state)
+            self._start(seen, effects, received)
         return effects
 
     def find(self, task_token: str, client_id: str) -> Assignment | None:
@@ -265,9 +271,9 @@ class Coordinator:
     async def _decide(self, assignment: Assignment, received: Received) -> PushResult:
         """Let the engine decide whether a valid, durable update counts."""
         client = assignment.client_id
-        event = rounds.UpdateReceived(assignment.round, assignment.attempt, client)
+        event = events.UpdateReceived(assignment.round, assignment.attempt, client)
         try:
-            if rounds.KeepUpdate(client) not in self.apply(event, received):
+            if events.KeepUpdate(client) not in self.apply(event, received):
                 return self.spool.discard(received)
             return await self.spool.sync(received)
         except OSError as error:
@@ -282,7 +288,7 @@ class Coordinator:
         self._log.warning("update refused", client=assignment.client_id, reason=message)
         self._ledger.refused.add(assignment.client_id)
         self.assignments.finish(assignment.task_token)
-        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, assignment.client_id))
+        self.apply(events.WorkFailed(assignment.round, assignment.attempt, assignment.client_id))
         return result
 
     def _superseded(self, assignment: Assignment) -> PushResult:
@@ -300,7 +306,7 @@ class Coordinator:
         if reason in _DIVERGED:
             self._ledger.diverged.add(client)
         self.assignments.finish(assignment.task_token)
-        self.apply(rounds.WorkFailed(assignment.round, assignment.attempt, client))
+        self.apply(events.WorkFailed(assignment.round, assignment.attempt, client))
 
     def report_evaluation(
         self, assignment: Assignment, num_examples: int, metrics: Metrics
@@ -309,12 +315,12 @@ class Coordinator:
         client = assignment.client_id
         self._ledger.evaluations[client] = (num_examples, metrics)
         self.assignments.finish(assignment.task_token)
-        self.apply(rounds.ClientEvaluated(assignment.round, assignment.attempt, client))
+        self.apply(events.ClientEvaluated(assignment.round, assignment.attempt, client))
 
     @property
     def failure(self) -> str | None:
         """Why the run failed, and what to change if its model had become worthless."""
-        failure, worthless = self.state.failure, self._worthless()
+        failure, worthless = self.view.failure, self._worthless()
         return f"{failure}; {worthless}" if failure and worthless else failure
 
     @property
@@ -355,9 +361,9 @@ class Coordinator:
 
         While a round's model is evaluated, that round is one of them.
         """
-        state = self.state
-        if state.phase is Phase.EVALUATING and client_id in state.accepted:
-            return state.round
+        view = self.view
+        if view.phase is Phase.EVALUATING and client_id in view.accepted:
+            return view.round
         return self._record.contributed.get(client_id, 0)
 
     @property
@@ -378,11 +384,11 @@ class Coordinator:
 
     def current_round(self) -> RoundSummary:
         """Return the attempt in progress, or the last round when the run has ended."""
-        if self.state.phase is not Phase.FINISHED:
-            return self._ledger.summary(self.state, self.state.phase.value)
+        if self.view.phase is not Phase.FINISHED:
+            return self._ledger.summary(self.view, self.view.phase.value)
         if self.history:
             return self.history[-1]
-        return self._ledger.summary(self.state, Phase.SELECTING.value)
+        return self._ledger.summary(self.view, Phase.SELECTING.value)
 
     async def wait_for_change(self, revision: int, seconds: float) -> None:
         """Return once the run is newer than `revision`, or after so many seconds."""
@@ -400,38 +406,37 @@ class Coordinator:
         self._ledger.partitions[client_id] = self.sessions.by_client[client_id].partition
         assignment = self.assignments.of_client(client_id)
         self._work_changed(client_id, assignment.work if assignment else None)
-        self.apply(rounds.ClientJoined(client_id))
-        if self.state.phase is Phase.SELECTING:
-            needed = self.policy.min_clients
-            self._log.info("waiting for clients", live=len(self.state.live), needed=needed)
+        self.apply(events.ClientJoined(client_id))
+        if self.view.phase is Phase.SELECTING:
+            needed = self.view.min_clients
+            self._log.info("waiting for clients", live=len(self.view.live), needed=needed)
 
     def _client_left(self, client_id: str) -> None:
         self._ledger.left[client_id] = self.clock()
-        self.apply(rounds.ClientLeft(client_id))
+        self.apply(events.ClientLeft(client_id))
 
     def _work_changed(self, client_id: str, work: Work | None) -> None:
         session = self.sessions.by_client.get(client_id)
         if session is not None:
             session.turn_to(_ACTIVITIES[work])
 
-    def _settle(
+    def _start(
         self,
-        state: State,
-        effects: tuple[rounds.Effect, ...],
+        before: RunView,
+        effects: tuple[events.Effect, ...],
         received: Received | None = None,
     ) -> None:
-        before, self.state = self.state, state
         for effect in effects:
             match effect:
-                case rounds.StartDeadline(seconds, event):
+                case events.StartDeadline(seconds, event):
                     self._start_deadline(seconds, event)
-                case rounds.KeepUpdate() if received:
+                case events.KeepUpdate() if received:
                     self._accept(received)
-                case rounds.Abandon():
+                case events.Abandon():
                     self.history.append(self._ledger.summary(before, "abandoned"))
                     self._stop_collecting()
                     self._effects.put_nowait(effect)
-                case rounds.Aggregate():
+                case events.Aggregate():
                     self._stop_collecting()
                     self._effects.put_nowait(effect)
                 case _:
@@ -443,13 +448,13 @@ class Coordinator:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _start_deadline(self, seconds: float, event: rounds.DeadlinePassed) -> None:
+    def _start_deadline(self, seconds: float, event: events.DeadlinePassed) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline_at = self.clock() + seconds
         self._wait_for_deadline(event)
 
-    def _wait_for_deadline(self, event: rounds.DeadlinePassed) -> None:
+    def _wait_for_deadline(self, event: events.DeadlinePassed) -> None:
         if self.time_remaining == 0:
             self.apply(event)
             return
@@ -469,8 +474,8 @@ class Coordinator:
         self._log.info(
             "update accepted",
             client=client_id,
-            accepted=len(self.state.accepted),
-            goal=self.state.goal,
+            accepted=len(self.view.accepted),
+            goal=self.view.goal,
             examples=update.num_examples,
         )
 
@@ -495,23 +500,23 @@ class Coordinator:
                     "client lost", client=client_id, lease_seconds=self.sessions.lease
                 )
 
-    async def _run_effect(self, effect: rounds.Effect) -> None:
+    async def _run_effect(self, effect: events.Effect) -> None:
         match effect:
-            case rounds.BeginRound(number, attempt):
+            case events.BeginRound(number, attempt):
                 await self._begin_round(number, attempt)
-            case rounds.Aggregate():
+            case events.Aggregate():
                 with self._span("aggregate"):
                     await self._aggregate()
-            case rounds.Evaluate(on_server, clients):
+            case events.Evaluate(on_server, clients):
                 await self._evaluate(on_server, clients)
-            case rounds.Commit():
+            case events.Commit():
                 with self._span("commit"):
                     await self._commit()
                 self._end_trace(self.history[-1])
-            case rounds.Abandon(number, _, reason):
+            case events.Abandon(number, _, reason):
                 await self._abandon(number, reason)
                 self._end_trace(self.history[-1])
-            case rounds.Finish():
+            case events.Finish():
                 await asyncio.to_thread(self.directory.remove_spare)
                 await self._remove_old_rounds()
                 self.ended = True
@@ -519,37 +524,37 @@ class Coordinator:
                 self.sessions.wake_all()
 
     async def _begin_round(self, number: int, attempt: int) -> None:
-        state = self.state
-        if (number, attempt, Phase.REPORTING) != (state.round, state.attempt, state.phase):
+        view = self.view
+        if (number, attempt, Phase.REPORTING) != (view.round, view.attempt, view.phase):
             return
         held = {client: found.partition for client, found in self.sessions.by_client.items()}
-        self._ledger = RoundLedger(self.clock(), len(state.live), self.traffic, held)
+        self._ledger = RoundLedger(self.clock(), len(view.live), self.traffic, held)
         if (number, attempt) != self._recovered:
             cohort = Cohort(
                 round=number,
                 attempt=attempt,
-                cohort=state.cohort,
-                goal=state.goal,
-                live=tuple(sorted(state.live)),
+                cohort=view.cohort,
+                goal=view.goal,
+                live=tuple(sorted(view.live)),
             )
             await asyncio.to_thread(self.directory.begin_attempt, cohort)
             folder, spares = self.directory.updates_folder(number), self.directory.spares()
             self.spool.begin(folder, self.newest_model.path, spares)
         if (number, attempt, Phase.REPORTING) != (
-            self.state.round,
-            self.state.attempt,
-            self.state.phase,
+            self.view.round,
+            self.view.attempt,
+            self.view.phase,
         ):
             return
-        self._begin_trace(state)
+        self._begin_trace(view)
         # Those who are lost, too: they may come back in time.
-        workers = sorted(self.state.pending | self.state.lost)
+        workers = sorted(self.view.pending | self.view.lost)
         self._log = self._log.bind(round=number, attempt=attempt)
         self._log.info(
             "round began",
-            cohort=len(state.cohort),
-            goal=state.goal,
-            live=len(state.live),
+            cohort=len(view.cohort),
+            goal=view.goal,
+            live=len(view.live),
         )
         self._assign(workers, Work.TRAIN, self._record.round)
         # Deleting large files takes a while; the cohort is busy meanwhile.
@@ -560,7 +565,7 @@ class Coordinator:
         await asyncio.to_thread(self.directory.remove_old, self._record.round, keep)
 
     def _assign(self, clients: Iterable[str], work: Work, version: int) -> None:
-        number, attempt = self.state.round, self.state.attempt
+        number, attempt = self.view.round, self.view.attempt
         run_id = self.settings.run_id
         self.assignments.replace(
             Assignment(
@@ -577,10 +582,10 @@ class Coordinator:
         self.sessions.wake(clients)
 
     async def _aggregate(self) -> None:
-        number = self.state.round
+        number = self.view.round
         if self._reject_outliers():
             return
-        updates = [self.spool.accepted[client] for client in sorted(self.state.accepted)]
+        updates = [self.spool.accepted[client] for client in sorted(self.view.accepted)]
         weights = capped_weights([u.num_examples for u in updates], self.settings.max_share)
         spooled = [
             SpooledUpdate(
@@ -607,14 +612,14 @@ class Coordinator:
         except DamagedUpdate as error:
             raise RunFailed(f"{error}; go on with --resume, and it is trained again") from error
         except CannotAggregate as error:
-            self.apply(rounds.AggregationFailed(str(error)))
+            self.apply(events.AggregationFailed(str(error)))
             return
         self._ledger.folded = folded
         self._ledger.shares = dict(
             zip((update.client_id for update in updates), folded.shares, strict=True)
         )
         self._ledger.aggregated = self.clock()
-        self.apply(rounds.Aggregated())
+        self.apply(events.Aggregated())
 
     def _reject_outliers(self) -> bool:
         """Leave out the updates that are too long for a mean; say whether that ends the attempt.
@@ -638,10 +643,10 @@ class Coordinator:
             f"{len(found.clients)} updates are longer than {ratio:g} times the median "
             "(--max-norm-ratio)"
         )
-        return bool(self.apply(rounds.UpdatesRejected(found.clients, reason)))
+        return bool(self.apply(events.UpdatesRejected(found.clients, reason)))
 
     async def _evaluate(self, on_server: bool, clients: tuple[str, ...]) -> None:
-        number, attempt = self.state.round, self._ledger
+        number, attempt = self.view.round, self._ledger
         path = self.directory.model_path(number)
         attempt.evaluating_since = self.clock()
         if attempt.folded is not None:
@@ -655,26 +660,26 @@ class Coordinator:
             if len(attempt.global_metrics) < len(found.metrics):
                 self._log.warning("evaluation is not finite")
             attempt.loss_is_finite = math.isfinite(found.metrics.get("loss", 0.0))
-            self.apply(rounds.ServerEvaluated())
+            self.apply(events.ServerEvaluated())
 
     async def _commit(self) -> None:
-        state, updates = self.state, self.spool.accepted
+        view, updates = self.view, self.spool.accepted
         self.assignments.replace(())
-        row, progress = self._ledger.row(state, updates, self._record.progress, self.clock())
-        clients = self._ledger.client_rows(state, updates)
+        row, progress = self._ledger.row(view, updates, self._record.progress, self.clock())
+        clients = self._ledger.client_rows(view, updates)
         confusion = self._ledger.confusion
-        evaluation = by_class(state.round, confusion) if confusion else None
+        evaluation = by_class(view.round, confusion) if confusion else None
         if self._ledger.folded is None:
             raise ValueError("a round is committed after its updates were aggregated")
         record = Record(
-            round=state.round,
+            round=view.round,
             model=self._ledger.folded.model,
             state=self._ledger.folded.state,
             contributed={
                 **self._record.contributed,
-                **dict.fromkeys(sorted(state.accepted), state.round),
+                **dict.fromkeys(sorted(view.accepted), view.round),
             },
-            live=tuple(sorted(state.live)),
+            live=tuple(sorted(view.live)),
             progress=progress,
             row=row,
             clients=tuple(clients),
@@ -696,7 +701,7 @@ class Coordinator:
                 "--target-accuracy has no effect: the clients' evaluation has no accuracy"
             )
         stop = should_stop(progress, row.accuracy, settings.target_accuracy, settings.patience)
-        self.apply(rounds.Committed(stop))
+        self.apply(events.Committed(stop))
 
     def _worthless(self) -> str | None:
         """Return why the model is worthless, and what to change; None if it is not."""
@@ -722,14 +727,14 @@ class Coordinator:
 
     # -------------------------------------------------------------------- traces
 
-    def _begin_trace(self, state: State) -> None:
+    def _begin_trace(self, view: RunView) -> None:
         self._trace = tracing.trace(
             "round",
             run=self.settings.run_id,
-            round=state.round,
-            attempt=state.attempt,
-            cohort=len(state.cohort),
-            goal=state.goal,
+            round=view.round,
+            attempt=view.attempt,
+            cohort=len(view.cohort),
+            goal=view.goal,
         )
 
     def _span(self, name: str) -> tracing.Span:

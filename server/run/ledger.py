@@ -12,7 +12,7 @@ from common.bounds import MAX_METRICS
 from common.training import Metrics
 from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress, advance, score_of
-from server.engine.rounds import State
+from server.engine.engine import RunView
 from server.run.uploads import StoredUpdate
 from server.storage.columns import Row
 from server.storage.metrics import most_reported, spread, weighted_means
@@ -96,30 +96,30 @@ class RoundLedger:
         self.bytes_resent += size
         self.traffic.resent += size
 
-    def dropped(self, state: State) -> int:
+    def dropped(self, view: RunView) -> int:
         """Return how many of the cohort will bring no update, the refused ones aside."""
-        return len((state.lost | state.failed) - self.refused)
+        return len((view.lost | view.failed) - self.refused)
 
-    def summary(self, state: State, phase: str) -> RoundSummary:
+    def summary(self, view: RunView, phase: str) -> RoundSummary:
         """Return the attempt as operators see it in `phase`."""
         return RoundSummary(
-            number=state.round,
-            attempt=state.attempt,
+            number=view.round,
+            attempt=view.attempt,
             phase=phase,
-            cohort_size=len(state.cohort),
-            report_goal=state.goal,
-            accepted=len(state.accepted - self.refused),
+            cohort_size=len(view.cohort),
+            report_goal=view.goal,
+            accepted=len(view.accepted - self.refused),
             refused=len(self.refused),
-            dropped=self.dropped(state),
+            dropped=self.dropped(view),
         )
 
     def row(
-        self, state: State, updates: Mapping[str, StoredUpdate], progress: Progress, now: float
+        self, view: RunView, updates: Mapping[str, StoredUpdate], progress: Progress, now: float
     ) -> tuple[Row, Progress]:
         """Return the committed round's row, and the progress that it makes.
 
         Args:
-            state: the engine's, when the round is committed.
+            view: of the run when the round is committed.
             updates: of all clients whose update is durable.
             progress: before this round.
             now: the clock.
@@ -138,12 +138,12 @@ class RoundLedger:
         judged = client_loss if loss is None else loss
         if not self.loss_is_finite:
             judged = math.nan
-        progress = advance(progress, state.round, score, judged)
-        counted = [updates[client] for client in sorted(state.accepted & updates.keys())]
+        progress = advance(progress, view.round, score, judged)
+        counted = [updates[client] for client in sorted(view.accepted & updates.keys())]
         trained = weighted_means((update.num_examples, update.metrics) for update in counted)
         row = Row(
-            round=state.round,
-            attempt=state.attempt,
+            round=view.round,
+            attempt=view.attempt,
             global_accuracy=accuracy,
             global_loss=loss,
             client_accuracy=client_accuracy,
@@ -154,10 +154,10 @@ class RoundLedger:
             fine_tuning_gain=self._fine_tuning_gain(),
             train_loss=trained.get("loss"),
             num_clients=self.num_clients,
-            cohort_size=len(state.cohort),
-            report_goal=state.goal,
-            accepted=len(state.accepted),
-            dropped=len(set(state.cohort) - state.accepted - self.refused),
+            cohort_size=len(view.cohort),
+            report_goal=view.goal,
+            accepted=len(view.accepted),
+            dropped=len(set(view.cohort) - view.accepted - self.refused),
             refused=len(self.refused),
             num_examples=sum(update.num_examples for update in counted),
             bytes_down=sum(self.bytes_down.values()),
@@ -193,21 +193,21 @@ class RoundLedger:
         return weighted_means(gains).get("gain")
 
     def client_rows(
-        self, state: State, updates: Mapping[str, StoredUpdate]
+        self, view: RunView, updates: Mapping[str, StoredUpdate]
     ) -> list[dict[str, Any]]:
         """Return a row for each client of the cohort and each that evaluated; absent is None."""
         rows = []
-        for client in sorted({*state.cohort, *self.evaluations}):
+        for client in sorted({*view.cohort, *self.evaluations}):
             update = updates.get(client)
             examples, evaluation = self.evaluations.get(client, (None, {}))
             outcome = "accepted" if update else "dropped"
             if client in self.refused:
                 outcome = "refused"
-            if client not in state.cohort:
+            if client not in view.cohort:
                 outcome = "not_selected"
             rows.append(
                 {
-                    "round": state.round,
+                    "round": view.round,
                     "client_id": client,
                     "partition": self.partitions.get(client),
                     "outcome": outcome,

@@ -6,7 +6,7 @@ Pure: looks at what others know, and remembers nothing.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.engine.rounds import State
+from server.engine.engine import RunView
 from server.run.ledger import RoundLedger
 from server.run.sessions import Activity, Session, Sessions
 from server.run.uploads import StoredUpdate
@@ -30,7 +30,7 @@ class Roster:
     """The live clients and those of the current cohort, at one moment.
 
     Args:
-        state: the engine's.
+        view: of the run.
         sessions: who is there.
         ledger: the current attempt's.
         updates: the accepted ones by client id.
@@ -39,18 +39,18 @@ class Roster:
 
     def __init__(
         self,
-        state: State,
+        view: RunView,
         sessions: Sessions,
         ledger: RoundLedger,
         updates: Mapping[str, StoredUpdate],
         now: float,
     ) -> None:
-        self._state = state
+        self._view = view
         self._sessions = sessions.by_client
         self._ledger = ledger
         self._updates = updates
         self._now = now
-        self.client_ids = sorted({*self._sessions, *sessions.awaited, *state.cohort})
+        self.client_ids = sorted({*self._sessions, *sessions.awaited, *view.cohort})
 
     def summary(self, client_id: str) -> ClientSummary:
         """Return what is known of one of them."""
@@ -71,9 +71,9 @@ class Roster:
     def _state_of(self, client_id: str, session: Session | None) -> str:
         if session is not None and session.activity is not Activity.WAITING:
             return session.activity.name
-        if client_id in self._state.accepted:
+        if client_id in self._view.accepted:
             return "DONE"
-        if client_id in self._state.failed:
+        if client_id in self._view.failed:
             return "FAILED"
         return "LOST" if session is None else "WAITING"
 

@@ -6,6 +6,7 @@ half-written isn't there yet. Needs no torch.
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Line = dict[str, Any]
 # Of a run directory. It grows when a reader of an older one would take something wrongly; what is
 # only added needs no new one.
 FORMAT = 1
+_LARGEST = sys.float_info.max
 
 
 class Lines:
@@ -31,6 +33,7 @@ class Lines:
     def __init__(self, path: Path, wanted: Callable[[Line], bool] = lambda _: True) -> None:
         self._path = path
         self._wanted = wanted
+        self._given = 0
         self._begin(inode=0)
 
     def _begin(self, inode: int) -> None:
@@ -64,6 +67,16 @@ class Lines:
         self._found += filter(self._wanted, found)
         self.damaged += len(values) - len(found)
         return self._found
+
+    def new(self) -> list[Line]:
+        """Return the complete lines beyond those that earlier calls returned.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        lines = self.all()[self._given :]
+        self._given += len(lines)
+        return lines
 
 
 def _parse(lines: list[bytes]) -> list[Any]:
@@ -171,8 +184,8 @@ def check_format(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def numbers(row: Line) -> dict[str, float]:
-    """Return what is a number and there in a row of metrics; of a task's own, as global_<name>."""
-    return own_numbers(row) | {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+    """Return what is a finite number in a row of metrics; of a task's own, as global_<name>."""
+    return own_numbers(row) | {name: value for name, value in row.items() if _is_number(value)}
 
 
 def own_numbers(row: Line) -> dict[str, float]:
@@ -180,12 +193,19 @@ def own_numbers(row: Line) -> dict[str, float]:
 
     Those that are called as one of the row's columns are left out.
     """
+    own = {side: row.get(f"{side}_metrics") for side in ("global", "client")}
     return {
-        column: float(value)
-        for side in ("global", "client")
-        for name, value in row.get(f"{side}_metrics", {}).items()
-        if (column := f"{side}_{name}") not in row
+        column: value
+        for side, metrics in own.items()
+        if isinstance(metrics, dict)
+        for name, value in metrics.items()
+        if (column := f"{side}_{name}") not in row and _is_number(value)
     }
+
+
+def _is_number(value: object) -> bool:
+    # Of an int beyond any float, JSON may be full.
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def is_running(run_dir: Path) -> bool:

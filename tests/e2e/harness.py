@@ -12,6 +12,7 @@ from pathlib import Path
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc
 from scripts.admin_channel import connect, server_of
+from server.storage.run_files import read_json
 from tests.e2e.preloaded import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -106,11 +107,8 @@ class Federation:
 
     def _ready(self, process):
         assert process.popen.poll() is None, process.text
-        try:
-            ready = json.loads((self.run_dir / "server.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return ready if ready["pid"] == process.popen.pid else None
+        ready = read_json(self.run_dir / "server.json")
+        return ready if ready.get("pid") == process.popen.pid else None
 
     @contextmanager
     def admin(self):

@@ -91,7 +91,7 @@ def test_killed_and_resumed_the_same_update_is_left_out(tmp_path, run, first):
     with LiveServer(folder, **OPTIONS) as server:
         push(server, first)
     with LiveServer(folder, **OPTIONS, resume=True) as server:
-        assert server.coordinator.state.accepted == set(first)
+        assert server.coordinator.view.accepted == set(first)
         push(server, set(VALUES) - set(first))
         server.wait_for(lambda run: run.model.version == 1)
     assert (folder / "models" / "global.safetensors").read_bytes() == undisturbed

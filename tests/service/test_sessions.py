@@ -301,7 +301,7 @@ def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
     with LiveServer(tmp_path / "run", **given, **options) as server:
         clients = {name: server.join(name, n) for n, name in enumerate("ab")}
         server.wait_for(lambda run: run.round.cohort_size == 1)
-        (trainer,) = server.coordinator.state.cohort
+        (trainer,) = server.coordinator.view.cohort
         clients[trainer].push(clients[trainer].assignment(), update())
         for client in clients.values():
             work = client.assignment()

@@ -10,7 +10,7 @@ from common.errors import InputError
 
 FLAGS = """
 --partition --server --task --data-dir --state-dir --client-id --device --threads --max-wait
---otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help
+--otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help --version
 """
 
 

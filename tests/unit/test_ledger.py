@@ -7,14 +7,15 @@ import pytest
 from common.tensors import Digest
 from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress
-from server.engine.rounds import Phase, State
+from server.engine.engine import RunView
+from server.engine.events import Phase
 from server.run.ledger import RoundLedger
 from server.run.uploads import StoredUpdate
 
 MODEL = Digest("f" * 64, 100)
 FOLDED = Folded(MODEL, {}, [])
 # Five were selected: two delivered, one was refused, one failed, one left.
-STATE = State(
+VIEW = RunView(
     phase=Phase.COMMITTING,
     round=4,
     attempt=2,
@@ -52,7 +53,7 @@ def ledger(**values):
 
 
 def row_of(attempt, progress=None):
-    return attempt.row(STATE, UPDATES, progress or Progress(), now=104.0)
+    return attempt.row(VIEW, UPDATES, progress or Progress(), now=104.0)
 
 
 def test_a_row_counts_clients_examples_and_seconds():
@@ -65,7 +66,7 @@ def test_a_row_counts_clients_examples_and_seconds():
 
 
 def test_selected_clients_that_were_not_waited_for_are_dropped():
-    state = State(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
+    state = RunView(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
     attempt = RoundLedger(0.0, 3, collected=1.0, aggregated=1.0, folded=FOLDED)
     assert attempt.row(state, UPDATES, Progress(), now=1.0)[0].dropped == 1
 
@@ -74,19 +75,19 @@ def test_an_update_that_was_left_out_is_rejected_and_counts_nowhere():
     attempt = ledger()
     attempt.refused.add("d")
     updates = UPDATES | {"d": update("d", 1000, loss=9e8)}
-    row, _ = attempt.row(STATE, updates, Progress(), now=104.0)
+    row, _ = attempt.row(VIEW, updates, Progress(), now=104.0)
     assert (row.accepted, row.refused, row.dropped) == (2, 2, 1)
     assert (row.num_examples, row.train_loss) == (110, (100 * 0.5 + 10 * 1.0) / 110)
-    found = {one["client_id"]: one for one in attempt.client_rows(STATE, updates)}["d"]
+    found = {one["client_id"]: one for one in attempt.client_rows(VIEW, updates)}["d"]
     assert (found["outcome"], found["share"], found["update_norm"]) == ("refused", None, 2.0)
     assert (found["num_examples"], found["train_loss"]) == (1000, 9e8)
-    before = replace(STATE, accepted=frozenset("abd"), failed=frozenset("c"))
+    before = replace(VIEW, accepted=frozenset("abd"), failed=frozenset("c"))
     assert attempt.summary(before, "abandoned").accepted == 2
 
 
 def test_while_the_attempt_runs_only_those_who_will_not_report_are_dropped():
-    assert ledger().dropped(STATE) == 2
-    assert ledger().dropped(State(cohort=("a", "b", "c"))) == 0
+    assert ledger().dropped(VIEW) == 2
+    assert ledger().dropped(RunView(cohort=("a", "b", "c"))) == 0
 
 
 def test_metrics_are_means_weighted_by_examples():
@@ -165,7 +166,7 @@ def test_bytes_add_up_by_client():
 
 def test_there_is_no_row_before_the_updates_are_aggregated():
     with pytest.raises(ValueError, match="aggregated"):
-        RoundLedger(0.0, 1).row(STATE, UPDATES, Progress(), now=1.0)
+        RoundLedger(0.0, 1).row(VIEW, UPDATES, Progress(), now=1.0)
 
 
 def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
@@ -174,7 +175,7 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
     attempt.report_seconds["a"] = 1.5
     attempt.shares = {"a": 0.25, "b": 0.75}
     attempt.count_up("a", 10)
-    rows = attempt.client_rows(STATE, UPDATES)
+    rows = attempt.client_rows(VIEW, UPDATES)
     assert [(row["client_id"], row["outcome"]) for row in rows] == [
         ("a", "accepted"),
         ("b", "accepted"),
@@ -209,7 +210,7 @@ def test_each_client_of_the_cohort_has_a_row_in_client_id_order():
 def test_a_client_that_only_evaluates_has_a_row_too():
     tuned = {"accuracy": 0.5, "fine_tuned_accuracy": 0.75, "fine_tuned_loss": 0.25}
     evaluations = {"z": (7, tuned), "d": (8, {"accuracy": 0.25}), "aa": (0, {})}
-    rows = {row["client_id"]: row for row in ledger(evaluations=evaluations).client_rows(STATE, {})}
+    rows = {row["client_id"]: row for row in ledger(evaluations=evaluations).client_rows(VIEW, {})}
     assert list(rows) == ["a", "aa", "b", "c", "d", "e", "z"]
     assert rows["z"]["outcome"] == rows["aa"]["outcome"] == "not_selected"
     assert (rows["z"]["num_examples"], rows["z"]["validation_examples"]) == (None, 7)

@@ -96,7 +96,6 @@ def test_numbers_are_what_is_a_number_and_there():
     assert numbers["accepted"] == 2.0
     assert (numbers["global_f1"], numbers["client_f1"]) == (0.5, 0.25)
     assert not {"global_accuracy", "evaluate_seconds", "model_blake3"} & numbers.keys()
-    assert all(isinstance(value, float) for value in numbers.values())
 
 
 def test_means_are_weighted_by_the_examples_of_the_reports_that_hold_the_metric():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from common.tensors import Digest
 from server.auth.callers import Everyone
-from server.engine.rounds import State
+from server.engine.engine import RunView
 from server.run.ledger import RoundLedger
 from server.run.roster import Roster
 from server.run.sessions import Activity, Sessions
@@ -22,7 +22,7 @@ def begin(*clients):
 
 def roster(sessions, clock, ledger=None, updates=None, **state):
     return Roster(
-        State(**state), sessions, ledger or RoundLedger(90.0, 1), updates or {}, now=clock.now
+        RunView(**state), sessions, ledger or RoundLedger(90.0, 1), updates or {}, now=clock.now
     )
 
 

@@ -1,12 +1,16 @@
 """The round engine: each row of its table, and that nothing else happens."""
 
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import server
 from server.engine import rounds
-from server.engine.rounds import (
+from server.engine.engine import Standing
+from server.engine.events import (
     Abandon,
     Aggregate,
     Aggregated,
@@ -22,18 +26,20 @@ from server.engine.rounds import (
     Finish,
     KeepUpdate,
     Phase,
-    Policy,
     ServerEvaluated,
     StartDeadline,
-    State,
     StopRequested,
     UpdateReceived,
     UpdatesRejected,
     WorkFailed,
+)
+from server.engine.rounds import (
+    Finished,
+    Policy,
+    RoundEngine,
+    State,
     is_due,
     quorum_of,
-    resume,
-    transition,
 )
 
 # Three clients, all of them wanted, a quorum of two.
@@ -54,12 +60,24 @@ POLICY = Policy(
 )
 
 
+def transition(policy, state, event):
+    return RoundEngine(policy).transition(state, event)
+
+
+def resume(policy, **standing):
+    return RoundEngine(policy).resume(Standing(**standing))
+
+
 def play(policy, state, *events):
     """Return the state after the events, and the effects of the last."""
     effects = ()
     for event in events:
         state, effects = transition(policy, state, event)
     return state, effects
+
+
+def seen(state):
+    return RoundEngine(POLICY).view(state)
 
 
 def joined(*clients):
@@ -97,7 +115,7 @@ STATES = {
     Phase.AGGREGATING: aggregating(),
     Phase.EVALUATING: evaluating(),
     Phase.COMMITTING: committing(),
-    Phase.FINISHED: replace(committing(), phase=Phase.FINISHED),
+    Phase.FINISHED: replace(committing(), at=Finished(committing().at.reports)),
 }
 # For each phase, an event of each type that fits the state as well as it can.
 EVENTS = {
@@ -132,7 +150,7 @@ LISTED = {
 @pytest.mark.parametrize(("phase", "event"), PAIRS)
 def test_only_the_pairs_of_the_table_change_anything(phase, event):
     before = STATES[phase]
-    assert before.phase is phase
+    assert seen(before).phase is phase
     after, effects = transition(POLICY, before, event)
     if type(event) in LISTED[phase]:
         assert after != before
@@ -142,38 +160,42 @@ def test_only_the_pairs_of_the_table_change_anything(phase, event):
 
 def test_a_round_begins_as_soon_as_enough_clients_are_there():
     state, effects = play(POLICY, State(), *joined("b", "a"))
-    assert (state.phase, effects) == (Phase.SELECTING, ())
+    assert (seen(state).phase, effects) == (Phase.SELECTING, ())
     state, effects = play(POLICY, state, ClientLeft("a"), *joined("c"))
-    assert (state.phase, effects) == (Phase.SELECTING, ())
+    assert (seen(state).phase, effects) == (Phase.SELECTING, ())
     state, effects = play(POLICY, state, *joined("a"))
-    assert (state.phase, state.cohort, state.goal) == (Phase.REPORTING, ("a", "b", "c"), 3)
+    assert (seen(state).phase, seen(state).cohort, seen(state).goal) == (
+        Phase.REPORTING,
+        ("a", "b", "c"),
+        3,
+    )
     assert effects == (BeginRound(1, 1), StartDeadline(60.0, deadline()))
 
 
 def test_the_goal_ends_reporting_and_later_updates_are_dropped():
     policy = replace(POLICY, report_goal=2)
     state, effects = play(policy, reporting(policy), *updates("c"))
-    assert (state.phase, effects) == (Phase.REPORTING, (KeepUpdate("c"),))
+    assert (seen(state).phase, effects) == (Phase.REPORTING, (KeepUpdate("c"),))
     state, effects = play(policy, state, *updates("a"))
-    assert (state.phase, effects) == (Phase.AGGREGATING, (KeepUpdate("a"), Aggregate()))
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, (KeepUpdate("a"), Aggregate()))
     state, effects = play(policy, state, *updates("b"))
-    assert (state.accepted, effects) == ({"a", "c"}, ())
+    assert (seen(state).accepted, effects) == ({"a", "c"}, ())
 
 
 def test_an_update_counts_once():
     state, effects = play(POLICY, reporting(), *updates("a", "a"))
-    assert (state.accepted, effects) == ({"a"}, ())
+    assert (seen(state).accepted, effects) == ({"a"}, ())
 
 
 def test_a_client_outside_the_cohort_does_not_count():
     state, effects = play(POLICY, reporting(), *joined("d"), *updates("d"))
-    assert (state.accepted, effects) == (frozenset(), ())
+    assert (seen(state).accepted, effects) == (frozenset(), ())
 
 
 def test_a_quorum_suffices_at_the_deadline():
     state, effects = play(POLICY, reporting(), *updates("a", "b"), deadline())
-    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
-    assert state.accepted == {"a", "b"}
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+    assert seen(state).accepted == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -191,62 +213,70 @@ def test_a_deadline_without_quorum_abandons_the_attempt_and_begins_the_next():
     assert abandon == Abandon(1, 1, abandon.reason)
     assert "1 of the 2 updates" in abandon.reason
     assert begin == [BeginRound(1, 2), StartDeadline(60.0, deadline(attempt=2))]
-    assert (state.phase, state.round, state.attempt) == (Phase.REPORTING, 1, 2)
-    assert (state.accepted, state.lost, state.failed) == (frozenset(), frozenset(), frozenset())
+    assert (seen(state).phase, state.round, state.attempt) == (Phase.REPORTING, 1, 2)
+    assert (seen(state).accepted, seen(state).lost, seen(state).failed) == (
+        frozenset(),
+        frozenset(),
+        frozenset(),
+    )
 
 
 def test_the_next_attempt_waits_for_enough_clients():
     state, effects = play(POLICY, reporting(), ClientLeft("a"), deadline())
-    assert (state.phase, state.attempt, len(effects)) == (Phase.SELECTING, 2, 1)
-    assert (state.cohort, state.pending) == ((), frozenset())
+    assert (seen(state).phase, state.attempt, len(effects)) == (Phase.SELECTING, 2, 1)
+    assert (seen(state).cohort, seen(state).pending) == ((), frozenset())
     state, effects = play(POLICY, state, *joined("d"))
-    assert (state.phase, effects[0]) == (Phase.REPORTING, BeginRound(1, 2))
-    assert state.pending == {"b", "c", "d"}
+    assert (seen(state).phase, effects[0]) == (Phase.REPORTING, BeginRound(1, 2))
+    assert seen(state).pending == {"b", "c", "d"}
 
 
 def test_the_last_attempt_fails_the_run_and_names_the_flag():
     state = reporting()
     for attempt in (1, 2, 3):
         state, effects = play(POLICY, state, deadline(attempt=attempt))
-    assert state.phase is Phase.FINISHED
-    assert "round 1 was abandoned 3 times (--max-attempts)" in state.failure
+    assert seen(state).phase is Phase.FINISHED
+    assert "round 1 was abandoned 3 times (--max-attempts)" in seen(state).failure
     assert isinstance(effects[0], Abandon)
     assert effects[1:] == (Finish(),)
 
 
 def test_with_nobody_left_to_report_a_quorum_aggregates_at_once():
     state, effects = play(POLICY, reporting(), *updates("a", "b"), WorkFailed(1, 1, "c"))
-    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
 
 
 def test_with_nobody_left_to_report_and_no_quorum_the_attempt_is_abandoned_at_once():
     events = [*updates("a"), WorkFailed(1, 1, "b"), ClientLeft("c")]
     state, effects = play(POLICY, reporting(), *events)
-    assert (state.phase, state.attempt) == (Phase.SELECTING, 2)
+    assert (seen(state).phase, state.attempt) == (Phase.SELECTING, 2)
     assert effects[0].reason.startswith("nobody is left to report")
 
 
 def test_a_lost_client_that_comes_back_is_awaited_again():
     state, _ = play(POLICY, reporting(), *updates("a", "b"), *joined("d"), ClientLeft("d"))
     back, _ = play(POLICY, reporting(), ClientLeft("c"), *joined("c"), *updates("a", "b"))
-    assert state.pending == back.pending == {"c"}
-    assert back.phase is Phase.REPORTING
+    assert seen(state).pending == seen(back).pending == {"c"}
+    assert seen(back).phase is Phase.REPORTING
 
 
 def test_an_update_of_a_lost_client_counts():
     state, effects = play(POLICY, reporting(), ClientLeft("a"), *updates("a"))
-    assert (state.accepted, state.lost, effects) == ({"a"}, frozenset(), (KeepUpdate("a"),))
+    assert (seen(state).accepted, seen(state).lost, effects) == (
+        {"a"},
+        frozenset(),
+        (KeepUpdate("a"),),
+    )
 
 
 def test_a_failed_client_does_not_come_back():
     failed, _ = play(POLICY, reporting(), WorkFailed(1, 1, "a"))
     state, effects = play(POLICY, failed, ClientLeft("a"), *joined("a"), *updates("a"))
-    assert (state.failed, state.accepted, effects) == ({"a"}, frozenset(), ())
+    assert (seen(state).failed, seen(state).accepted, effects) == ({"a"}, frozenset(), ())
 
 
 def test_a_lost_client_whose_work_failed_does_not_come_back():
     state, _ = play(POLICY, reporting(), ClientLeft("a"), WorkFailed(1, 1, "a"), *joined("a"))
-    assert state.pending == {"b", "c"}
+    assert seen(state).pending == {"b", "c"}
 
 
 @pytest.mark.parametrize("event", [WorkFailed(1, 1, "a"), deadline(), *updates("a")])
@@ -267,11 +297,11 @@ def test_events_of_an_older_attempt_do_not_end_an_evaluation(event):
 def test_over_selection_selects_more_clients_than_the_goal():
     policy = replace(POLICY, min_clients=10, fraction=0.5, over_select=1.4)
     state, _ = play(policy, State(), *joined(*"abcdefghij"))
-    assert (len(state.cohort), state.goal) == (7, 5)
+    assert (len(seen(state).cohort), seen(state).goal) == (7, 5)
 
 
 def test_the_goal_is_never_more_than_the_cohort():
-    assert reporting(replace(POLICY, report_goal=50)).goal == 3
+    assert seen(reporting(replace(POLICY, report_goal=50))).goal == 3
 
 
 @pytest.mark.parametrize(
@@ -294,20 +324,20 @@ def test_evaluation_is_due_every_so_many_rounds_and_in_the_last_but_never_with_0
 def test_a_round_without_evaluation_is_committed_at_once():
     policy = replace(POLICY, evaluate_every=2, client_evaluate_every=0)
     state, effects = play(policy, aggregating(policy), Aggregated())
-    assert (state.phase, effects) == (Phase.COMMITTING, (Commit(),))
+    assert (seen(state).phase, effects) == (Phase.COMMITTING, (Commit(),))
 
 
 def test_the_last_round_is_evaluated():
     policy = replace(POLICY, rounds=1, evaluate_every=2, client_evaluate_every=0)
     state, effects = play(policy, aggregating(policy), Aggregated())
-    assert (state.phase, effects[0]) == (Phase.EVALUATING, Evaluate(True, ()))
+    assert (seen(state).phase, effects[0]) == (Phase.EVALUATING, Evaluate(True, ()))
 
 
 def test_live_clients_whose_update_counts_evaluate_under_a_deadline_of_their_own():
     policy = replace(POLICY, evaluate_every=0, quorum=1)
     events = [*updates("c", "b"), WorkFailed(1, 1, "a"), ClientLeft("b"), Aggregated()]
     state, effects = play(policy, reporting(policy), *events)
-    assert state.phase is Phase.EVALUATING
+    assert seen(state).phase is Phase.EVALUATING
     assert effects == (Evaluate(False, ("c",)), StartDeadline(60.0, deadline(Phase.EVALUATING)))
 
 
@@ -319,7 +349,7 @@ def test_every_client_that_is_there_evaluates_if_all_are_asked():
     # Who comes later evaluates the next round's model.
     events = [*joined("f"), *(ClientEvaluated(1, 1, client) for client in "ac"), ServerEvaluated()]
     state, effects = play(policy, state, *events)
-    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    assert (seen(state).phase, effects) == (Phase.EVALUATING, ())
     assert play(policy, state, ClientEvaluated(1, 1, "d"))[1] == (Commit(),)
 
 
@@ -331,14 +361,14 @@ def test_nobody_is_asked_when_no_evaluation_of_clients_is_due():
 def test_an_evaluation_ends_when_all_are_in_or_gone():
     events = [ClientEvaluated(1, 1, "a"), ServerEvaluated(), WorkFailed(1, 1, "b")]
     state, effects = play(POLICY, evaluating(), *events)
-    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    assert (seen(state).phase, effects) == (Phase.EVALUATING, ())
     state, effects = play(POLICY, state, ClientLeft("c"))
-    assert (state.phase, effects) == (Phase.COMMITTING, (Commit(),))
+    assert (seen(state).phase, effects) == (Phase.COMMITTING, (Commit(),))
 
 
 def test_the_evaluation_deadline_waits_for_the_server_but_not_for_clients():
     state, effects = play(POLICY, evaluating(), deadline(Phase.EVALUATING))
-    assert (state.phase, effects) == (Phase.EVALUATING, ())
+    assert (seen(state).phase, effects) == (Phase.EVALUATING, ())
     assert play(POLICY, state, ServerEvaluated())[1] == (Commit(),)
     assert play(POLICY, evaluating(), ServerEvaluated(), deadline(Phase.EVALUATING))[1] == (
         Commit(),
@@ -348,25 +378,29 @@ def test_the_evaluation_deadline_waits_for_the_server_but_not_for_clients():
 def test_the_next_round_begins_anew_with_the_clients_that_are_there():
     state, effects = play(POLICY, committing(), ClientLeft("a"), *joined("d"), Committed(False))
     assert effects[0] == BeginRound(2, 1)
-    assert (state.round, state.attempt, state.cohort) == (2, 1, ("b", "c", "d"))
-    assert state.pending == {"b", "c", "d"}
+    assert (state.round, state.attempt, seen(state).cohort) == (2, 1, ("b", "c", "d"))
+    assert seen(state).pending == {"b", "c", "d"}
 
 
 def test_updates_that_make_no_model_abandon_the_attempt_and_at_last_the_run():
     state, effects = play(POLICY, aggregating(), AggregationFailed("overflow"))
     assert effects[0] == Abandon(1, 1, "overflow")
-    assert (state.phase, state.attempt, state.accepted) == (Phase.REPORTING, 2, frozenset())
+    assert (seen(state).phase, state.attempt, seen(state).accepted) == (
+        Phase.REPORTING,
+        2,
+        frozenset(),
+    )
     policy = replace(POLICY, max_attempts=1)
     state, effects = play(policy, aggregating(policy), AggregationFailed("overflow"))
     assert effects == (Abandon(1, 1, "overflow"), Finish())
-    assert state.failure.endswith("overflow")
+    assert seen(state).failure.endswith("overflow")
 
 
 def test_updates_that_are_left_out_are_neither_counted_nor_evaluated_by_their_clients():
     rejected = UpdatesRejected(frozenset("b"), "too long")
     state, effects = play(POLICY, aggregating(), rejected)
-    assert (state.phase, effects) == (Phase.AGGREGATING, ())
-    assert (state.accepted, state.failed) == (frozenset("ac"), frozenset("b"))
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, ())
+    assert (seen(state).accepted, seen(state).failed) == (frozenset("ac"), frozenset("b"))
     state, effects = play(POLICY, state, Aggregated())
     assert effects[0] == Evaluate(True, ("a", "c"))
 
@@ -376,12 +410,16 @@ def test_without_a_quorum_beside_those_left_out_the_attempt_is_abandoned():
     state, effects = play(POLICY, aggregating(), rejected)
     reason = "2 are too long, with 1 of the 2 updates that a quorum needs"
     assert effects[0] == Abandon(1, 1, reason)
-    assert (state.phase, state.attempt, state.accepted) == (Phase.REPORTING, 2, frozenset())
+    assert (seen(state).phase, state.attempt, seen(state).accepted) == (
+        Phase.REPORTING,
+        2,
+        frozenset(),
+    )
 
 
 def test_a_run_that_has_ended_only_ends_again():
-    state = State(phase=Phase.FINISHED, round=3, live=frozenset({"a"}))
-    assert resume(POLICY, state) == (state, (Finish(),))
+    state, effects = resume(POLICY, round=3, live=frozenset({"a"}), ended=True)
+    assert (seen(state).phase, state.round, effects) == (Phase.FINISHED, 3, (Finish(),))
 
 
 def test_each_round_begins_with_its_first_attempt():
@@ -398,29 +436,29 @@ def test_each_round_begins_with_its_first_attempt():
 def test_the_run_ends_after_its_last_round_or_early(rounds, event):
     policy = replace(POLICY, rounds=rounds)
     state, effects = play(policy, committing(policy), event)
-    assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
+    assert (seen(state).phase, seen(state).failure, effects) == (Phase.FINISHED, None, (Finish(),))
 
 
 def test_a_stop_while_waiting_for_clients_ends_the_run():
     state, effects = play(POLICY, State(round=2), StopRequested())
-    assert (state.phase, state.failure, effects) == (Phase.FINISHED, None, (Finish(),))
+    assert (seen(state).phase, seen(state).failure, effects) == (Phase.FINISHED, None, (Finish(),))
 
 
 def test_a_stop_during_a_round_makes_it_the_last():
     policy = replace(POLICY, evaluate_every=2, client_evaluate_every=0)
     state, effects = play(policy, reporting(policy), StopRequested())
-    assert (state.phase, effects) == (Phase.REPORTING, ())
+    assert (seen(state).phase, effects) == (Phase.REPORTING, ())
     state, effects = play(policy, state, *updates("a", "b", "c"), Aggregated())
     assert effects[0] == Evaluate(True, ())
     state, effects = play(policy, state, ServerEvaluated(), Committed(stop_early=False))
-    assert (state.phase, effects) == (Phase.FINISHED, (Finish(),))
+    assert (seen(state).phase, effects) == (Phase.FINISHED, (Finish(),))
 
 
 def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
     second = play(POLICY, replace(committing(), round=1), Committed(stop_early=False))[0]
     over = DeadlinePassed(2, 1, Phase.REPORTING)
     state, effects = play(POLICY, second, StopRequested(), over)
-    assert (state.phase, state.failure) == (Phase.FINISHED, None)
+    assert (seen(state).phase, seen(state).failure) == (Phase.FINISHED, None)
     assert isinstance(effects[0], Abandon)
     assert effects[1:] == (Finish(),)
 
@@ -431,28 +469,52 @@ def test_after_a_stop_an_abandoned_attempt_is_not_tried_again():
 )
 def test_a_run_that_is_stopped_before_its_first_round_is_committed_has_failed(before, events):
     state, effects = play(POLICY, before, *events)
-    assert (state.phase, effects[-1]) == (Phase.FINISHED, Finish())
-    assert "before its first round" in state.failure
+    assert (seen(state).phase, effects[-1]) == (Phase.FINISHED, Finish())
+    assert "before its first round" in seen(state).failure
 
 
 def test_a_resumed_run_selects_if_enough_clients_are_awaited():
-    few = State(round=2, live=frozenset("ab"))
-    assert resume(POLICY, few) == (few, ())
-    state, effects = resume(POLICY, State(round=2, live=frozenset("abc")))
-    assert (state.phase, effects[0]) == (Phase.REPORTING, BeginRound(2, 1))
+    state, effects = resume(POLICY, round=2, live=frozenset("ab"))
+    assert (state, effects) == (State(round=2, live=frozenset("ab")), ())
+    state, effects = resume(POLICY, round=2, live=frozenset("abc"))
+    assert (seen(state).phase, effects[0]) == (Phase.REPORTING, BeginRound(2, 1))
+
+
+def resumed_attempt(accepted, **standing):
+    live, cohort = frozenset("abc"), tuple("abc")
+    known = {"live": live, "cohort": cohort, "goal": 3, "accepted": frozenset(accepted)}
+    return resume(POLICY, round=1, **known, **standing)
 
 
 def test_a_resumed_attempt_goes_on_with_the_updates_that_are_in():
     before, _ = play(POLICY, reporting(), *updates("b"))
-    state, effects = resume(POLICY, before)
+    state, effects = resumed_attempt("b")
     assert state == before
     assert effects == (BeginRound(1, 1), StartDeadline(60.0, deadline()))
 
 
 def test_a_resumed_attempt_with_enough_updates_is_aggregated():
-    before = replace(reporting(), accepted=frozenset("abc"))
-    state, effects = resume(POLICY, before)
-    assert (state.phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+    state, effects = resumed_attempt("abc")
+    assert (seen(state).phase, effects) == (Phase.AGGREGATING, (Aggregate(),))
+
+
+def test_an_order_to_stop_holds_for_a_resumed_run():
+    state, effects = resume(POLICY, round=2, live=frozenset("abc"), stopping=True)
+    assert (seen(state).phase, seen(state).failure, effects) == (Phase.FINISHED, None, (Finish(),))
+    state, _ = resume(POLICY, round=1, stopping=True)
+    assert "before its first round" in seen(state).failure
+    state, effects = resumed_attempt("b", stopping=True)
+    assert (seen(state).stopping, effects[0]) == (True, BeginRound(1, 1))
+
+
+def test_nobody_looks_into_an_engines_state():
+    rooms = Path(server.__file__).parent
+    modules = [*rooms.glob("*.py"), *(rooms / "run").glob("*.py"), *(rooms / "rpc").glob("*.py")]
+    modules += (rooms / "prometheus").glob("*.py")
+    reads = re.compile(r"\b(self|coordinator)\._?state\.")
+    readers = [path.name for path in modules if reads.search(path.read_text())]
+    assert readers == []
+    assert len(modules) > 20
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -485,12 +547,12 @@ def test_whatever_happens_an_update_counts_once_and_each_round_commits_once(seed
         ]
         commits += [before.round] * effects.count(Commit())
         finishes += effects.count(Finish())
-        assert state.accepted <= set(state.cohort)
+        assert seen(state).accepted <= set(seen(state).cohort)
         assert (state.round, state.attempt) >= (before.round, before.attempt)
     assert len(kept) == len(set(kept))
     assert commits == list(range(1, len(commits) + 1))
     assert commits
-    assert finishes == (state.phase is Phase.FINISHED)
+    assert finishes == (seen(state).phase is Phase.FINISHED)
 
 
 WITHOUT_A_QUORUM = {Phase.SELECTING, Phase.REPORTING, Phase.FINISHED}
@@ -518,7 +580,7 @@ def written_table():
 
 
 def test_the_table_in_the_docstring_is_what_happens():
-    seen = {}
+    found = {}
     for seed in range(1000):
         rng = random.Random(seed)
         policy = replace(
@@ -540,8 +602,8 @@ def test_the_table_in_the_docstring_is_what_happens():
                     *[ClientLeft(who)] * 2,
                     *[UpdateReceived(*now, who)] * 2,
                     WorkFailed(*now, who),
-                    DeadlinePassed(*now, state.phase),
-                    UpdatesRejected(state.accepted & {who}, "too long"),
+                    DeadlinePassed(*now, seen(state).phase),
+                    UpdatesRejected(seen(state).accepted & {who}, "too long"),
                     Aggregated(),
                     AggregationFailed("overflow"),
                     ServerEvaluated(),
@@ -553,5 +615,7 @@ def test_the_table_in_the_docstring_is_what_happens():
             before = state
             state, effects = transition(policy, before, event)
             if state != before or effects:
-                seen.setdefault((before.phase, type(event).__name__), set()).add(state.phase)
-    assert seen == written_table()
+                found.setdefault((seen(before).phase, type(event).__name__), set()).add(
+                    seen(state).phase
+                )
+    assert found == written_table()

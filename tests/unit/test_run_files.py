@@ -28,6 +28,20 @@ def test_only_complete_lines_are_there(tmp_path):
     assert lines.all() == [{"round": 1}, {"round": 2}]
 
 
+def test_new_lines_are_given_once_also_after_the_file_was_written_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path)
+    assert lines.new() == []
+    path.write_text('{"round": 1}\n{"round": 2}\n{"rou')
+    assert lines.new() == [{"round": 1}, {"round": 2}]
+    assert lines.new() == []
+    (tmp_path / "new").write_text('{"round": 1}\n')
+    (tmp_path / "new").replace(path)
+    assert lines.new() == []
+    path.write_text('{"round": 1}\n{"round": 2}\n{"round": 3}\n')
+    assert lines.new() == [{"round": 3}]
+
+
 def test_lines_that_are_not_wanted_are_not_kept(tmp_path):
     path = tmp_path / "server.jsonl"
     path.write_text('{"event": "a"}\n{"event": "b"}\n{"event": "a"}\n')

@@ -14,7 +14,7 @@ from common.tasks import load_task
 from common.tensors import digest_bytes, encode, schema_of
 from common.transfer import Piece, pieces
 from server import app, configuration
-from server.engine.rounds import DeadlinePassed, Phase
+from server.engine.events import DeadlinePassed, Phase
 from server.run import uploads
 from server.run.uploads import Announcement, Outcome, Spool
 from server.storage.checkpoints import RunDirectory
@@ -43,23 +43,22 @@ class Stage:
     """A coordinator whose first round wants updates of a, b and c; nobody else calls it."""
 
     def __init__(self, folder):
-        task, directory = load_task(TASK), RunDirectory(folder)
-        options = options_of(folder, TASK, {"min_clients": 3, "rounds": 1})
-        options = configuration.resolve(options, task)
-        directory.lock()
-        run_id = app.open_run(options, directory)
-        self.coordinator = app.prepare(options, task, directory, run_id, None)
-        self.folder, self.base = directory.updates_folder(1), directory.model_path(0)
-        self.spool = self.coordinator.spool
+        self.directory = RunDirectory(folder)
+        self.directory.lock()
+        self.folder, self.base = self.directory.updates_folder(1), self.directory.model_path(0)
 
     @asynccontextmanager
     async def begun(self):
         """Run the coordinator, from the begin of its first round."""
-        coordinator = self.coordinator
-        run = asyncio.create_task(coordinator.run())
-        await asyncio.sleep(0)  # It asks the engine where to begin.
+        task, options = load_task(TASK), {"min_clients": 3, "rounds": 1}
+        options = configuration.resolve(options_of(self.directory.path, TASK, options), task)
+        run_id = app.open_run(options, self.directory)
+        self.coordinator = coordinator = app.prepare(options, task, self.directory, run_id, None)
+        self.spool = coordinator.spool
+        # The clients are there first, as they may be where it takes a while to begin.
         for partition, name in enumerate("abc"):
             session = coordinator.sessions.join(name, "one", partition)
+        run = asyncio.create_task(coordinator.run())
         await session.wait(30)
         yield
         assert not run.done()
@@ -92,7 +91,7 @@ class Stage:
 def stage(tmp_path):
     stage = Stage(tmp_path / "run")
     yield stage
-    stage.coordinator.directory.unlock()
+    stage.directory.unlock()
 
 
 def part(data, size=50):
@@ -144,7 +143,7 @@ async def test_a_stream_that_was_superseded_touches_nothing_of_the_newer_one(sta
 @pytest.fixture
 def spare(stage):
     """A file that is there before the round begins."""
-    path = stage.coordinator.directory.path / "rounds" / "spare" / "spare.safetensors"
+    path = stage.directory.path / "rounds" / "spare" / "spare.safetensors"
     path.parent.mkdir()
     path.write_bytes(bytes(1000))
     return path
@@ -221,4 +220,4 @@ async def test_an_attempt_that_ends_while_its_folder_is_synced_is_no_fault_of_th
 
     monkeypatch.setattr(uploads, "sync_folder", abandon_and_sync)
     assert (await stage.send("a", data_of(1.0))).outcome is Outcome.ACCEPTED
-    assert stage.coordinator.state.attempt == 2
+    assert stage.coordinator.view.attempt == 2

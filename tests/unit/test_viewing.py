@@ -11,18 +11,17 @@ import pytest
 from PIL import ExifTags, Image
 
 from common.errors import InputError, UnnamedTask
+from scripts.summary import numbers
 from scripts.viewing import figures, maps
 from scripts.viewing.messages import plain, said
 from scripts.viewing.runs import names_in, open_run
 from scripts.viewing.tables import (
     OUTCOMES,
     by_client,
-    by_round,
     column,
     confusion_of,
     differing,
     examples_by_client,
-    headline,
     own_metrics,
     own_of_clients,
 )
@@ -30,7 +29,7 @@ from tests.recorded import begin, client_rows, commit, confusion, row
 
 ACCURACY, LOSS = (partial(figures.measured, measure=measure) for measure in ("accuracy", "loss"))
 
-ROWS = [asdict(row(number)) for number in (1, 2, 3)]
+ROWS = [numbers(asdict(row(number))) for number in (1, 2, 3)]
 NAMES = [str(place) for place in range(10)]
 
 
@@ -38,36 +37,10 @@ def traces(figure):
     return {trace.name: trace for trace in figure.data}
 
 
-def test_the_headline_says_the_last_and_the_best_accuracy_and_sums_the_rounds():
-    rows = [*ROWS, asdict(row(4, global_accuracy=0.25)), asdict(row(5, global_accuracy=None))]
-    found = headline(rows)
-    assert (found.final_accuracy, found.best_accuracy, found.best_round) == (0.25, 0.7561, 3)
-    assert (found.rounds, found.clients, found.on_clients) == (5, 3, False)
-    assert (found.seconds, found.bytes_down, found.bytes_up) == (10, 22_500, 15_000)
-
-
-def test_where_the_server_never_evaluates_the_clients_accuracy_is_the_headline():
-    rows = [asdict(row(1, global_accuracy=None, global_loss=None))]
-    found = headline(rows)
-    assert found.on_clients
-    assert found.final_accuracy == rows[0]["client_accuracy"]
-
-
-def test_a_run_without_rounds_has_a_headline_too():
-    found = headline([])
-    assert found.rounds == 0
-    assert math.isnan(found.final_accuracy)
-
-
 @pytest.mark.parametrize("value", [None, "0.5", True, [1], math.inf, math.nan, 10**400])
 def test_what_is_no_finite_number_is_unknown_and_not_zero(value):
     assert np.isnan(column([{"x": value}], "x")).all()
     assert np.isnan(column([{}], "x")).all()
-
-
-def test_rounds_are_in_order_and_the_later_line_of_a_round_counts():
-    lines = [{"round": 2, "x": 1}, {"round": "3"}, {}, {"round": 1}, {"round": 2, "x": 5}]
-    assert by_round(lines) == [{"round": 1}, {"round": 2, "x": 5}]
 
 
 def test_a_map_has_a_cell_for_each_client_and_round_and_sorts_clients_as_people_do():
@@ -91,7 +64,7 @@ def test_each_clients_examples_are_those_that_it_last_trained_on():
 
 
 def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_band():
-    rows = [*ROWS, asdict(row(4, global_accuracy=None))]
+    rows = [*ROWS, numbers(asdict(row(4, global_accuracy=None)))]
     drawn = traces(ACCURACY(rows))
     server = drawn["server's test set"]
     assert list(server.x) == [1, 2, 3]
@@ -111,7 +84,7 @@ def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_
 
 
 def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
-    rows = [asdict(row(number, client_accuracy_p10=None)) for number in (1, 2)]
+    rows = [numbers(asdict(row(number, client_accuracy_p10=None))) for number in (1, 2)]
     names = [trace.name for trace in ACCURACY(rows).data]
     assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
     assert names.count("clients, lowest") == 1
@@ -163,7 +136,8 @@ def test_a_map_of_few_clients_is_high_enough_to_be_seen_and_one_of_many_no_highe
 
 
 def test_a_tasks_own_metrics_are_drawn_by_their_names():
-    rows = [asdict(row(1, global_metrics={"top3_accuracy": 0.75}, client_metrics={"f1": 0.5}))]
+    line = asdict(row(1, global_metrics={"top3_accuracy": 0.75}, client_metrics={"f1": 0.5}))
+    rows = [numbers(line)]
     assert {name: values.tolist() for name, values in own_metrics(rows).items()} == {
         "global top3 accuracy": [0.75],
         "client f1": [0.5],
@@ -241,10 +215,10 @@ def test_a_run_is_read_again_only_where_it_grew_and_anew_when_it_is_another(tmp_
     folder = begin(tmp_path / "a")
     commit(folder, 1)
     run = open_run(folder)
-    assert [line["round"] for line in run.rows()] == [1]
+    assert [line["round"] for line in run.summary().rows] == [1]
     commit(folder, 2)
     assert open_run(folder) is run
-    assert [line["round"] for line in run.rows()] == [1, 2]
+    assert [line["round"] for line in run.summary().rows] == [1, 2]
     (folder / "new.json").write_text(json.dumps({"options": {"task": "mnist"}}))
     (folder / "new.json").replace(folder / "config.json")
     assert open_run(folder).option("task") == "mnist"
@@ -256,7 +230,7 @@ def test_damaged_lines_are_counted_and_the_others_shown(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('no json\n{"round": 2, "global_acc')
     run = open_run(folder)
-    assert [line["round"] for line in run.rows()] == [1]
+    assert [line["round"] for line in run.summary().rows] == [1]
     assert run.damaged == 1
 
 
@@ -285,7 +259,7 @@ def test_what_can_not_be_read_is_one_line_and_no_traceback(tmp_path):
     folder = begin(tmp_path / "a")
     (folder / "metrics.jsonl").mkdir()
     with pytest.raises(InputError, match=r"metrics\.jsonl: can't be read: Is a directory"):
-        open_run(folder).rows()
+        open_run(folder).summary()
     with pytest.raises(InputError, match=r"config\.json: can't be read: No such file"):
         open_run(tmp_path / "none")
     (folder / "config.json").write_text("{")
