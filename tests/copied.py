@@ -10,15 +10,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_tree(folder, changes):
-    """Copy the tree, and insert lines behind others: by file, {the line before: the new lines}."""
+    """Copy the tree, and insert lines: by file, {the begin of the next line: the new lines}."""
     for room in ("server", "client", "common", "protos", "scripts", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.png", "data")
         shutil.copytree(ROOT / room, folder / room, ignore=ignored)
     for name, lines in changes.items():
         text = (folder / name).read_text()
-        for before, new in lines.items():
-            assert text.count(before) == 1
-            text = text.replace(before, before + new)
+        for begin, new in lines.items():
+            assert text.count("\n" + begin) == 1
+            text = text.replace("\n" + begin, "\n" + new + begin)
         (folder / name).write_text(text)
     return folder
 

@@ -7,11 +7,9 @@ from tests.copied import changed, copy_tree, python
 # All that a new option takes: its declaration, and where it is used.
 ADDED = {
     "server/options.py": {
-        '    "Attempts at a round that may miss the quorum before the run fails."\n': (
-            '    cooldown: NonNegativeFloat = 0.0\n    "Seconds between two rounds."\n'
-        )
+        "    lease: ": ('    cooldown: NonNegativeFloat = 0.0\n    "Seconds between two rounds."\n')
     },
-    "server/run/limits.py": {"    max_clients: int\n": "    cooldown: float\n"},
+    "server/run/limits.py": {"    max_clients: int": "    cooldown: float\n"},
 }
 READERS = """
 import pathlib

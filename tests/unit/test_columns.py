@@ -10,14 +10,14 @@ from tests.copied import changed, copy_tree, python
 # All that a new column takes: its declaration, and what it is computed from.
 ADDED = {
     "server/storage/columns.py": {
-        '    train_loss: float | None = _measured("loss", "train", "lower", shown=Shown.LOG)\n': (
+        "    train_loss: ": (
             "    global_calibration: float | None = _measured(\n"
             '        "calibration error", "global", "lower", "calibration", _EVERYWHERE\n'
             "    )\n"
         )
     },
     "server/run/ledger.py": {
-        "            global_loss=loss,\n": (
+        "            global_loss=loss,": (
             '            global_calibration=own.pop("calibration", None),\n'
         )
     },
