@@ -125,7 +125,7 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
 
 
 def _known_variables(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse what would be passed over in silence: a variable that no program has an option for."""
+    """Reject a variable that is no program's option: it would be ignored."""
     own = (name.removeprefix("--") for argument in arguments for name in argument.names)
     known = {name.replace("-", "_").upper() for name in own}
     given = [name.removeprefix(_PREFIX) for name in sorted(os.environ) if name.startswith(_PREFIX)]

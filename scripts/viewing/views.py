@@ -149,7 +149,7 @@ def data(run: Run) -> None:
         # Not of the run's files, which may hold more by now, but of what doesn't change.
         _divided(run)
     except InputError as error:
-        st.info(f"Whose examples are of which class can't be told here. {said(error)}")
+        st.info(f"The clients' classes are not known here. {said(error)}")
         counts = examples_by_client(run.clients())
         if counts:
             st.subheader("Examples of each client")
