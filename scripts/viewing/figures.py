@@ -16,7 +16,7 @@ from plotly.colors import qualitative
 
 from scripts.summary import Numbers
 from scripts.viewing.tables import Column, column, own_metrics
-from server.storage.columns import MEASURED, VIEWS, columns
+from server.storage.columns import MEASURED, MEASURES, VIEWS, columns
 from server.storage.columns import Column as Catalogued
 
 BLUE, ORANGE, GREEN = "#4c8bf5", "#ef8733", "#2fa36b"
@@ -48,8 +48,7 @@ def measured(rows: Sequence[Numbers], measure: str) -> go.Figure | None:
     None where nobody measures it.
     """
     columns = {view: found for (name, view), found in MEASURED.items() if name == measure}
-    unit = next((f" ({found.unit})" for found in columns.values() if found.unit), "")
-    figure = blank("round", measure + unit, rounds=len(rows))
+    figure = blank("round", f"{measure} ({MEASURES[measure][0]})", rounds=len(rows))
     # Some runs have no 10th percentile.
     begins = next(
         (

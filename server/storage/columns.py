@@ -28,6 +28,13 @@ VIEWS = {
     **_SPREAD_VIEWS,
     "train": "local training",
 }
+# Of a model: the unit, and which way is better.
+MEASURES: Mapping[str, tuple[str, Literal["higher", "lower"]]] = {
+    "accuracy": ("fraction of the examples", "higher"),
+    "loss": ("mean over the examples", "lower"),
+    "fine-tuned accuracy": ("fraction of the examples", "higher"),
+    "fine-tuning gain": ("difference of accuracies", "higher"),
+}
 
 
 class Shown(Flag):
@@ -79,27 +86,23 @@ class Column(NamedTuple):
         return f"{value:.4f}" if self.view else f"{value:,.0f}"
 
 
-_NOWHERE = Shown(0)
-_EVERYWHERE = Shown.LOG | Shown.TERMINAL | Shown.REPORT
-_UNITS = {"accuracy": "fraction of the examples", "loss": "mean over the examples"}
+_NOWHERE, _TABLES = Shown(0), Shown.TERMINAL | Shown.REPORT
+_EVERYWHERE = Shown.LOG | _TABLES
 
 
-def _measured(
-    measure: str,
-    view: str,
-    better: Literal["higher", "lower"],
-    short: str = "",
-    shown: Shown = _NOWHERE,
-) -> Any:  # noqa: ANN401 - as `field`
+def _measured(measure: str, view: str, short: str = "", shown: Shown = _NOWHERE) -> Any:  # noqa: ANN401
     label = f"{measure} ({VIEWS[view]})"
-    unit = _UNITS.get(measure.rsplit(maxsplit=1)[-1], "")
-    return field(metadata={"column": (label, short or label, measure, view, unit, better, shown)})
+    return _field(label, short or label, measure, view, *MEASURES[measure], shown)
 
 
 def _counted(
-    label: str, unit: str, group: str = "", short: str = "", shown: Shown = _NOWHERE
+    label: str, unit: str, group: str = "", shown: Shown = _NOWHERE, short: str = ""
 ) -> Any:  # noqa: ANN401 - as `field`
-    return field(metadata={"column": (label, short or label, group, "", unit, None, shown)})
+    return _field(label, short or label, group, "", unit, None, shown)
+
+
+def _field(*column: object) -> Any:  # noqa: ANN401 - as `field`
+    return field(metadata={"column": column})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,58 +112,46 @@ class Row:
     round: int
     attempt: int
     # The committed model on the server's test set.
-    global_accuracy: float | None = _measured(
-        "accuracy", "global", "higher", "accuracy", _EVERYWHERE
-    )
-    global_loss: float | None = _measured("loss", "global", "lower", "loss", _EVERYWHERE)
+    global_accuracy: float | None = _measured("accuracy", "global", "accuracy", _EVERYWHERE)
+    global_loss: float | None = _measured("loss", "global", "loss", _EVERYWHERE)
     # The committed model on the clients' validation sets: means weighted by their examples, and
     # how they spread over the clients, each of which counts as one.
     client_accuracy: float | None = _measured(
-        "accuracy", "client_mean", "higher", "clients' accuracy", _EVERYWHERE
+        "accuracy", "client_mean", "clients' accuracy", _EVERYWHERE
     )
-    client_loss: float | None = _measured("loss", "client_mean", "lower")
-    client_accuracy_min: float | None = _measured(
-        "accuracy", "client_min", "higher", "lowest", Shown.REPORT
-    )
+    client_loss: float | None = _measured("loss", "client_mean")
+    client_accuracy_min: float | None = _measured("accuracy", "client_min", "lowest", Shown.REPORT)
     client_accuracy_p10: float | None = _measured(
-        "accuracy", "client_p10", "higher", "10th percentile", _EVERYWHERE
+        "accuracy", "client_p10", "10th percentile", _EVERYWHERE
     )
-    client_accuracy_median: float | None = _measured("accuracy", "client_median", "higher")
-    client_accuracy_max: float | None = _measured("accuracy", "client_max", "higher")
-    client_loss_min: float | None = _measured("loss", "client_min", "lower")
-    client_loss_p10: float | None = _measured("loss", "client_p10", "lower")
-    client_loss_median: float | None = _measured("loss", "client_median", "lower")
-    client_loss_max: float | None = _measured("loss", "client_max", "lower")
+    client_accuracy_median: float | None = _measured("accuracy", "client_median")
+    client_accuracy_max: float | None = _measured("accuracy", "client_max")
+    client_loss_min: float | None = _measured("loss", "client_min")
+    client_loss_p10: float | None = _measured("loss", "client_p10")
+    client_loss_median: float | None = _measured("loss", "client_median")
+    client_loss_max: float | None = _measured("loss", "client_max")
     # The same after fine-tuning; the gain is the weighted mean of the accuracies' difference.
-    fine_tuned_accuracy_min: float | None = _measured("fine-tuned accuracy", "client_min", "higher")
-    fine_tuned_accuracy_p10: float | None = _measured("fine-tuned accuracy", "client_p10", "higher")
-    fine_tuned_accuracy_median: float | None = _measured(
-        "fine-tuned accuracy", "client_median", "higher"
-    )
-    fine_tuned_accuracy_max: float | None = _measured("fine-tuned accuracy", "client_max", "higher")
-    fine_tuning_gain: float | None = _measured(
-        "fine-tuning gain", "client_mean", "higher", shown=Shown.LOG
-    )
+    fine_tuned_accuracy_min: float | None = _measured("fine-tuned accuracy", "client_min")
+    fine_tuned_accuracy_p10: float | None = _measured("fine-tuned accuracy", "client_p10")
+    fine_tuned_accuracy_median: float | None = _measured("fine-tuned accuracy", "client_median")
+    fine_tuned_accuracy_max: float | None = _measured("fine-tuned accuracy", "client_max")
+    fine_tuning_gain: float | None = _measured("fine-tuning gain", "client_mean", shown=Shown.LOG)
     # During local training, weighted by num_examples.
-    train_loss: float | None = _measured("loss", "train", "lower", shown=Shown.LOG)
+    train_loss: float | None = _measured("loss", "train", shown=Shown.LOG)
     # Clients there when the round began; those selected; the updates wanted of them and those
     # aggregated; clients without an update, and those whose update is invalid or was left out.
     num_clients: int = _counted("connected", "clients")
     cohort_size: int = _counted("selected", "clients")
     report_goal: int = _counted("wanted", "updates")
-    accepted: int = _counted(
-        "accepted", "updates", "outcome", "updates", Shown.TERMINAL | Shown.REPORT
-    )
-    dropped: int = _counted("dropped", "clients", "outcome", shown=Shown.REPORT)
-    refused: int = _counted("refused", "updates", "outcome", shown=Shown.REPORT)
-    num_examples: int = _counted("examples", "examples", shown=Shown.REPORT)
+    accepted: int = _counted("accepted", "updates", "outcome", _TABLES, "updates")
+    dropped: int = _counted("dropped", "clients", "outcome", Shown.REPORT)
+    refused: int = _counted("refused", "updates", "outcome", Shown.REPORT)
+    num_examples: int = _counted("examples", "examples", "", Shown.REPORT)
     bytes_down: int = _counted("server to clients", "B", "bytes")
     bytes_up: int = _counted("clients to server", "B", "bytes")
     # Of both, what was sent again after a broken transfer or a wrong digest.
     bytes_resent: int = _counted("of both, sent again", "B", "bytes")
-    duration_seconds: float = _counted(
-        "duration", "s", "", "seconds", Shown.TERMINAL | Shown.REPORT
-    )
+    duration_seconds: float = _counted("duration", "s", "", _TABLES, "seconds")
     collect_seconds: float = _counted("collect", "s", "phase")
     aggregate_seconds: float = _counted("aggregate", "s", "phase")
     evaluate_seconds: float | None = _counted("evaluate", "s", "phase")
@@ -196,7 +187,6 @@ COLUMNS: Mapping[str, Column] = {
 MEASURED: Mapping[tuple[str, str], Column] = {
     (column.group, column.view): column for column in COLUMNS.values() if column.view
 }
-MEASURES = tuple(dict.fromkeys(measure for measure, _ in MEASURED))
 
 
 def columns(*, group: str | None = None, shown: Shown | None = None) -> list[Column]:

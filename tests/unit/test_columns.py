@@ -10,11 +10,12 @@ from tests.copied import changed, copy_tree, python
 # All that a new column takes: its declaration, and what it is computed from.
 ADDED = {
     "server/storage/columns.py": {
+        '    "loss": (': '    "calibration error": ("fraction of the examples", "lower"),\n',
         "    train_loss: ": (
             "    global_calibration: float | None = _measured(\n"
-            '        "calibration error", "global", "lower", "calibration", _EVERYWHERE\n'
+            '        "calibration error", "global", "calibration", _EVERYWHERE\n'
             "    )\n"
-        )
+        ),
     },
     "server/run/ledger.py": {
         "            global_loss=loss,": (
