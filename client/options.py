@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cyclopts import Group, Parameter
-from cyclopts.validators import Number
 
-from common.config import finite, whole
 from common.errors import InputError
-
-Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
+from common.option_types import Positive, PositiveFloat
 
 
 @Parameter(name="*", group=Group("Security", sort_key=2), negative=())
@@ -43,6 +40,8 @@ class ClientOptions:
     "Address of the server, HOST:PORT."
     task: str | None = None
     "The only task that this client trains. Default: any built-in task."
+    strategy: str | None = None
+    "Your own strategy, package.module:Class, if it has a client half. Built-in ones need no flag."
     data_dir: Path = Path("data")
     "Folder of the training data, for tasks that read files."
     state_dir: Path = Path("client-state")
@@ -53,7 +52,7 @@ class ClientOptions:
     "Device to train on; auto is CUDA, else MPS, else the CPU."
     threads: Positive = 1
     "Torch threads. Use 1 if several clients train on one machine; more is ten times slower."
-    max_wait: Annotated[float, Parameter(validator=(finite, Number(gt=0)))] = 600.0
+    max_wait: PositiveFloat = 600.0
     "Seconds to retry while the server can't be reached."
     otlp_endpoint: str | None = None
     "OpenTelemetry collector for this client's part of the traces, as http://HOST:4317."

@@ -15,22 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
+from common.algorithms import BUILT_IN as BUILT_IN_STRATEGIES
+from common.algorithms import (
+    Algorithm,
+    Options,
+    Setting,
+    load_algorithm,
+    named_again,
+    option_values,
+)
+from common.algorithms.registry import flags
 from common.config import parse_options
-from common.errors import InputError, UnnamedTask
+from common.errors import InputError, UnnamedStrategy, UnnamedTask
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes, Values
-from common.tasks.registry import BUILT_IN
+from common.tasks.registry import BUILT_IN, naming
 from common.tensor_roles import matching
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
-from server.aggregation.strategies import choices
 from server.engine.cohort import wanted_updates
 from server.options import (
     CHANGEABLE,
     NOT_SAVED,
     CohortOptions,
+    LimitOptions,
     ServerOptions,
     SplitOptions,
+    StrategyOptions,
     TrainingOptions,
 )
 from server.storage.run_files import FORMAT
@@ -48,6 +59,8 @@ RUNS = Path("runs")
 _NAMES_SHOWN = 8
 # Fields of TrainConfig that are called otherwise than their options.
 _FIELDS = {"lr": "learning_rate"}
+# Honest updates stay far below; measured over this project's experiments.
+_MAX_NORM_RATIO = 100.0
 _DESCRIPTION = (
     "Trains one model with the clients that connect: waits for --min-clients of them, then "
     "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
@@ -80,7 +93,7 @@ def parse(
         return replace(options, run=replace(options.run, run_dir=folder, resume=False))
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
-    given = options.run.task
+    given, given_strategy = options.run.task, options.strategy.strategy
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in NOT_SAVED}
     options = parse_options(ServerOptions, program, description, argv, kept)
@@ -88,15 +101,23 @@ def parse(
         return None
     # What is given may be a part of what the run has, with the task's defaults, already.
     merged = _merged(_parsed(saved["hyperparameters"]), options.training.hyperparameters)
+    own = _merged(
+        _parsed(saved.get("strategy_options", "{}")),
+        options.strategy.strategy_options,
+        "--strategy-options",
+    )
     options = replace(
         options,
         run=replace(options.run, run_dir=folder),
         training=replace(options.training, hyperparameters=merged),
+        strategy=replace(options.strategy, strategy_options=own),
     )
     _check_same(saved, options.flat(), folder)
     # The directory may be anyone's, and name any module.
     if options.run.task not in {*BUILT_IN, given}:
         raise UnnamedTask(options.run.task)
+    if options.strategy.strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
+        raise UnnamedStrategy(options.strategy.strategy)
     return options
 
 
@@ -121,32 +142,71 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     _check_target(options, task)
     _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
+    kind = load_algorithm(options.strategy.strategy)
+    proximal_mu = _first(given.proximal_mu, default.proximal_mu or None)
     chosen = {
         name: _first(value, getattr(default, _FIELDS.get(name, name)))
         for name, value in asdict(given).items()
     }
     chosen["hyperparameters"] = _merged(default.hyperparameters, given.hyperparameters)
-    training = TrainingOptions(**chosen)
-    strategy = options.strategy.strategy
-    values: dict[str, Any] = choices.resolve(
-        strategy,
-        {
-            **{k: v for k, v in asdict(options.strategy).items() if k != "strategy"},
-            "proximal_mu": _first(given.proximal_mu, default.proximal_mu or None),
-        },
-    )
-    config = replace(train_config(training), proximal_mu=0.0)
-    choices.check(strategy, values, config, options.limits.max_share, _wanted(options))
-    training = replace(training, proximal_mu=values.pop("proximal_mu") or 0.0)
-    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
-    return replace(
+    chosen["proximal_mu"] = _first(proximal_mu, kind.proximal_mu or 0.0)
+    own = asdict(_chosen(options.strategy, proximal_mu))
+    flagged: dict[str, Any] = {name: own.pop(name, None) for name in flags()}
+    resolved = replace(
         options,
         run=replace(options.run, model=model),
         split=split,
-        training=training,
-        strategy=replace(options.strategy, **values),
-        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
+        training=TrainingOptions(**chosen),
+        strategy=replace(
+            options.strategy, **flagged, strategy_options=json.dumps(own, sort_keys=True)
+        ),
+        limits=replace(
+            options.limits, max_norm_ratio=_norm_ratio(kind, options.strategy, options.limits)
+        ),
     )
+    algorithm(resolved).check()
+    return resolved
+
+
+def algorithm(options: ServerOptions) -> Algorithm:
+    """Return the algorithm of resolved options."""
+    chosen, training = options.strategy, train_config(options.training)
+    kind = load_algorithm(chosen.strategy)
+    setting = Setting(
+        name=chosen.strategy,
+        training=training,
+        num_clients=options.split.num_partitions,
+        wanted=_wanted(options),
+        max_share=options.limits.max_share,
+    )
+    return kind(_chosen(chosen, training.proximal_mu), setting)
+
+
+def own_code(options: ServerOptions) -> str:
+    """Return the flags that name code of the user's own, for a command that goes on with a run."""
+    return naming(options.run.task) + named_again(options.strategy.strategy)
+
+
+def _chosen(options: StrategyOptions, proximal_mu: float | None) -> Options:
+    given = {name: getattr(options, name) for name in flags()}
+    own = _parsed(options.strategy_options, "--strategy-options")
+    return option_values(options.strategy, given, proximal_mu, own)
+
+
+def _norm_ratio(kind: type[Algorithm], strategy: StrategyOptions, limits: LimitOptions) -> float:
+    """Return how many medians long an update may be; 0 is any length."""
+    given = limits.max_norm_ratio
+    if given and kind.bounds_norms:
+        raise InputError(
+            f"--max-norm-ratio: --strategy {strategy.strategy} bounds by itself what a long update "
+            "does, and counts on all of them; leave it out"
+        )
+    if given and given < 1:
+        raise InputError(
+            f"--max-norm-ratio: {given:g} leaves out the median itself; use 1 or more, or 0 to "
+            "leave out none"
+        )
+    return _first(given, 0.0 if kind.bounds_norms else _MAX_NORM_RATIO)
 
 
 def _wanted(options: ServerOptions) -> int:
@@ -315,19 +375,20 @@ def _kept(value: object) -> object:
     return str(value.absolute() if value.exists() else value)
 
 
-def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:
-    return json.dumps({**before, **_parsed(given)}, sort_keys=True)
+def _merged(
+    before: Mapping[str, Hyperparameter], given: str, flag: str = "--hyperparameters"
+) -> str:
+    return json.dumps({**before, **_parsed(given, flag)}, sort_keys=True)
 
 
-def _parsed(text: str) -> dict[str, Hyperparameter]:
+def _parsed(text: str, flag: str = "--hyperparameters") -> dict[str, Hyperparameter]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"--hyperparameters: {text!r} is not JSON: {error}") from error
+        raise InputError(f"{flag}: {text!r} is not JSON: {error}") from error
     if not isinstance(value, dict) or not all(map(_is_hyperparameter, value.values())):
         raise InputError(
-            f"--hyperparameters: {text!r} is not a JSON object of finite numbers, strings "
-            "and booleans"
+            f"{flag}: {text!r} is not a JSON object of finite numbers, strings and booleans"
         )
     return value
 

@@ -9,8 +9,9 @@ from common.config import parse_options
 from common.errors import InputError
 
 FLAGS = """
---partition --server --task --data-dir --state-dir --client-id --device --threads --max-wait
---otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help --version
+--partition --server --task --strategy --data-dir --state-dir --client-id --device --threads
+--max-wait --otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure
+--help --version
 """
 
 
