@@ -119,8 +119,17 @@ def _memory(name: str, strategy: Algorithm, model: str, place: Path) -> Figure:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        new, tensors = place / "new.safetensors", open_mapped(first)
-        fold(first, {}, {}, updates, strategy, tensors, Plain(), new, {})
+        fold(
+            first,
+            {},
+            {},
+            updates,
+            strategy,
+            open_mapped(first),
+            Plain(),
+            place / "new.safetensors",
+            {},
+        )
     finally:
         done.set()
         watching.join()
