@@ -18,6 +18,7 @@ from scripts.reporting import wording
 from scripts.reporting.facts import Facts
 from scripts.reporting.wording import Table
 from scripts.results import markdown_table
+from server.storage.columns import COLUMNS
 
 # Tasks whose data the hub has, by its name there.
 _DATASETS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
@@ -90,8 +91,8 @@ def _measured(facts: Facts) -> Iterator[tuple[str, list[dict[str, str | float]]]
         found: list[dict[str, str | float]] = []
         for name, value in facts.best.items():
             metric = name.removeprefix(f"{side}_")
-            # Where the spread has columns of its own, it is no metric.
-            if metric != name and not metric.endswith(("_min", "_p10", "_median", "_max")):
+            # A spread is no metric.
+            if metric != name and not (name in COLUMNS and COLUMNS[name].spread):
                 label = f"{metric}, {where}, round {facts.best['round']}"
                 found.append({"type": metric, "value": value, "name": label})
         if found:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from common.algorithms import Algorithm, CannotAggregate, Contribution, Notes
+from common.algorithms import Algorithm, CannotAggregate, Contribution
+from common.algorithms.base import Notes
 from common.errors import FolkmootError, RunFailed
 from common.loading import describe
 from common.tensors import Digest

@@ -19,7 +19,8 @@ from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
 from server.engine.early_stopping import Progress
 from server.storage import layout
-from server.storage.metrics import Row, fields_of
+from server.storage.columns import Row
+from server.storage.metrics import fields_of
 from server.storage.run_files import check_format, find_runs, newest_first
 
 log = get_logger()
