@@ -36,7 +36,7 @@ def title(facts: Facts) -> str:
 
 def headline(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the figures that matter most: each a name, a value, and a remark."""
-    where = "held-out data" if facts.side == "global" else "clients' own data"
+    where = "test set" if facts.side == "global" else "clients' validation sets"
     shown = {"Best": facts.best if facts.best_is_known else {}, "Last": facts.final}
     if shown["Best"] is shown["Last"]:
         del shown["Last"]
@@ -158,7 +158,7 @@ def by_class(facts: Facts) -> Table | None:
         [name, f"{count:,}", decimal(accuracy)]
         for name, count, accuracy in zip(classes, counts, facts.by_class.accuracies(), strict=True)
     ]
-    return Table(["class", "held-out examples", "accuracy"], rows)
+    return Table(["class", "test examples", "accuracy"], rows)
 
 
 def rounds(facts: Facts) -> Table | None:
