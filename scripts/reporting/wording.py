@@ -141,7 +141,7 @@ def spread(facts: Facts) -> Table | None:
         for measure in MEASURES
     }
     rows = [
-        [measure, *(decimal(facts.best.get(column.name)) for column in ends if column)]
+        [measure, *(column and decimal(facts.best.get(column.name)) for column in ends)]
         for measure, ends in columns.items()
         if any(column and column.name in facts.best for column in ends)
     ]
