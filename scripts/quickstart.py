@@ -140,7 +140,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
         if last[name] is not None:
             best = next(row for row in rows if row["round"] == last["best_round"])
             print(
-                f"Final {measure} on held-out data: {last[name]:.4f} "
+                f"Final {measure} on the test set: {last[name]:.4f} "
                 f"(best: {best[name]:.4f} in round {best['round']})"
             )
             break

@@ -170,7 +170,7 @@ def _again(options: ServerOptions, folder: Path) -> str:
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
-    """Return the resolved options, and what evaluates on held-out data if that is wanted.
+    """Return the resolved options, and what evaluates on the test set if that is wanted.
 
     Raises:
         InputError: wrong input; or the model, the data and what the task says do not fit.

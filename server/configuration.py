@@ -238,7 +238,7 @@ def resolve_split(
         options: as they were given.
         task: to be split.
         seed: of the run.
-        targets: of the task's held-out data, if they are at hand: whether they are classes.
+        targets: of the task's test set, if they are at hand: whether they are classes.
 
     Raises:
         InputError: the task can't be split so.

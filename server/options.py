@@ -29,7 +29,6 @@ from common.tasks.base import Scheme
 
 T = TypeVar("T")
 
-
 # Marks an option that a resumed run may change: it changes no committed or coming byte.
 _CHANGEABLE = {"changeable": True}
 # One that a resumed run, moreover, does not have from before.

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ _LINES = {"global": (_BLUE, "-"), "client_mean": (_ORANGE, "-"), "train": (_GREE
 _OUTCOMES, _PHASES = (
     {
         column.name: (column.label, colour)
-        for column, colour in zip(columns(group=group), colours, strict=False)
+        for column, colour in zip(columns(group=group), cycle(colours), strict=False)
     }
     for group, colours in (
         ("outcome", (_BLUE, _ORANGE, _RED)),

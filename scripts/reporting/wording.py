@@ -36,7 +36,7 @@ def title(facts: Facts) -> str:
 
 def headline(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the figures that matter most: each a name, a value, and a remark."""
-    where = "held-out data" if facts.side == "global" else "clients' own data"
+    where = "test set" if facts.side == "global" else "clients' validation sets"
     shown = {"Best": facts.best if facts.best_is_known else {}, "Last": facts.final}
     if shown["Best"] is shown["Last"]:
         del shown["Last"]
@@ -141,7 +141,7 @@ def spread(facts: Facts) -> Table | None:
         for measure in MEASURES
     }
     rows = [
-        [measure, *(decimal(facts.best.get(column.name)) for column in ends if column)]
+        [measure, *(column and decimal(facts.best.get(column.name)) for column in ends)]
         for measure, ends in columns.items()
         if any(column and column.name in facts.best for column in ends)
     ]
@@ -158,7 +158,7 @@ def by_class(facts: Facts) -> Table | None:
         [name, f"{count:,}", decimal(accuracy)]
         for name, count, accuracy in zip(classes, counts, facts.by_class.accuracies(), strict=True)
     ]
-    return Table(["class", "held-out examples", "accuracy"], rows)
+    return Table(["class", "test examples", "accuracy"], rows)
 
 
 def rounds(facts: Facts) -> Table | None:

@@ -220,11 +220,7 @@ def _headline(run: Run) -> None:
 
 
 def _metrics(run: Run, found: Summary) -> list[tuple[str, str, str]]:
-    whose = (
-        "the server's held-out data"
-        if found.side == "global"
-        else "the clients' own validation data"
-    )
+    whose = "the server's test set" if found.side == "global" else "the clients' validation sets"
     which = "Latest" if run.files.running else "Final"
     best = found.best if found.best_is_known else {}
     return [

@@ -57,7 +57,7 @@ class Record:
     progress: Progress = field(default_factory=Progress)
     row: Row | None = None
     clients: tuple[dict[str, Any], ...] = ()
-    # By class, on the server's held-out data.
+    # By class, on the server's test set.
     evaluation: dict[str, Any] | None = None
     # Of clients.jsonl and evaluations.jsonl with this round's, by file.
     lines: Mapping[str, int] = field(default_factory=dict)

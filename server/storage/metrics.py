@@ -81,7 +81,7 @@ def by_class(round_number: int, confusion: Sequence[Sequence[int]]) -> dict[str,
 
     Args:
         round_number: of the evaluated model.
-        confusion: the server's held-out examples by true class (rows) and predicted class.
+        confusion: the server's test examples by true class (rows) and predicted class.
     """
     counts = [sum(row) for row in confusion]
     return {
