@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from common.algorithms import Algorithm
 from common.logs import get_logger
-from server.aggregation.strategies.base import Strategy
 from server.engine import events
 from server.engine.engine import Engine, RunView, Standing
 from server.engine.events import Phase
@@ -54,7 +54,7 @@ class Coordinator:
         standing: Standing,
         record: Record,
         rows: list[Row],
-        strategy: Strategy,
+        algorithm: Algorithm,
         directory: RunDirectory,
         spool: Spool,
         sinks: Sinks,
@@ -85,7 +85,7 @@ class Coordinator:
             map(committed, rows),
             log,
         )
-        self.offers = Offers(settings, strategy, directory, record)
+        self.offers = Offers(settings, algorithm, directory, record)
         self._effects = Effects(
             settings=settings,
             status=self.status,
@@ -93,7 +93,7 @@ class Coordinator:
             spool=spool,
             sessions=self.sessions,
             assignments=self.assignments,
-            strategy=strategy,
+            algorithm=algorithm,
             directory=directory,
             sinks=sinks,
             evaluator=evaluator,

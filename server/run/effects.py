@@ -5,14 +5,14 @@ They begin a round, aggregate, evaluate, commit and abandon, one after the other
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from common.errors import RunFailed
-from common.tensors import Digest
-from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
-from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
+from common.algorithms import Algorithm, CannotAggregate, Contribution
+from common.errors import FolkmootError, RunFailed
+from common.loading import describe
+from server.aggregation.fold import DamagedUpdate, Folded, SpooledUpdate, fold
 from server.aggregation.weighting import capped_weights, outliers
 from server.engine import events
 from server.engine.early_stopping import should_stop, worthless
@@ -32,10 +32,10 @@ from server.storage.metrics import Sinks, by_class, finite_only
 
 
 class Candidate(NamedTuple):
-    """What the updates were made to: the new model, and the digests of what the strategy keeps."""
+    """What the updates were made to: the new model, and what else came of the fold."""
 
     model: ModelFile
-    state: Mapping[str, Digest]
+    folded: Folded
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Effects:
     spool: Spool
     sessions: Sessions
     assignments: Assignments
-    strategy: Strategy
+    algorithm: Algorithm
     directory: RunDirectory
     sinks: Sinks
     evaluator: Evaluator | None
@@ -159,7 +159,7 @@ class Effects:
                 self.spool.path_of(update),
                 update.client_id,
                 update.digest,
-                Contribution(weight, update.num_steps),
+                Contribution(weight, update.scalars),
             )
             for update, weight in zip(updates, weights, strict=True)
         ]
@@ -169,22 +169,27 @@ class Effects:
                 fold,
                 directory.model_path(last),
                 {name: directory.state_path(last, name) for name in self.offers.record.state},
+                self.offers.record.notes,
                 spooled,
-                self.strategy,
+                self.algorithm,
                 self.settings.roles.trained,
                 self.spool.encoding,
                 directory.model_path(number),
-                {name: directory.state_path(number, name) for name in self.strategy.state_names},
+                {name: directory.state_path(number, name) for name in self.algorithm.state_names},
             )
         except DamagedUpdate as error:
             raise RunFailed(f"{error}; go on with --resume, and it is trained again") from error
         except CannotAggregate as error:
             return events.AggregationFailed(str(error))
+        except (FolkmootError, OSError):
+            raise
+        except Exception as error:  # the algorithm's own code, which may raise anything
+            raise RunFailed(f"--strategy: {describe(error)}") from error
         clients = (update.client_id for update in updates)
         ledger.shares = dict(zip(clients, folded.shares, strict=True))
         ledger.aggregated = self.clock()
         model = ModelFile(number, directory.model_path(number), folded.model)
-        return events.Aggregated(Candidate(model, folded.state))
+        return events.Aggregated(Candidate(model, folded))
 
     def _reject_outliers(self) -> events.UpdatesRejected | None:
         """Say which updates are too long for a mean, unless they are left out already.
@@ -239,7 +244,8 @@ class Effects:
         record = Record(
             round=view.round,
             model=digest,
-            state=candidate.state,
+            state=candidate.folded.state,
+            notes=candidate.folded.notes,
             contributed={
                 **before.contributed,
                 **dict.fromkeys(sorted(view.accepted), view.round),

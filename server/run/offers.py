@@ -1,14 +1,16 @@
 """What clients are offered: the models, what goes with them, and what an update to them must be."""
 
-from common.bounds import BLAKE3
+from common.algorithms import Algorithm
+from common.algorithms.base import Scalars
+from common.bounds import BLAKE3, MAX_METRIC_NAME
 from common.errors import RequestError, Status
+from common.printable import printable
 from common.seeds import derive_seed
-from server.aggregation.strategies.base import Strategy
-from server.aggregation.strategies.scaffold import CONTROL
+from common.tensors import Digest
 from server.engine.engine import RunView
 from server.engine.events import Phase
 from server.run.assignments import Assignment
-from server.run.limits import metrics_objection
+from server.run.limits import metrics_objection, numbers_objection
 from server.run.settings import RunSettings
 from server.run.uploads import Announcement
 from server.storage.checkpoints import ModelFile, Record, RunDirectory
@@ -22,10 +24,10 @@ class Offers:
     """
 
     def __init__(
-        self, settings: RunSettings, strategy: Strategy, directory: RunDirectory, record: Record
+        self, settings: RunSettings, algorithm: Algorithm, directory: RunDirectory, record: Record
     ) -> None:
         self._settings = settings
-        self._strategy = strategy
+        self.algorithm = algorithm
         self._directory = directory
         path = directory.model_path(record.round)
         self.commit(record, ModelFile(record.round, path, record.model))
@@ -54,22 +56,30 @@ class Offers:
         """The last committed model."""
         return self._models[self.record.round]
 
-    @property
-    def uses_control(self) -> bool:
-        """Whether the strategy is SCAFFOLD."""
-        return CONTROL in self._strategy.state_names
-
-    def control(self, version: int) -> ModelFile | None:
-        """Return SCAFFOLD's control variate of a model; None: all zeros, or not SCAFFOLD.
+    def payload(self, version: int, name: str) -> ModelFile:
+        """Return what clients may pull beside a model, by its name.
 
         Raises:
             RequestError: MODEL_UNKNOWN.
         """
         self.model(version)
-        digest = self.record.state.get(CONTROL)
-        if digest is None or version != self.record.round:
-            return None
-        return ModelFile(version, self._directory.state_path(version, CONTROL), digest)
+        if name not in self.payloads(version):
+            message = f"model {version} has no payload {printable(name, MAX_METRIC_NAME)!r}"
+            raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
+        path = self._directory.state_path(version, name)
+        return ModelFile(version, path, self.record.state[name])
+
+    def payloads(self, version: int) -> dict[str, Digest]:
+        """Return the digests of what clients may pull beside a model, by name."""
+        half, held = self.algorithm.client, self.record.state
+        if half is None or version != self.record.round:
+            return {}
+        return {name: held[name] for name in half.payloads if name in held}
+
+    @property
+    def scalars(self) -> Scalars:
+        """What the algorithm tells the clients beside its payloads."""
+        return self.algorithm.scalars(self.record.notes)
 
     def previous_round(self, client_id: str, view: RunView) -> int:
         """Return the last round that counted an update of a client; 0: none.
@@ -104,6 +114,8 @@ class Offers:
             return "base_model's digest is not that of the model that was handed out"
         training = self._settings.training
         most_steps = training.local_epochs * -(-announcement.num_examples // training.batch_size)
-        if self._strategy.needs_steps and not 1 <= announcement.num_steps <= most_steps:
-            return f"num_steps must be 1 to {most_steps}, as many batches as there are"
-        return metrics_objection(announcement.metrics)
+        return (
+            metrics_objection(announcement.metrics)
+            or numbers_objection("scalars", announcement.scalars)
+            or self.algorithm.objection(announcement.scalars, most_steps)
+        )
