@@ -66,8 +66,9 @@ class Offers:
         if name not in self.payloads(version):
             message = f"model {version} has no payload {printable(name, MAX_METRIC_NAME)!r}"
             raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
-        path = self._directory.state_path(version, name)
-        return ModelFile(version, path, self.record.state[name])
+        return ModelFile(
+            version, self._directory.state_path(version, name), self.record.state[name]
+        )
 
     def payloads(self, version: int) -> dict[str, Digest]:
         """Return the digests of what clients may pull beside a model, by name."""
