@@ -136,8 +136,8 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PullModel(self, request, context):
-        """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
-        To resume a broken stream, call again with read_offset = bytes held; the
+        """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last
+        with finish_write. To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
         has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE

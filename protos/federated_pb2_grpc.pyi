@@ -142,8 +142,8 @@ class CoordinatorStub:
     UNAVAILABLE (SHUTTING_DOWN).
     """
     PullModel: _grpc.UnaryStreamMultiCallable[_federated_pb2.PullModelRequest, _federated_pb2.PullModelResponse]
-    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
-    To resume a broken stream, call again with read_offset = bytes held; the
+    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last
+    with finish_write. To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
     has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE
@@ -228,8 +228,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     UNAVAILABLE (SHUTTING_DOWN).
     """
     PullModel: _aio.UnaryStreamMultiCallable[_federated_pb2.PullModelRequest, _federated_pb2.PullModelResponse]  # type: ignore[assignment]
-    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
-    To resume a broken stream, call again with read_offset = bytes held; the
+    """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last
+    with finish_write. To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
     Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
     has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE
@@ -341,8 +341,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _federated_pb2.PullModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federated_pb2.PullModelResponse], _abc.AsyncIterator[_federated_pb2.PullModelResponse]]:
-        """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last with finish_write.
-        To resume a broken stream, call again with read_offset = bytes held; the
+        """Streams a model, or a payload beside it: one `header`, then `chunk`s, the last
+        with finish_write. To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
         Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
         has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE

@@ -35,7 +35,7 @@ from server.engine.engine import Standing
 from server.engine.events import Phase
 from server.engine.rounds import Policy, RoundEngine
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
-from server.options import LimitOptions, ServerOptions
+from server.options import ServerOptions
 from server.rpc.listeners import Ports, listen, start
 from server.run.coordinator import Coordinator
 from server.run.evaluation import Evaluator
@@ -170,7 +170,7 @@ def _again(options: ServerOptions, folder: Path) -> str:
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
-    """Return the resolved options, and what evaluates on held-out data if that is wanted.
+    """Return the resolved options, and what evaluates on the test set if that is wanted.
 
     Raises:
         InputError: wrong input; or the model, the data and what the task says do not fit.
@@ -256,19 +256,23 @@ def prepare(
             accepted=sorted(standing.accepted),
         )
     return Coordinator(
-        settings=RunSettings(
+        settings=options.pick(
+            RunSettings,
             run_id=run_id,
-            seed=options.run.seed,
-            target_accuracy=evaluation.target_accuracy,
-            patience=evaluation.patience,
-            keep_rounds=evaluation.keep_rounds,
-            max_share=options.limits.max_share,
-            max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
             roles=roles,
-            limits=_limits(options.limits, record.model.size_bytes),
+            limits=options.pick(
+                Limits, max_update_size_bytes=record.model.size_bytes + _HEADER_ALLOWANCE
+            ),
         ),
-        engine=RoundEngine(_policy(options)),
+        engine=RoundEngine(
+            options.pick(
+                Policy,
+                client_evaluate_every=(
+                    evaluation.client_evaluate_every if options.split.validation_fraction else 0
+                ),
+            )
+        ),
         standing=standing,
         record=record,
         rows=rows,
@@ -324,36 +328,6 @@ def _recover_standing(recovered: Recovered, directory: RunDirectory, spool: Spoo
         cohort=cohort.cohort,
         goal=cohort.goal,
         accepted=frozenset(spool.accepted),
-    )
-
-
-def _policy(options: ServerOptions) -> Policy:
-    cohort = options.cohort
-    return Policy(
-        rounds=options.run.rounds,
-        seed=options.run.seed,
-        min_clients=cohort.min_clients,
-        fraction=cohort.fraction,
-        min_cohort=cohort.min_cohort,
-        over_select=cohort.over_select,
-        report_goal=cohort.report_goal,
-        quorum=cohort.quorum,
-        report_deadline=cohort.report_deadline,
-        max_attempts=cohort.max_attempts,
-        evaluate_every=options.evaluation.evaluate_every,
-        client_evaluate_every=(
-            options.evaluation.client_evaluate_every if options.split.validation_fraction else 0
-        ),
-        evaluation_clients=options.evaluation.evaluation_clients,
-    )
-
-
-def _limits(options: LimitOptions, model_size: int) -> Limits:
-    return Limits(
-        max_update_size_bytes=model_size + _HEADER_ALLOWANCE,
-        max_examples=options.max_examples,
-        max_update_norm=options.max_update_norm,
-        max_clients=options.max_clients,
     )
 
 

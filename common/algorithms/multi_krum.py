@@ -50,8 +50,8 @@ class MultiKrum(Algorithm):
         num_hostile: Annotated[
             Count | None,
             Parameter(
-                help="Updates of a round that multi-krum takes for hostile; the most that it "
-                "can, if not given."
+                help="Byzantine updates that multi-krum tolerates (f). Default: the largest f "
+                "with n >= 2f + 3."
             ),
         ] = None
 

@@ -25,7 +25,7 @@ class NormBounding(Algorithm):
     class Options(Momentum):
         norm_bound: Annotated[
             PositiveFloat | None,
-            Parameter(help="L2 norm that norm-bounding scales longer updates down to."),
+            Parameter(help="L2 norm to which norm-bounding clips updates."),
         ] = None
 
     options: Options

@@ -29,9 +29,9 @@ _SECOND_MOMENT = "second_moment"
 class Options:
     """SGD on the step; rate 1 is FedAvg. The options of an algorithm are derived from it."""
 
-    server_lr: Annotated[PositiveFloat, Parameter(help="Learning rate on the combined update.")] = (
-        1.0
-    )
+    server_lr: Annotated[
+        PositiveFloat, Parameter(help="Learning rate of the server optimizer.")
+    ] = 1.0
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class Momentum(Options):
     server_momentum: Annotated[
         BelowOne,
         Parameter(
-            help="Momentum on the combined update; beta1 of fedadagrad, fedadam and fedyogi."
+            help="Momentum of the server optimizer; beta1 of fedadagrad, fedadam and fedyogi."
         ),
     ] = 0.0
 
@@ -88,7 +88,7 @@ class Adagrad(Momentum):
     server_tau: Annotated[
         PositiveFloat,
         Parameter(
-            help="What is added to the second moment's root, for fedadagrad, fedadam and fedyogi."
+            help="Tau, added to the root of the second moment, for fedadagrad, fedadam and fedyogi."
         ),
     ] = 1e-3
 
@@ -118,7 +118,7 @@ class Adam(Adagrad):
     server_lr: PositiveFloat = 0.01
     server_momentum: BelowOne = 0.9
     server_beta2: Annotated[
-        BelowOne, Parameter(help="Decay of the second moment, for fedadam and fedyogi.")
+        BelowOne, Parameter(help="Decay of the second moment (beta2), for fedadam and fedyogi.")
     ] = 0.99
 
     def _second_moment(self, v: Tensor, square: Tensor) -> Tensor:

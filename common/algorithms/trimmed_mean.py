@@ -25,7 +25,7 @@ class TrimmedMean(Algorithm):
     class Options(Momentum):
         trim_fraction: Annotated[
             BelowHalf,
-            Parameter(help="Share of the updates that trimmed-mean leaves out at each end."),
+            Parameter(help="Fraction of the values that trimmed-mean removes at each end."),
         ] = 0.2
 
     options: Options

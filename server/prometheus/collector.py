@@ -27,24 +27,17 @@ from server.engine.events import Phase
 from server.run.ledger import RoundSummary
 from server.run.sessions import Sessions
 from server.run.status import RunStatus
+from server.storage.columns import MEASURED, columns
 
 # From a hundredth of a second, for small models, to an hour.
 _SECONDS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
 )
-_PHASES = ("collect", "aggregate", "evaluate", "commit")
-_OUTCOMES = ("accepted", "refused", "dropped")
-# Whose accuracy and loss: the column of metrics.jsonl is VIEW_accuracy, or client_accuracy_p10.
-_VIEWS = {
-    "global": "global_{}",
-    "client_mean": "client_{}",
-    "client_min": "client_{}_min",
-    "client_p10": "client_{}_p10",
-    "client_median": "client_{}_median",
-    "client_max": "client_{}_max",
-    "train": "train_{}",
-}
+# The gauges of a model's measures; others share one.
+_GAUGES = {"accuracy": "model_accuracy_ratio", "loss": "model_loss"}
+_PHASES = {column.name: column.label for column in columns(group="phase")}
+_OUTCOMES = [column.name for column in columns(group="outcome")]
 
 
 def registry_of(status: RunStatus, sessions: Sessions, run: Mapping[str, str]) -> CollectorRegistry:
@@ -84,13 +77,15 @@ class RunCollector(Collector):
         self._wanted = self._gauge("round_wanted_updates", "Updates wanted of them.")
         self._accepted = self._gauge("round_accepted_updates", "Updates accepted so far.")
         self._sessions = self._gauge("sessions", "Clients that are connected.")
-        self._accuracy = self._gauge(
-            "model_accuracy_ratio", "Accuracy of the last model that was evaluated.", "view"
-        )
-        self._loss = self._gauge("model_loss", "Loss of the last model that was evaluated.", "view")
+        self._measures = {
+            measure: self._gauge(
+                name, f"{measure.capitalize()} of the last model that was evaluated.", "view"
+            )
+            for measure, name in _GAUGES.items()
+        }
         self._metric = self._gauge(
             "model_metric",
-            "A task's own metrics of the last model that was evaluated.",
+            "Other metrics of the last model that was evaluated, and a task's own.",
             "view",
             "metric",
         )
@@ -106,7 +101,7 @@ class RunCollector(Collector):
             self._rounds.labels(outcome)
         for outcome in _OUTCOMES:
             self._updates.labels(outcome)
-        for phase in _PHASES:
+        for phase in _PHASES.values():
             self._phases.labels(phase)
         for summary in status.history:
             self._show(summary)
@@ -131,22 +126,23 @@ class RunCollector(Collector):
         numbers = ended.metrics
         if "duration_seconds" in numbers:
             self._duration.observe(numbers["duration_seconds"])
-        for phase in _PHASES:
-            if f"{phase}_seconds" in numbers:
-                self._phases.labels(phase).observe(numbers[f"{phase}_seconds"])
+        for name, phase in _PHASES.items():
+            if name in numbers:
+                self._phases.labels(phase).observe(numbers[name])
 
     def _show(self, ended: RoundSummary) -> None:
         """Show how good a round's model is, as far as that was found out."""
-        for gauge, name in ((self._accuracy, "accuracy"), (self._loss, "loss")):
-            for view, column in _VIEWS.items():
-                if (value := ended.metrics.get(column.format(name))) is not None:
-                    gauge.labels(view).set(value)
         if ended.own:
             # Clients may name theirs otherwise each time.
             self._metric.clear()
-        for column, value in ended.own.items():
-            side, _, name = column.partition("_")
-            self._metric.labels({"client": "client_mean"}.get(side, side), name).set(value)
+        for column in MEASURED.values():
+            if (value := ended.metrics.get(column.name)) is not None:
+                gauge = self._measures.get(column.group)
+                labels = (column.view,) if gauge else (column.view, column.measure)
+                (gauge or self._metric).labels(*labels).set(value)
+        for name, value in ended.own.items():
+            side, _, metric = name.partition("_")
+            self._metric.labels({"client": "client_mean"}.get(side, side), metric).set(value)
 
     def _look(self) -> None:
         """Show how the run is now."""

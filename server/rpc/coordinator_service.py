@@ -344,14 +344,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     def _data_split(self) -> pb.DataSplit:
         split = self._split
-        return pb.DataSplit(
-            partitioner=pb.DataSplit.Partitioner.Value(f"PARTITIONER_{split.partitioner.name}"),
-            num_partitions=split.num_partitions,
-            alpha=split.alpha,
-            shards_per_client=split.shards_per_client,
-            seed=split.seed,
-            validation_fraction=split.validation_fraction,
-        )
+        scheme = pb.DataSplit.Partitioner.Value(f"PARTITIONER_{split.partitioner.name}")
+        return pb.DataSplit(**vars(split) | {"partitioner": scheme})
 
     def _task_assignment(self, assignment: Assignment) -> pb.TaskAssignment:
         coordinator = self._coordinator
@@ -392,15 +386,7 @@ def _hyperparameters(config: TrainConfig) -> Struct:
 
 
 def _train_work(config: TrainConfig) -> pb.TrainWork:
-    return pb.TrainWork(
-        local_epochs=config.local_epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        proximal_mu=config.proximal_mu,
-        hyperparameters=_hyperparameters(config),
-    )
+    return pb.TrainWork(**vars(config) | {"hyperparameters": _hyperparameters(config)})
 
 
 def _upload(result: PushResult) -> pb.Upload:

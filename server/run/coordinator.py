@@ -25,7 +25,8 @@ from server.run.settings import RunSettings
 from server.run.status import RunStatus
 from server.run.uploads import Received, Spool
 from server.storage.checkpoints import Record, RunDirectory
-from server.storage.metrics import Row, Sinks
+from server.storage.columns import Row
+from server.storage.metrics import Sinks
 
 _ACTIVITIES = {
     None: Activity.WAITING,

@@ -14,17 +14,12 @@ from common.training import Metrics
 from server.engine.early_stopping import Progress, advance, score_of
 from server.engine.engine import RunView
 from server.run.uploads import StoredUpdate
-from server.storage.metrics import Row, most_reported, spread, weighted_means
+from server.storage.columns import Row, Shown, columns
+from server.storage.metrics import most_reported, spread, weighted_means
 
 # Of a client's metrics, those with a column of clients.jsonl.
 _IN_COLUMNS = frozenset(
     f"{when}{name}" for when in ("", "fine_tuned_") for name in ("accuracy", "loss")
-)
-
-# Of a row, in the log's line.
-_HEADLINE = (
-    *("global_accuracy", "global_loss", "client_accuracy", "client_accuracy_p10"),
-    *("fine_tuning_gain", "train_loss"),
 )
 
 
@@ -265,7 +260,9 @@ def headline(row: Row) -> dict[str, int | float]:
     """Return what a person wants to see of a row in one line."""
     return {
         **{
-            name: round(value, 4) for name in _HEADLINE if (value := getattr(row, name)) is not None
+            column.name: round(value, 4)
+            for column in columns(shown=Shown.LOG)
+            if (value := getattr(row, column.name)) is not None
         },
         **{name: round(value, 4) for name, value in row.own().items()},
         "updates": row.accepted,

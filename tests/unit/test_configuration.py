@@ -27,7 +27,7 @@ FLAGS = """
 --tls-cert --tls-key --tls-client-ca --tls-crl --insecure
 --bind --admin-bind --metrics-port --otlp-endpoint --threads
 --mlflow-uri --mlflow-experiment --mlflow-model
---help
+--help --version
 """
 # Of a run that may be resumed under other values.
 CHANGEABLE = """
@@ -104,7 +104,7 @@ def test_the_list_of_flags_is_frozen(capsys, monkeypatch):
 
 def test_options_have_their_names_without_their_groups():
     names = ["--" + name.replace("_", "-") for name in ServerOptions().flat()]
-    assert [*names, "--help"] == FLAGS.split()
+    assert [*names, "--help", "--version"] == FLAGS.split()
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_flag_that_contradicts_the_resumed_run_is_refused_by_name(tmp_path, fl
 
 
 def test_each_flag_is_changeable_or_not():
-    neither = {"--run-dir", "--resume", "--config", "--help"}
+    neither = {"--run-dir", "--resume", "--config", "--help", "--version"}
     assert {*CHANGEABLE.split(), *OTHER, *neither} == set(FLAGS.split())
 
 
