@@ -15,9 +15,9 @@ PLACES = (
     *("server/run", "server/rpc", "server/storage", "server/aggregation"),
     *("client/runner.py", "client/connection.py", "client/promises.py", "client/trainer.py"),
 )
-# A median is a statistic, too: as a strategy it stands in quotes or is a class.
+# A median is a statistic, too: as a strategy it is compared with, or a class.
 NAMES = {name: rf"(?i)\b{name.replace('-', '[-_ ]?')}\b" for name in BUILT_IN} | {
-    "median": r"[\"']median[\"']|\bMedian\b|algorithms\.median",
+    "median": r"[=n] [\"'(]+median[\"']|\bMedian\b|algorithms\.median",
     "krum": "(?i)krum",
     "SCAFFOLD's payload": r"(?i)control.?variate|\bcontrol\b|\bscaffold",
 }
