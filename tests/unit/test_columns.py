@@ -37,7 +37,7 @@ from scripts.viewing import figures
 from server.mlflow_reporting.history import _metrics
 from server.options import ServerOptions
 from server.prometheus.collector import RunCollector
-from server.run.coordinator import _headline
+from server.run.ledger import headline
 from server.run.ledger import committed
 from server.storage.run_files import RunFiles
 from tests.recorded import begin, commit, row
@@ -48,7 +48,7 @@ one, folder = row(1, global_calibration=0.125), pathlib.Path("run")
 begin(folder)
 commit(folder, 1, global_calibration=0.125, best_round=1)
 rows = RunFiles(folder).metrics.all()
-print("log:", _headline(one)["global_calibration"])
+print("log:", headline(one)["global_calibration"])
 print("json:", rows[0]["global_calibration"])
 print("csv:", "global_calibration" in (folder / "metrics.csv").read_text())
 print("mlflow:", _metrics(rows[0])["global_calibration"])
