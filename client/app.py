@@ -21,6 +21,7 @@ from client.progress import StepProgress
 from client.runner import ProcessContext, Runner
 from client.trainer import choose_device
 from common import tracing
+from common.algorithms import load_algorithm
 from common.errors import FolkmootError
 from common.logs import configure_logs, get_logger
 from common.tasks import BUILT_IN, load_task
@@ -48,6 +49,8 @@ def serve(options: ClientOptions) -> int:
     device = choose_device(options.device)
     if options.task is not None:
         load_task(options.task)
+    if options.strategy is not None:
+        load_algorithm(options.strategy)
     tracing.configure(options.otlp_endpoint, "folkmoot-client", clients=list(ids.values()))
     stop = threading.Event()
     credentials = channel_credentials(options, ids.values())
@@ -62,6 +65,7 @@ def serve(options: ClientOptions) -> int:
         stop,
         StepProgress(),
         join_token(options.security),
+        options.strategy,
     )
     runners = [Runner(context, client_id, partition) for partition, client_id in ids.items()]
     log.info("client started", clients=len(runners), server=options.server, device=device)

@@ -255,10 +255,9 @@ class Connection:
         model: pb.ModelRef,
         payload: memoryview,
         check_wanted: Callable[[], None],
-        *,
-        control: bool = False,
+        payload_name: str = "",
     ) -> None:
-        """Fill `payload` with the safetensors bytes of a model, or of its control variate.
+        """Fill `payload` with the safetensors bytes of a model, or of what is beside it by a name.
 
         Goes on after each broken stream, until `check_wanted` raises.
 
@@ -272,8 +271,6 @@ class Connection:
             payload[offset : offset + len(data)] = data
 
         receiver = Receiver(store, expected)
-        parts = pb.PullModelRequest
-        part = parts.PART_CONTROL if control else parts.PART_UNSPECIFIED
 
         def attempt() -> pb.PullModelRequest:
             check_wanted()
@@ -281,7 +278,7 @@ class Connection:
                 session_token=session_token,
                 model_version=model.version,
                 read_offset=receiver.offset,
-                part=part,
+                payload_name=payload_name,
             )
             call = self._channel.pull_model(request, timeout=_TRANSFER_SECONDS)
             try:
@@ -328,8 +325,8 @@ class Connection:
             base_model=base,
             digest=pb.Digest(blake3=digest.blake3, size_bytes=digest.size_bytes),
             num_examples=trained.num_examples,
-            num_steps=trained.num_steps,
             metrics=trained.metrics,
+            scalars=trained.scalars,
         )
         first = True
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from common.config import finite, whole
 from common.errors import InputError
+from common.option_types import finite, whole
 
 Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 
@@ -43,6 +43,9 @@ class ClientOptions:
     "HOST:PORT of the server."
     task: str | None = None
     "The only task that the client is willing to train; any built-in one if not given."
+    strategy: str | None = None
+    "Your own strategy as package.module:Class, if its clients do more than train; \
+built-in ones need no flag."
     data_dir: Path = Path("data")
     "Folder of the training data, for tasks that read files."
     state_dir: Path = Path("client-state")

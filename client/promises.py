@@ -212,8 +212,7 @@ def check_poll(response: pb.PollTaskAssignmentResponse) -> None:
     match assignment.WhichOneof("work"):
         case "train":
             train_config(assignment.train)
-            if assignment.train.scaffold.HasField("control"):
-                _check_digest("scaffold.control", assignment.train.scaffold.control)
+            algorithm_of(assignment.train)
         case "evaluate":
             if assignment.evaluate.HasField("fine_tune"):
                 train_config(assignment.evaluate.fine_tune)
@@ -238,19 +237,36 @@ def train_config(message: pb.TrainWork) -> TrainConfig:
     )
 
 
-def hyperparameters_of(message: Struct) -> dict[str, Hyperparameter]:
+def algorithm_of(message: pb.TrainWork) -> tuple[str, dict[str, Hyperparameter]]:
+    """Return the name and the scalars of the algorithm in which clients have a part; "": none.
+
+    Raises:
+        BrokenPromise: a name, a number or a payload's digest out of its bounds.
+    """
+    if not message.HasField("algorithm"):
+        return "", {}
+    asked = message.algorithm
+    _check_text("algorithm.name", asked.name, _MOST_NAME)
+    _whole("algorithm.scalars' number", len(asked.scalars.fields), most=MAX_METRICS)
+    for name, digest in asked.payloads.items():
+        _check_digest(f"algorithm.payloads: {printable(name, MAX_METRIC_NAME)!r}", digest)
+    return asked.name, hyperparameters_of(asked.scalars, "algorithm.scalars")
+
+
+def hyperparameters_of(
+    message: Struct, field: str = "hyperparameters"
+) -> dict[str, Hyperparameter]:
     """Return hyperparameters; their numbers are floats.
 
     Raises:
         BrokenPromise: one is no finite number, string or boolean.
     """
     for name, value in message.fields.items():
+        shown = printable(name, _MOST_NAME)
         if value.WhichOneof("kind") not in ("number_value", "string_value", "bool_value"):
-            raise BrokenPromise(
-                f"hyperparameters: {printable(name, _MOST_NAME)!r} is no number, string or boolean"
-            )
+            raise BrokenPromise(f"{field}: {shown!r} is no number, string or boolean")
         if not math.isfinite(value.number_value):
-            raise BrokenPromise(f"hyperparameters: {printable(name, _MOST_NAME)!r} is not finite")
+            raise BrokenPromise(f"{field}: {shown!r} is not finite")
     found: dict[str, Hyperparameter] = MessageToDict(message)
     return found
 

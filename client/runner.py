@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from client import scaffold
 from client.connection import Connection, RunEnded, SessionLost, Stopped, Superseded, WorkLost
 from client.data import LocalData, load_partitions
 from client.progress import StepProgress
@@ -27,6 +26,7 @@ from client.promises import (
     BrokenPromise,
     LimitExceeded,
     Session,
+    algorithm_of,
     hyperparameters_of,
     seconds_of,
     train_config,
@@ -34,11 +34,15 @@ from client.promises import (
 from client.state import ClientState
 from client.trainer import Trainer, WorkFailed
 from common import __version__, tracing
+from common.algorithms import BUILT_IN as BUILT_IN_ALGORITHMS
+from common.algorithms import ClientHalf, ClientRound, load_algorithm
+from common.algorithms.base import NUM_STEPS, Tensors
 from common.encodings.plain import Plain
 from common.errors import FolkmootError, InputError, RunFailed, TensorError
+from common.loading import describe
 from common.logs import get_logger
 from common.printable import printable
-from common.tasks import describe, load_task
+from common.tasks import load_task
 from common.tensors import Digest, allocate, check_finite, copy_header, digest_bytes, views
 from common.training import OnStep, Trained
 from protos import federated_pb2 as pb
@@ -100,7 +104,9 @@ class ProcessContext:
         stop: threading.Event,
         progress: StepProgress,
         join_token: str = "",
+        strategy: str | None = None,
     ) -> None:
+        self.strategy = strategy
         self.connection = connection
         self.state_dir = state_dir
         self.join_token = join_token
@@ -118,8 +124,8 @@ class ProcessContext:
         self._data: dict[int, LocalData] = {}
         self._pulling = threading.Lock()
         self._sparing = threading.Lock()
-        # The newest model and the newest control variate (True) that were pulled.
-        self._pulled: dict[bool, tuple[Digest, PulledModel]] = {}
+        # The newest model ("") and the newest of each payload beside it that were pulled.
+        self._pulled: dict[str, tuple[Digest, PulledModel]] = {}
         # The last update's bytes, once it is pushed: new memory costs more than a copy into old.
         self._spare: memoryview | None = None
 
@@ -163,16 +169,37 @@ class ProcessContext:
                 log.info("data loaded", task=spec.task_name, seconds=seconds)
             return self._trainer, self._data[partition]
 
+    def client_half(self, name: str) -> type[ClientHalf]:
+        """Return what clients do in the algorithm of this name.
+
+        Raises:
+            InputError: it is someone's own, for which this process was not started.
+            BrokenPromise: clients do nothing in it.
+        """
+        if name not in BUILT_IN_ALGORITHMS and name != self.strategy:
+            remedy = (
+                "if you trust that code, start it with that --strategy"
+                if ":" in name
+                else "install the server's version of Folkmoot"
+            )
+            raise InputError(
+                f"--strategy: the server runs {printable(name, MOST_TEXT)!r}, which this "
+                f"client was not started for; {remedy}"
+            )
+        half = load_algorithm(name).client
+        if half is None:
+            raise BrokenPromise(f"algorithm.name is {name!r}, in which clients have no part")
+        return half
+
     def pull(
         self,
         session_token: str,
         model: pb.ModelRef,
         trainer: Trainer,
         check_wanted: Callable[[], None],
-        *,
-        control: bool = False,
+        payload_name: str = "",
     ) -> PulledModel:
-        """Return a model, or its control variate, pulled once for all clients of the process.
+        """Return a model, or what is beside it by a name, pulled once for all of the process.
 
         Raises:
             BrokenPromise: it is larger than the task's model, so no memory is taken for it; or it
@@ -186,13 +213,14 @@ class ProcessContext:
                 f"{most}; install the server's version of the task"
             )
         with self._pulling:
-            held = self._pulled.get(control)
+            held = self._pulled.get(payload_name)
             if held is None or held[0] != wanted:
                 held = None
-                self._pulled.pop(control, None)
+                self._pulled.pop(payload_name, None)
                 payload = self._take_spare(wanted.size_bytes)
-                self.connection.pull(session_token, model, payload, check_wanted, control=control)
-                held = self._pulled[control] = (wanted, PulledModel(payload, _tensors(payload)))
+                self.connection.pull(session_token, model, payload, check_wanted, payload_name)
+                held = (wanted, PulledModel(payload, _tensors(payload)))
+                self._pulled[payload_name] = held
             try:
                 trainer.roles.check(held[1].tensors)
             except TensorError as error:
@@ -206,7 +234,7 @@ class ProcessContext:
             copy_header(base.payload, payload)
             return payload
         with self._pulling:
-            self._pulled.pop(False, None)
+            self._pulled.pop("", None)
         return base.payload
 
     def give_back(self, payload: memoryview) -> None:
@@ -407,9 +435,11 @@ class Runner:
         """Pull the model and train it."""
         context, (trainer, data, session) = self.context, means
         session.bounds.check_examples(len(data.train.inputs))
+        name, scalars = algorithm_of(assignment.train)
+        kind = context.client_half(name) if name else None
         with self._span("pull", assignment):
             base = self._pull(assignment.model, trainer)
-            control = self._control(assignment, trainer)
+            beside = self._beside(kind.payloads if kind else (), assignment, trainer)
         payload = context.update_of(base)
         session.bounds.check_size(len(payload))
         config, update = train_config(assignment.train), views(payload)
@@ -420,7 +450,10 @@ class Runner:
         ):
             self._check_wanted()
             began = time.monotonic()
-            correction = self._correction(assignment, trainer, control)
+            half = None
+            if kind is not None:
+                kept = self._own(kind.keeps, assignment, trainer)
+                half = kind(ClientRound(scalars, beside, kept, config, trainer.roles.trainable))
             trained = trainer.train(
                 self._with_own_layers(base, assignment, trainer),
                 update,
@@ -428,18 +461,17 @@ class Runner:
                 config,
                 assignment.seed,
                 self._on_step(advance),
-                correction,
+                half,
             )
             self._check_norm(update, session.bounds)
-            if correction is not None:
-                steps, rate = trained.num_steps, config.learning_rate
-                trained_ones = {k: v for k, v in update.items() if k in trainer.roles.trainable}
-                own = scaffold.next_control(correction, trained_ones, steps, rate)
-                self._state("control").save(assignment.round, own, assignment.previous_round)
+            if half is not None:
+                previous = assignment.previous_round
+                self._state(half.keeps).save(assignment.round, half.kept, previous)
             if trainer.initial_layers:
                 own_layers, previous = trainer.own_layers(), assignment.previous_round
                 self._state("layers").save(assignment.round, own_layers, previous)
-            span.note(examples=trained.num_examples, steps=trained.num_steps)
+            steps = int(trained.scalars[NUM_STEPS])
+            span.note(examples=trained.num_examples, steps=steps)
         log.info(
             "trained",
             examples=trained.num_examples,
@@ -463,28 +495,21 @@ class Runner:
             )
             raise WorkFailed("UPDATE_TOO_LONG", message)
 
-    def _pull(self, model: pb.ModelRef, trainer: Trainer, *, control: bool = False) -> PulledModel:
+    def _pull(self, model: pb.ModelRef, trainer: Trainer, payload_name: str = "") -> PulledModel:
         token, check_wanted = self.session_token, self._check_wanted
-        return self.context.pull(token, model, trainer, check_wanted, control=control)
+        return self.context.pull(token, model, trainer, check_wanted, payload_name)
 
-    def _control(self, assignment: pb.TaskAssignment, trainer: Trainer) -> scaffold.Tensors | None:
-        """Return the server's control variate, empty if it is all zeros; None: not SCAFFOLD."""
-        work = assignment.train
-        if not work.HasField("scaffold"):
-            return None
-        if not work.scaffold.HasField("control"):
-            return {}
-        control = pb.ModelRef(version=assignment.model.version, digest=work.scaffold.control)
-        return self._pull(control, trainer, control=True).tensors
-
-    def _correction(
-        self, assignment: pb.TaskAssignment, trainer: Trainer, control: scaffold.Tensors | None
-    ) -> dict[str, torch.Tensor] | None:
-        if control is None:
-            return None
-        own = self._own("control", assignment, trainer)
-        # Who lost its own counts, like the server, on being like the others: no correction.
-        return scaffold.correction(control, control if own is None else own)
+    def _beside(
+        self, names: Iterable[str], assignment: pb.TaskAssignment, trainer: Trainer
+    ) -> dict[str, Tensors]:
+        """Return those payloads of these names that the server has, pulled."""
+        version, offered = assignment.model.version, assignment.train.algorithm.payloads
+        models = {
+            name: pb.ModelRef(version=version, digest=offered[name])
+            for name in names
+            if name in offered
+        }
+        return {name: self._pull(model, trainer, name).tensors for name, model in models.items()}
 
     def _with_own_layers(
         self, model: PulledModel, assignment: pb.TaskAssignment, trainer: Trainer

@@ -6,13 +6,15 @@ The same seed gives the same bytes. Knows nothing about the wire.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
 
 from client.data import LocalData
+from common.algorithms import ClientHalf
+from common.algorithms.base import NUM_STEPS
 from common.errors import FolkmootError, InputError, TensorError
 from common.seeds import derive_seed
 from common.tasks import Examples, Task
@@ -89,13 +91,12 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         on_step: OnStep,
-        correction: Mapping[str, torch.Tensor] | None = None,
+        half: ClientHalf | None = None,
     ) -> Trained:
         """Train from `base` on the partition's training part; write local - base into `update`.
 
         `base` has all tensors of the model, `update` those that travel; it may be the same
-        tensors, which it then replaces. `correction` is added to the gradients of the
-        parameters with these names, in each step.
+        tensors, which it then replaces. `half` is what the run's algorithm has clients do.
 
         Raises:
             WorkFailed: the model diverged to NaN or infinity.
@@ -108,12 +109,13 @@ class Trainer:
             on_step(done, total)
 
         self._load(base)
-        metrics = self._train(data, config, seed, count, correction or {})
-        if correction is not None and not steps:
+        metrics = self._train(data, config, seed, count, half)
+        if half is not None and not steps:
             raise WorkFailed("STEPS_UNKNOWN", "the task's training never calls on_step")
         local = self._model.state_dict()
         for name, tensor in update.items():
             torch.sub(local[name].cpu(), base[name], out=tensor)
+        scalars = {} if half is None else half.after(update, steps)
         try:
             check_finite({**update, **self.local_layers()})
         except TensorError as error:
@@ -122,7 +124,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in metrics.values()):
             message = f"the training loss is not finite; {_remedy(data.train)}"
             raise WorkFailed("LOSS_NOT_FINITE", message)
-        return Trained(len(data.train.inputs), steps, metrics)
+        return Trained(len(data.train.inputs), metrics, {NUM_STEPS: steps, **scalars})
 
     def evaluate(
         self,
@@ -141,7 +143,7 @@ class Trainer:
         self._load(base)
         metrics = self._task.evaluate(self._model, data.validation).metrics
         if fine_tune is not None:
-            self._train(data, fine_tune, seed, on_step, {})
+            self._train(data, fine_tune, seed, on_step)
             tuned = self._task.evaluate(self._model, data.validation).metrics
             metrics = metrics | {f"fine_tuned_{name}": value for name, value in tuned.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -153,24 +155,22 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         on_step: OnStep,
-        correction: Mapping[str, torch.Tensor],
+        half: ClientHalf | None = None,
     ) -> Metrics:
         # For layers that draw, such as dropout; the order of examples has a generator of its own.
-        with torch.random.fork_rng(), self._corrected(correction):
+        with torch.random.fork_rng(), self._hooked(half):
             torch.manual_seed(seed)
             return self._task.train(self._model, data.train, config, seed, on_step)
 
     @contextmanager
-    def _corrected(self, correction: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Add to gradients as they are computed, whatever code takes the steps."""
-
-        def adding(values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda gradient: gradient + values
-
+    def _hooked(self, half: ClientHalf | None) -> Iterator[None]:
+        """Let gradients be changed as they are computed, whatever code takes the steps."""
         hooks = [
-            parameter.register_hook(adding(correction[name].to(parameter)))  # type: ignore[no-untyped-call]
+            parameter.register_hook(change)  # type: ignore[no-untyped-call]
             for name, parameter in self._model.named_parameters()
-            if name in correction and parameter.requires_grad
+            if half is not None
+            and parameter.requires_grad
+            and (change := half.on_gradient(name, parameter)) is not None
         ]
         try:
             yield

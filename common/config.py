@@ -6,7 +6,6 @@ command line with cyclopts and its errors into `InputError`. Knows no option by 
 """
 
 import difflib
-import math
 import os
 import textwrap
 import tomllib
@@ -102,20 +101,6 @@ def _print_group(console: "Console", options: object, panel: HelpPanel) -> None:
         lines.append(f"  {label:{width}}  {first}")
         lines.extend(" " * (width + 4) + line for line in more)
     console.print("\n".join(lines), end="\n\n", highlight=False, markup=False, soft_wrap=True)
-
-
-def finite(_: object, value: Any) -> None:  # noqa: ANN401
-    """Refuse NaN and infinity, which every bound lets through or half through."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be a finite number.")
-
-
-def whole(_: type, tokens: Sequence[Token]) -> int:
-    """Convert to int, for which 1.5 is no number, rather than round."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError("not a whole number") from None
 
 
 def _known_variables(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -36,11 +36,12 @@ class Evaluation(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What belongs to an update: its weight n_k, its local steps, and the training's metrics."""
+    """What belongs to an update: its weight n_k, the training's metrics, and what else counts."""
 
     num_examples: int
-    num_steps: int
     metrics: Metrics
+    # By name, such as "num_steps", the local steps.
+    scalars: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -602,6 +607,7 @@ class TrainWork(_message.Message):
     PROXIMAL_MU_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     SCAFFOLD_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
     local_epochs: _builtins.int
     """1 to 1000000."""
     batch_size: _builtins.int
@@ -617,12 +623,14 @@ class TrainWork(_message.Message):
         """Of tasks that bring their own."""
 
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def scaffold(self) -> Global___Scaffold:
-        """Set: SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II). Each step
-        adds c - ci to the gradient, with c the server's control variate and ci the
-        client's own. After the last step, with K the number of steps and u the update:
-        ci = ci - c - u / (K * learning_rate), which the client keeps for the next
-        round. It begins with ci = 0, and with ci = c once it has lost its own.
+        """Never set: `algorithm` is in its place."""
+
+    @_builtins.property
+    def algorithm(self) -> Global___Algorithm:
+        """Set: clients do more than the steps above. Unset: the run's algorithm, such as
+        FedAvg, FedNova or the median, is the server's matter.
         """
 
     def __init__(
@@ -636,26 +644,92 @@ class TrainWork(_message.Message):
         proximal_mu: _builtins.float = ...,
         hyperparameters: _struct_pb2.Struct | None = ...,
         scaffold: Global___Scaffold | None = ...,
+        algorithm: Global___Algorithm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "scaffold", b"scaffold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "hyperparameters", b"hyperparameters", "scaffold", b"scaffold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "hyperparameters", b"hyperparameters", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "momentum", b"momentum", "proximal_mu", b"proximal_mu", "scaffold", b"scaffold", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "batch_size", b"batch_size", "hyperparameters", b"hyperparameters", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "momentum", b"momentum", "proximal_mu", b"proximal_mu", "scaffold", b"scaffold", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainWork: _TypeAlias = TrainWork  # noqa: Y015
 
 @_typing.final
+class Algorithm(_message.Message):
+    """What clients have to do beside local training. A client that does not know it
+    ends: an update that is trained otherwise counts for what it is not.
+
+    "scaffold" is SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II). Each
+    step adds c - ci to the gradient, with c the payload "control" (all zeros if it
+    is not there) and ci the client's own. After the last step, with K the number of
+    steps and u the update: ci = ci - c - u / (K * learning_rate), which the client
+    keeps for the next round. It begins with ci = 0, and with ci = c once it has
+    lost its own. Its scalars are of no use to a client.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PayloadsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Digest: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Digest | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCALARS_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of those above, or "package.module:Class" of the operator's own, which a client
+    runs only if it was started for it. 1 to 256 characters.
+    """
+    @_builtins.property
+    def scalars(self) -> _struct_pb2.Struct:
+        """The algorithm's numbers, strings and booleans; at most 32, each finite."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.MessageMap[_builtins.str, Global___Digest]:
+        """What may be pulled beside the model, by name: tensors of the model's schema,
+        with its version. One that the server does not have yet is not there.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scalars: _struct_pb2.Struct | None = ...,
+        payloads: _abc.Mapping[_builtins.str, Global___Digest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scalars", b"scalars"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payloads", b"payloads", "scalars", b"scalars"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Algorithm: _TypeAlias = Algorithm  # noqa: Y015
+
+@_deprecated("""This message has been marked as deprecated using proto message options.""")
+@_typing.final
 class Scaffold(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTROL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def control(self) -> Global___Digest:
-        """The server's control variate, of the model's schema and with its version:
-        pull it as PART_CONTROL. Unset: all zeros.
-        """
-
+    def control(self) -> Global___Digest: ...
     def __init__(
         self,
         *,
@@ -910,23 +984,31 @@ class PullModelRequest(_message.Message):
         PART_UNSPECIFIED: PullModelRequest._Part.ValueType  # 0
         """The model."""
         PART_CONTROL: PullModelRequest._Part.ValueType  # 1
-        """SCAFFOLD's control variate of that version."""
+        """Not looked at: `payload_name` is in its place."""
 
     class Part(_Part, metaclass=_PartEnumTypeWrapper): ...
     PART_UNSPECIFIED: PullModelRequest.Part.ValueType  # 0
     """The model."""
     PART_CONTROL: PullModelRequest.Part.ValueType  # 1
-    """SCAFFOLD's control variate of that version."""
+    """Not looked at: `payload_name` is in its place."""
 
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     READ_OFFSET_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    PAYLOAD_NAME_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     model_version: _builtins.int
     read_offset: _builtins.int
     """Bytes held already."""
-    part: Global___PullModelRequest.Part.ValueType
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def part(self) -> Global___PullModelRequest.Part.ValueType: ...
+    @part.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def part(self, value: Global___PullModelRequest.Part.ValueType) -> None: ...
+    payload_name: _builtins.str
+    """Empty: the model; else one of `Algorithm.payloads` of that version."""
     def __init__(
         self,
         *,
@@ -934,10 +1016,11 @@ class PullModelRequest(_message.Message):
         model_version: _builtins.int = ...,
         read_offset: _builtins.int = ...,
         part: Global___PullModelRequest.Part.ValueType = ...,
+        payload_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "part", b"part", "read_offset", b"read_offset", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "part", b"part", "payload_name", b"payload_name", "read_offset", b"read_offset", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1023,6 +1106,26 @@ class PushUpdateHeader(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ScalarsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     TASK_TOKEN_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
@@ -1031,6 +1134,7 @@ class PushUpdateHeader(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     NUM_STEPS_FIELD_NUMBER: _builtins.int
+    SCALARS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     task_token: _builtins.bytes
     """One assignment, one upload."""
@@ -1041,10 +1145,16 @@ class PushUpdateHeader(_message.Message):
     FedAvg weight n_k; at least 1.
     (-- aip.dev/not-precedent (AIP-141 _count): the field's own term. --)
     """
-    num_steps: _builtins.int
-    """Local steps. Where the strategy counts them (SCAFFOLD, FedNova): 1 to
-    local_epochs * ceil(num_examples / batch_size).
-    """
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def num_steps(self) -> _builtins.int:
+        """Not looked at: `scalars` holds it."""
+
+    @num_steps.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def num_steps(self, value: _builtins.int) -> None:
+        """Not looked at: `scalars` holds it."""
+
     @_builtins.property
     def base_model(self) -> Global___ModelRef:
         """The update is local minus this."""
@@ -1059,6 +1169,13 @@ class PushUpdateHeader(_message.Message):
         the examples of all epochs.
         """
 
+    @_builtins.property
+    def scalars(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What else the run's algorithm counts by; finite, at most 32. "num_steps" is the
+        local steps taken: where they are counted (SCAFFOLD, FedNova) 1 to
+        local_epochs * ceil(num_examples / batch_size), so it is best sent always.
+        """
+
     def __init__(
         self,
         *,
@@ -1070,10 +1187,11 @@ class PushUpdateHeader(_message.Message):
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         num_steps: _builtins.int = ...,
+        scalars: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest", "metrics", b"metrics", "num_examples", b"num_examples", "num_steps", b"num_steps", "session_token", b"session_token", "task_token", b"task_token", "write_offset", b"write_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "digest", b"digest", "metrics", b"metrics", "num_examples", b"num_examples", "num_steps", b"num_steps", "scalars", b"scalars", "session_token", b"session_token", "task_token", b"task_token", "write_offset", b"write_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,8 +145,8 @@ class CoordinatorStub:
     """Streams a model: one `header`, then `chunk`s, the last with finish_write.
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
-    Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+    Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
+    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
     RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
     come between chunks, once it has ended.
     """
@@ -231,8 +231,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """Streams a model: one `header`, then `chunk`s, the last with finish_write.
     To resume a broken stream, call again with read_offset = bytes held; the
     header is sent again.
-    Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-    poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+    Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
+    has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
     RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
     come between chunks, once it has ended.
     """
@@ -344,8 +344,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         """Streams a model: one `header`, then `chunk`s, the last with finish_write.
         To resume a broken stream, call again with read_offset = bytes held; the
         header is sent again.
-        Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on:
-        poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
+        Errors: NOT_FOUND (SESSION_UNKNOWN; MODEL_UNKNOWN: the run has moved on, or
+        has no such payload: poll), ABORTED (SESSION_SUPERSEDED), OUT_OF_RANGE (READ_OFFSET_TOO_LARGE),
         RESOURCE_EXHAUSTED (PULLS_EXCEEDED: end an older stream). The session's also
         come between chunks, once it has ended.
         """

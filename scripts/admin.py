@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from common.config import finite
 from common.errors import InputError, RunFailed
+from common.option_types import finite
 from common.printable import printable
 from protos import federated_pb2 as pb
 from protos import federated_pb2_grpc as pb_grpc

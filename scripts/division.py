@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError, InputError
+from common.loading import describe
 from common.splits import Indices, Split, hold_out
 from common.tasks import Examples, Task, load_task_of_run
-from common.tasks.registry import describe
 from server.configuration import data_split
 from server.options import SplitOptions
 from server.storage import layout

@@ -14,8 +14,8 @@ from typing import Self
 
 from common.errors import InputError, RunFailed
 from common.printable import printable
-from common.tasks.registry import BUILT_IN
 from scripts.testbed.processes import Process
+from server.configuration import own_code
 from server.options import ServerOptions
 from server.storage import layout
 from server.storage.run_files import Line, Lines
@@ -136,14 +136,14 @@ class Training:
             return
         self.address = str(ready["address"])
         run = self._options.run
-        task = [] if run.task in BUILT_IN else ["--task", run.task]
+        own = own_code(self._options).split()
         endpoint = self._options.process.otlp_endpoint
         traced = [] if endpoint is None else ["--otlp-endpoint", endpoint]
         for held in self._clients:
             folders = ["--data-dir", str(run.data_dir), "--state-dir", str(self.folder / "clients")]
             client = Process(
                 *("client", "--server", self.address, "--partition", held),
-                *(*folders, *task, *traced),
+                *(*folders, *own, *traced),
                 output=self._log_of(held),
                 leashed=True,
                 environment={**os.environ, **self._environments.get(held, {})},

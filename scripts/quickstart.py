@@ -16,9 +16,8 @@ from rich.table import Table
 from common.commands import command
 from common.printable import counted
 from common.process import exit_status
-from common.tasks import naming
 from scripts.federation import Training, end_on_signals, spread
-from server.configuration import parse
+from server.configuration import own_code, parse
 from server.options import ServerOptions
 from server.storage import layout
 from server.storage.run_files import Line, RunFiles, own_numbers
@@ -58,7 +57,7 @@ def _run(argv: Sequence[str]) -> int:
         return _train(options, argv)
     except KeyboardInterrupt:
         if (folder / layout.CONFIG).exists():
-            again = f"{command('quickstart')} --run-dir {folder} --resume{naming(options.run.task)}"
+            again = f"{command('quickstart')} --run-dir {folder} --resume{own_code(options)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
 
@@ -157,7 +156,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
     print(f"Metrics: {folder / layout.METRICS} and {folder / layout.TABLE}")
     print(
         f"Go on:   {command('quickstart')} --run-dir {folder} --resume "
-        f"--rounds {2 * options.run.rounds}{naming(options.run.task)}"
+        f"--rounds {2 * options.run.rounds}{own_code(options)}"
     )
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from cyclopts import Parameter
 
 from common.errors import InputError
+from common.option_types import Count
 from common.tasks import load_examples, load_task
 from scripts.cli import command_line, run_app
 from scripts.division import Part, parts_of
 from scripts.division_picture import draw
 from server.configuration import data_split, resolve_split
-from server.options import Count, SplitOptions
+from server.options import SplitOptions
 
 # More partitions than these are shown by a few of them, from the largest to the smallest.
 _MOST_ROWS, _ROWS_OF_MORE = 20, 5

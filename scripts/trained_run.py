@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import DataError, InputError, TensorError
-from common.tasks import Examples, Outputs, Task, describe, load_examples, load_task_of_run
+from common.loading import describe
+from common.tasks import Examples, Outputs, Task, load_examples, load_task_of_run
 from common.tasks.inputs import Images
 from common.tasks.outputs import check_tensor
 from common.tensor_roles import model_of_run

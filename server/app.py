@@ -24,12 +24,11 @@ from common.errors import InputError, RunFailed, TensorError
 from common.logs import configure_logs, get_logger
 from common.seeds import derive_seed
 from common.splits import Partitioner, check_targets
-from common.tasks import Task, load_examples, load_task, naming
+from common.tasks import Task, load_examples, load_task
 from common.tensor_roles import TensorRoles, matching
 from common.tensors import digest_file, encode, schema_of
 from common.training import Hyperparameter
 from server import configuration
-from server.aggregation.strategies.registry import build
 from server.auth.callers import keep_secret, open_doors, operator_token
 from server.engine.early_stopping import should_stop
 from server.engine.engine import Standing
@@ -162,7 +161,7 @@ def mention_interrupted(options: ServerOptions) -> None:
 
 
 def _again(options: ServerOptions, folder: Path) -> str:
-    return f"--run-dir {folder} --resume{naming(options.run.task)}"
+    return f"--run-dir {folder} --resume{configuration.own_code(options)}"
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
@@ -251,7 +250,6 @@ def prepare(
             committed_round=record.round,
             accepted=sorted(standing.accepted),
         )
-    strategy = build(options.strategy, training, options.split.num_partitions)
     return Coordinator(
         settings=RunSettings(
             run_id=run_id,
@@ -269,7 +267,7 @@ def prepare(
         standing=standing,
         record=record,
         rows=rows,
-        strategy=strategy,
+        algorithm=configuration.algorithm(options),
         directory=directory,
         spool=spool,
         sinks=sinks,

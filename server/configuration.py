@@ -15,17 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
+from common.algorithms import BUILT_IN as BUILT_IN_STRATEGIES
+from common.algorithms import (
+    Algorithm,
+    Options,
+    Setting,
+    load_algorithm,
+    named_again,
+    option_values,
+)
+from common.algorithms.registry import flags
 from common.config import parse_options
-from common.errors import InputError, UnnamedTask
+from common.errors import InputError, UnnamedStrategy, UnnamedTask
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes, Values
-from common.tasks.registry import BUILT_IN
+from common.tasks.registry import BUILT_IN, naming
 from common.tensor_roles import matching
 from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
-from server.aggregation.strategies import choices
 from server.engine.cohort import wanted_updates
-from server.options import CohortOptions, ServerOptions, SplitOptions, TrainingOptions
+from server.options import (
+    CohortOptions,
+    LimitOptions,
+    ServerOptions,
+    SplitOptions,
+    StrategyOptions,
+    TrainingOptions,
+)
 from server.storage.run_files import FORMAT
 
 if TYPE_CHECKING:
@@ -74,6 +90,8 @@ CHANGEABLE = frozenset(
 _SAID_ANEW = ("run_dir", "resume", "insecure")
 # Of a model's tensors, in a message.
 _NAMES_SHOWN = 8
+# Honest updates stay far below; measured over this project's experiments.
+_MAX_NORM_RATIO = 100.0
 _DESCRIPTION = (
     "Trains one model with the clients that connect: waits for --min-clients of them, then "
     "runs --rounds rounds of federated averaging, evaluates and saves each in the run directory."
@@ -106,7 +124,7 @@ def parse(
         return replace(options, run=replace(options.run, run_dir=folder, resume=False))
     if not RunDirectory(folder).holds_run():
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
-    given = options.run.task
+    given, given_strategy = options.run.task, options.strategy.strategy
     saved = RunDirectory(folder).load_config()["options"]
     kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
     options = parse_options(ServerOptions, program, description, argv, kept)
@@ -114,15 +132,23 @@ def parse(
         return None
     # What is given may be a part of what the run has, with the task's defaults, already.
     merged = _merged(_parsed(saved["hyperparameters"]), options.training.hyperparameters)
+    own = _merged(
+        _parsed(saved.get("strategy_options", "{}")),
+        options.strategy.strategy_options,
+        "--strategy-options",
+    )
     options = replace(
         options,
         run=replace(options.run, run_dir=folder),
         training=replace(options.training, hyperparameters=merged),
+        strategy=replace(options.strategy, strategy_options=own),
     )
     _check_same(saved, options.flat(), folder)
     # The directory may be anyone's, and name any module.
     if options.run.task not in {*BUILT_IN, given}:
         raise UnnamedTask(options.run.task)
+    if options.strategy.strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
+        raise UnnamedStrategy(options.strategy.strategy)
     return options
 
 
@@ -147,24 +173,11 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     _check_target(options, task)
     _check_local_layers(options, task, model)
     given, default = options.training, task.defaults
-    momentum = _first(given.momentum, default.momentum)
-    strategy = options.strategy.strategy
-    values: dict[str, Any] = choices.resolve(
-        strategy,
-        {
-            **{k: v for k, v in asdict(options.strategy).items() if k != "strategy"},
-            "proximal_mu": _first(given.proximal_mu, default.proximal_mu or None),
-        },
-    )
-    training = replace(
-        train_config(given),
-        learning_rate=_first(given.lr, default.learning_rate),
-        momentum=momentum,
-    )
-    choices.check(strategy, values, training, options.limits.max_share, _wanted(options))
-    proximal_mu = values.pop("proximal_mu") or 0.0
-    max_norm_ratio = choices.resolve_norm_ratio(strategy, options.limits.max_norm_ratio)
-    return replace(
+    kind = load_algorithm(options.strategy.strategy)
+    proximal_mu = _first(given.proximal_mu, default.proximal_mu or None)
+    own = asdict(_chosen(options.strategy, proximal_mu))
+    flagged: dict[str, Any] = {name: own.pop(name, None) for name in flags()}
+    resolved = replace(
         options,
         run=replace(options.run, model=model),
         split=split,
@@ -172,14 +185,61 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
             local_epochs=_first(given.local_epochs, default.local_epochs),
             batch_size=_first(given.batch_size, default.batch_size),
             lr=_first(given.lr, default.learning_rate),
-            momentum=momentum,
+            momentum=_first(given.momentum, default.momentum),
             weight_decay=_first(given.weight_decay, default.weight_decay),
-            proximal_mu=proximal_mu,
+            proximal_mu=_first(proximal_mu, kind.proximal_mu or 0.0),
             hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
         ),
-        strategy=replace(options.strategy, **values),
-        limits=replace(options.limits, max_norm_ratio=max_norm_ratio),
+        strategy=replace(
+            options.strategy, **flagged, strategy_options=json.dumps(own, sort_keys=True)
+        ),
+        limits=replace(
+            options.limits, max_norm_ratio=_norm_ratio(kind, options.strategy, options.limits)
+        ),
     )
+    algorithm(resolved).check()
+    return resolved
+
+
+def algorithm(options: ServerOptions) -> Algorithm:
+    """Return the algorithm of resolved options."""
+    chosen, training = options.strategy, train_config(options.training)
+    kind = load_algorithm(chosen.strategy)
+    setting = Setting(
+        name=chosen.strategy,
+        training=training,
+        num_clients=options.split.num_partitions,
+        wanted=_wanted(options),
+        max_share=options.limits.max_share,
+    )
+    return kind(_chosen(chosen, training.proximal_mu), setting)
+
+
+def own_code(options: ServerOptions) -> str:
+    """Return the flags that name code of the user's own, for a command that goes on with a run."""
+    return naming(options.run.task) + named_again(options.strategy.strategy)
+
+
+def _chosen(options: StrategyOptions, proximal_mu: float | None) -> Options:
+    given = {name: getattr(options, name) for name in flags()}
+    own = _parsed(options.strategy_options, "--strategy-options")
+    return option_values(options.strategy, given, proximal_mu, own)
+
+
+def _norm_ratio(kind: type[Algorithm], strategy: StrategyOptions, limits: LimitOptions) -> float:
+    """Return how many medians long an update may be; 0 is any length."""
+    given = limits.max_norm_ratio
+    if given and kind.bounds_norms:
+        raise InputError(
+            f"--max-norm-ratio: --strategy {strategy.strategy} bounds by itself what a long update "
+            "does, and counts on all of them; leave it out"
+        )
+    if given and given < 1:
+        raise InputError(
+            f"--max-norm-ratio: {given:g} leaves out the median itself; use 1 or more, or 0 to "
+            "leave out none"
+        )
+    return _first(given, 0.0 if kind.bounds_norms else _MAX_NORM_RATIO)
 
 
 def _wanted(options: ServerOptions) -> int:
@@ -361,19 +421,20 @@ def _kept(value: object) -> object:
     return str(value.absolute() if value.exists() else value)
 
 
-def _merged(before: Mapping[str, Hyperparameter], given: str) -> str:
-    return json.dumps({**before, **_parsed(given)}, sort_keys=True)
+def _merged(
+    before: Mapping[str, Hyperparameter], given: str, flag: str = "--hyperparameters"
+) -> str:
+    return json.dumps({**before, **_parsed(given, flag)}, sort_keys=True)
 
 
-def _parsed(text: str) -> dict[str, Hyperparameter]:
+def _parsed(text: str, flag: str = "--hyperparameters") -> dict[str, Hyperparameter]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"--hyperparameters: {text!r} is not JSON: {error}") from error
+        raise InputError(f"{flag}: {text!r} is not JSON: {error}") from error
     if not isinstance(value, dict) or not all(map(_is_hyperparameter, value.values())):
         raise InputError(
-            f"--hyperparameters: {text!r} is not a JSON object of finite numbers, strings "
-            "and booleans"
+            f"{flag}: {text!r} is not a JSON object of finite numbers, strings and booleans"
         )
     return value
 

@@ -5,37 +5,26 @@ Only names, types, defaults, bounds and help; what they mean is decided elsewher
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from common.config import finite, whole
+from common.algorithms import BUILT_IN
+from common.algorithms.registry import flags
+from common.option_types import (
+    BelowOne,
+    Count,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+    finite,
+    whole,
+)
 from common.tasks.base import Scheme
-
-Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
-Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
-PositiveFloat = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
-NonNegativeFloat = Annotated[float, Parameter(validator=(finite, Number(gte=0)))]
-BelowOne = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
-Share = Annotated[float, Parameter(validator=(finite, Number(gt=0, lte=1)))]
-
-StrategyName = Literal[
-    "fedavg",
-    "fedavgm",
-    "fedadagrad",
-    "fedadam",
-    "fedyogi",
-    "fedprox",
-    "scaffold",
-    "fednova",
-    "median",
-    "trimmed-mean",
-    "multi-krum",
-    "norm-bounding",
-]
 
 
 def _group(name: str, order: int) -> Parameter:
@@ -139,29 +128,25 @@ class TrainingOptions:
     """For a model's constructor or a task's own training: JSON, e.g. '{"dropout": 0.1}'."""
 
 
+# Those of the built-in strategies, as each declares them.
+_OWN: Any = make_dataclass(
+    "_OWN",
+    [("strategy", str, "fedavg"), *((name, hint | None, None) for name, hint in flags().items())],
+    frozen=True,
+    kw_only=True,
+)
+
+
 @_group("Strategy (if not given: the strategy's own)", 5)
 @dataclass(frozen=True, kw_only=True)
-class StrategyOptions:
+class StrategyOptions(_OWN):  # type: ignore[misc]
     """How the updates of a round change the model."""
 
-    strategy: StrategyName = "fedavg"
-    "Mean by examples; its server optimizers; FedProx, SCAFFOLD, FedNova; robust ones."
-    server_lr: PositiveFloat | None = None
-    "Learning rate on the combined update."
-    server_momentum: BelowOne | None = None
-    "Momentum on the combined update; beta1 of fedadagrad, fedadam and fedyogi."
-    server_beta2: BelowOne | None = None
-    "Decay of the second moment, for fedadam and fedyogi."
-    server_tau: PositiveFloat | None = None
-    "What is added to the second moment's root, for fedadagrad, fedadam and fedyogi."
-    trim_fraction: Annotated[float | None, Parameter(validator=(finite, Number(gte=0, lt=0.5)))] = (
-        None
-    )
-    "Share of the updates that trimmed-mean leaves out at each end."
-    num_hostile: Count | None = None
-    "Updates of a round that multi-krum takes for hostile; the most that it can, if not given."
-    norm_bound: PositiveFloat | None = None
-    "L2 norm that norm-bounding scales longer updates down to."
+    strategy: Annotated[
+        str, Parameter(help=f"{', '.join(BUILT_IN)}, or your own as package.module:Class.")
+    ] = "fedavg"
+    strategy_options: str = "{}"
+    """Options of your own strategy: JSON, e.g. '{"beta": 0.9}'."""
 
 
 @_group("Evaluation and checkpoints", 6)

@@ -4,7 +4,6 @@ from common.tasks.base import Examples, Task
 from common.tasks.outputs import Classes, Labels, Map, Outputs, Values
 from common.tasks.registry import (
     BUILT_IN,
-    describe,
     failing_data,
     load_examples,
     load_task,
@@ -21,7 +20,6 @@ __all__ = [
     "Outputs",
     "Task",
     "Values",
-    "describe",
     "failing_data",
     "load_examples",
     "load_task",

@@ -17,22 +17,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.algorithms import Algorithm, Contribution, Setting, load_algorithm
 from common.encodings.plain import Plain
 from common.tensors import digest_file, encode, open_mapped
+from common.training import TrainConfig
 from scripts.benchmarks.measurements import Figure, seconds_of
 from scripts.testbed.servers import folder
 from scripts.testbed.tasks import SIZES, Flat
 from server.aggregation.fold import THREADS, SpooledUpdate, fold
-from server.aggregation.optimizers import Sgd
-from server.aggregation.strategies.base import Contribution, Strategy
-from server.aggregation.strategies.fedavg import FedAvg
-from server.aggregation.strategies.median import Median
-from server.aggregation.strategies.multi_krum import MultiKrum
-from server.aggregation.strategies.trimmed_mean import TrimmedMean
 
 _WINDOW = 1 << 18
 _COHORT = 50
 _SAMPLE_SECONDS = 0.002
+
+
+def _made(name: str, **options: float) -> Algorithm:
+    kind = load_algorithm(name)
+    return kind(kind.takes(**options), Setting(name=name, training=TrainConfig()))
 
 
 class Case(NamedTuple):
@@ -42,13 +43,13 @@ class Case(NamedTuple):
     updates: int
     times: int
     name: str = "FedAvg"
-    strategy: Strategy = FedAvg(Sgd())
+    strategy: Algorithm = _made("fedavg")
 
 
 _ROBUST = {
-    "median": Median(Sgd()),
-    "trimmed mean": TrimmedMean(Sgd(), 0.2),
-    "Multi-Krum": MultiKrum(Sgd(), 4),
+    "median": _made("median"),
+    "trimmed mean": _made("trimmed-mean", trim_fraction=0.2),
+    "Multi-Krum": _made("multi-krum", num_hostile=4),
 }
 _FULL = [
     *(Case("25M", 2, 5), Case("25M", 10, 5), Case("1.66M", 100, 5), Case("100M", 10, 3)),
@@ -79,7 +80,7 @@ def _measure(case: Case, place: Path) -> Figure:
     new = place / "new.safetensors"
 
     def aggregate() -> None:
-        fold(files[0], {}, updates, case.strategy, open_mapped(files[0]), Plain(), new, {})
+        fold(files[0], {}, {}, updates, case.strategy, open_mapped(files[0]), Plain(), new, {})
 
     floors, values = [], []
     for _ in range(case.times):
@@ -97,7 +98,7 @@ def _measure(case: Case, place: Path) -> Figure:
     )
 
 
-def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
+def _memory(name: str, strategy: Algorithm, model: str, place: Path) -> Figure:
     """Measure the anonymous memory that a large cohort takes, beside the model's size."""
     first = place / "first.safetensors"
     first.write_bytes(encode(Flat(SIZES[model]).state_dict()))
@@ -119,7 +120,15 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
     watching.start()
     try:
         fold(
-            first, {}, updates, strategy, open_mapped(first), Plain(), place / "new.safetensors", {}
+            first,
+            {},
+            {},
+            updates,
+            strategy,
+            open_mapped(first),
+            Plain(),
+            place / "new.safetensors",
+            {},
         )
     finally:
         done.set()
@@ -134,7 +143,7 @@ def _memory(name: str, strategy: Strategy, model: str, place: Path) -> Figure:
 
 
 def _spooled(path: Path, weight: int) -> SpooledUpdate:
-    return SpooledUpdate(path, path.stem, digest_file(path), Contribution(weight, 1))
+    return SpooledUpdate(path, path.stem, digest_file(path), Contribution(weight, {}))
 
 
 def _anonymous_memory() -> int:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from common import __version__
 from common.errors import CheckpointError, InputError
+from common.loading import describe as said
 from common.onnx_models import is_text, varying_sizes
 from common.tasks import Classes, Examples, Outputs, Task, Values
-from common.tasks import describe as said
 from common.tasks.inputs import describe
 from common.tasks.outputs import describe as outputs_described
 from common.tensors import Digest, digest_file

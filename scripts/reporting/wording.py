@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from common.algorithms.registry import flags
 from scripts.reporting.facts import Client, Facts
 from scripts.summary import Numbers, own_names, plain
 from scripts.text import decimal, duration, size
@@ -76,15 +77,14 @@ def setup(facts: Facts) -> list[tuple[str, str]]:
     about = (type(facts.task).__doc__ or "") if facts.task else ""
     task = [facts.option("task"), plain(about.strip().split("\n\n")[0])]
     outputs = facts.task.declared if facts.task else None
-    optimizer = ["server_lr", "server_momentum", "server_beta2", "server_tau"]
-    robust = ["trim_fraction", "num_hostile", "norm_bound", "max_update_norm"]
+    strategy = ["strategy", *flags(), "strategy_options", "max_update_norm"]
     training = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "proximal_mu"]
     cohort = ["min_clients", "fraction", "min_cohort", "over_select", "report_goal", "quorum"]
     found = {
         "Task": ": ".join(filter(None, task)),
         "Model": ", ".join(filter(None, model)),
         "Outputs": plain(outputs.said) if outputs else "",
-        "Strategy": _said(facts, ["strategy", *optimizer, *robust], bare="strategy"),
+        "Strategy": _said(facts, strategy, bare="strategy"),
         "Local training": _said(facts, [*training, "hyperparameters"]),
         "Rounds": _said(facts, ["rounds", "target_accuracy", "patience"], bare="rounds"),
         "Clients of a round": _said(facts, cohort),

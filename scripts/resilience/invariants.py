@@ -28,8 +28,7 @@ _PLAIN = (
     *(layout.EVALUATIONS, layout.LOCK, layout.OPERATOR_TOKEN),
 )
 _FILES = re.compile(
-    "|".join(re.escape(name) for name in _PLAIN)
-    + r"|rounds/(?P<round>\d{5})/(model|momentum|second_moment|control)\.safetensors"
+    "|".join(re.escape(name) for name in _PLAIN) + r"|rounds/(?P<round>\d{5})/[a-z_]+\.safetensors"
     r"|rounds/(?P<round_too>\d{5})/(record|cohort)\.json"
     r"|models/(global|best)\.(safetensors|pth|json)"
 )

@@ -181,7 +181,7 @@ async def _push(coordinator: Coordinator, assignment: Assignment, late: bool) ->
         base_version=model.version,
         base_digest=model.digest,
         num_examples=10 + _CLIENTS.index(assignment.client_id),
-        num_steps=1,
+        scalars={"num_steps": 1},
         metrics={"loss": 1.0},
     )
 

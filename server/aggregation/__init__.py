@@ -1,1 +1,1 @@
-"""From accepted updates to a new model: weights, the fold, server optimizers, strategies."""
+"""From accepted updates to a new model: weights, outliers, the fold."""

@@ -2,10 +2,11 @@
 
 Several windows are folded at once, and written and hashed in order: memory is a few windows,
 whatever the size of the model and the number of clients. The first pass over the updates hashes
-them, too: what is counted is what was accepted. The arithmetic is the strategy's; this file only
+them, too: what is counted is what was accepted. The arithmetic is the algorithm's; this file only
 reads and writes.
 """
 
+import json
 import math
 import os
 from collections import deque
@@ -22,20 +23,22 @@ import torch
 from blake3 import blake3
 from safetensors import safe_open
 
+from common.algorithms import Algorithm, CannotAggregate, Contribution, Notes, Plan
 from common.durable import DurableFile
 from common.encodings import Encoding
-from common.errors import TensorError
+from common.errors import RunFailed, TensorError
 from common.tensors import WINDOW, Digest, Schema, open_mapped, specs
-from server.aggregation.strategies.base import CannotAggregate, Contribution, Plan, Strategy
 
 # Folding at once; more would wait for memory, not for processors.
 THREADS = min(4, os.cpu_count() or 1)
 # Windows that wait for their turn to be written.
 _AHEAD = 2 * THREADS
+# Of an algorithm, in characters of JSON.
+_MOST_NOTES = 1 << 16
 
 
 Tensors = Mapping[str, torch.Tensor]
-# A window of the new model, and of each tensor that the strategy keeps.
+# A window of the new model, and of each tensor that the algorithm keeps.
 Window = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 R = TypeVar("R")
 
@@ -49,7 +52,7 @@ class DamagedUpdate(TensorError):
 
 
 class SpooledUpdate(NamedTuple):
-    """An update's file, whose it is, and what the strategy knows of it beside its values."""
+    """An update's file, whose it is, and what the algorithm knows of it beside its values."""
 
     path: Path
     client_id: str
@@ -58,43 +61,46 @@ class SpooledUpdate(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """The digests of the new model and of what the strategy keeps, and each update's share."""
+    """The digests of the new model and of what the algorithm keeps, and each update's share."""
 
     model: Digest
     state: Mapping[str, Digest]
+    notes: Notes
     shares: Sequence[float | None]
 
 
 def fold(
     base: Path,
     state: Mapping[str, Path],
+    notes: Notes,
     updates: Sequence[SpooledUpdate],
-    strategy: Strategy,
+    algorithm: Algorithm,
     trained: Container[str],
     encoding: Encoding,
     new_model: Path,
     new_state: Mapping[str, Path],
 ) -> Folded:
-    """Write the new model and what the strategy keeps; return their digests.
+    """Write the new model and what the algorithm keeps; return their digests.
 
     Trained tensors take the server optimizer's step. Others (such as BatchNorm's statistics) change
-    by what the strategy makes of the updates (`Strategy.mean`), rounded where they are integers.
+    by what the algorithm makes of the updates (`Algorithm.mean`), rounded where they are integers.
     All files are durable on return. The result depends on the order of `updates`, so callers pass
     them in client_id order. Integers of the base plus those of any update must be within their
     dtype.
 
     Args:
         base: the global model, a safetensors file.
-        state: what the strategy kept in the round before, by name, files of the model's schema.
+        state: what the algorithm kept in the round before, by name, files of the model's schema.
+        notes: what it kept beside them.
         updates: at least one, each of the model's schema.
-        strategy: combines the updates.
+        algorithm: combines the updates.
         trained: the names of the tensors that are.
         encoding: how the updates are laid out.
         new_model: where the new model goes.
-        new_state: where what the strategy keeps goes, by name; more names than it has are fine.
+        new_state: where what the algorithm keeps goes, by name; more names than it has are fine.
 
     Raises:
-        CannotAggregate: the updates are not what the strategy needs, or a new value does not fit
+        CannotAggregate: the updates are not what the algorithm needs, or a new value does not fit
             its dtype.
         DamagedUpdate: an update is not what its digest says.
         TensorError: another file is damaged.
@@ -105,17 +111,18 @@ def fold(
         model=model,
         state={name: open_mapped(path) for name, path in state.items()},
         updates=[_Update(update, encoding, specs(model)) for update in updates],
-        strategy=strategy,
+        algorithm=algorithm,
         trained=trained,
     )
     places = _places(base, model)
     measured = None
-    if strategy.measures:
+    if algorithm.measures:
         floats = [place for place in places if model[place.name].is_floating_point()]
         for part in _in_order(inputs.measure_window, floats):
             measured = part if measured is None else measured + part
         inputs.check_digests()
-    plan = strategy.plan([update.contribution for update in updates], measured)
+    plan = algorithm.plan([update.contribution for update in updates], measured, notes)
+    plan = plan._replace(notes=_as_kept(plan.notes))
     try:
         return _write(inputs, plan, places, base, new_model, new_state)
     except CannotAggregate:
@@ -136,14 +143,31 @@ def _write(
         model = stack.enter_context(_Output(new_model, base, inputs.model))
         kept = {
             name: stack.enter_context(_Output(new_state[name], base, inputs.model))
-            for name in inputs.strategy.state_names
+            for name in inputs.algorithm.state_names
         }
         for values, tensors in _in_order(partial(inputs.fold_window, plan), places):
             model.write(values)
             for name, output in kept.items():
                 output.write(tensors[name])
     inputs.check_digests()
-    return Folded(model.digest, {name: output.digest for name, output in kept.items()}, plan.shares)
+    state = {name: output.digest for name, output in kept.items()}
+    return Folded(model.digest, state, plan.notes, plan.shares)
+
+
+def _as_kept(notes: Notes) -> Notes:
+    """Return notes as they are read again after a restart.
+
+    Raises:
+        RunFailed: they are too large, or JSON can't hold them.
+    """
+    try:
+        text = json.dumps(dict(notes), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RunFailed(f"--strategy: its notes are not JSON: {error}") from error
+    if len(text) > _MOST_NOTES:
+        raise RunFailed(f"--strategy: its notes have {len(text)} characters; keep {_MOST_NOTES}")
+    kept: Notes = json.loads(text)
+    return kept
 
 
 class _Place(NamedTuple):
@@ -219,27 +243,27 @@ class _Inputs:
     model: Tensors
     state: Mapping[str, Tensors]
     updates: Sequence[_Update]
-    strategy: Strategy
+    algorithm: Algorithm
     trained: Container[str]
 
     def measure_window(self, number: int, place: _Place) -> torch.Tensor:
-        """Return what the strategy finds out about a window before it plans."""
-        return self.strategy.measure(self._windows(number, place, first=True))
+        """Return what the algorithm finds out about a window before it plans."""
+        return self.algorithm.measure(self._windows(number, place, first=True))
 
     def fold_window(self, plan: Plan, number: int, place: _Place) -> Window:
-        """Return the new values of a window, and of what the strategy keeps."""
-        strategy, (name, start, _) = self.strategy, place
+        """Return the new values of a window, and of what the algorithm keeps."""
+        algorithm, (name, start, _) = self.algorithm, place
         window = _window(self.model, name, start)
-        updates = self._windows(number, place, first=not strategy.measures)
+        updates = self._windows(number, place, first=not algorithm.measures)
         if name not in self.trained:
-            value = window.double() + strategy.mean(updates, plan)
+            value = window.double() + algorithm.mean(updates, plan)
             value = value if window.is_floating_point() else value.round()
-            none = {kept: torch.zeros_like(window) for kept in strategy.state_names}
+            none = {kept: torch.zeros_like(window) for kept in algorithm.state_names}
             return _cast(value, window.dtype, name), none
         before = {
             kept: _window(tensors, name, start).double() for kept, tensors in self.state.items()
         }
-        value, state = strategy.apply(window, updates, plan, before)
+        value, state = algorithm.apply(window, updates, plan, before)
         return _cast(value, window.dtype, name), {
             kept: _cast(tensor, window.dtype, name) for kept, tensor in state.items()
         }

@@ -1,14 +1,9 @@
-"""Weights, and the weighted mean on one window of coordinates: what most strategies share.
-
-Pure: tensors in, tensors out. Knows nothing about files, clients or rounds.
-"""
+"""How much an update may weigh, and which updates are too long to be counted. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median_high
 from typing import NamedTuple
-
-import torch
 
 
 def capped_weights(num_examples: Sequence[int], max_share: float) -> list[float]:
@@ -62,29 +57,3 @@ def outliers(norms: Mapping[str, float], max_ratio: float) -> Outliers:
     median = median_high([norm for norm in norms.values() if norm] or [0.0])
     most = max_ratio * median or math.inf
     return Outliers(frozenset(c for c, norm in norms.items() if norm > most), median)
-
-
-def weighted_mean(
-    updates: Sequence[torch.Tensor], weights: Sequence[float], total: float | None = None
-) -> torch.Tensor:
-    """Return sum(w_k * update_k) / total: FedAvg, McMahan et al. 2017, algorithm 1.
-
-    The sum runs in the order given, in float64, so the same order gives the same bytes.
-
-    Args:
-        updates: at least one tensor of shape [window], of any one dtype.
-        weights: of each; for FedAvg n_k, the examples that it was trained on.
-        total: the weights' sum if not given.
-
-    Returns:
-        float64, shape [window].
-
-    >>> weighted_mean([torch.tensor([1.0]), torch.tensor([4.0])], [1, 2]).item()
-    3.0
-    """
-    first, *others = zip(updates, weights, strict=True)
-    mean = first[0].to(torch.float64, copy=True).mul_(first[1])
-    scratch = torch.empty_like(mean)
-    for update, weight in others:
-        mean.add_(scratch.copy_(update), alpha=weight)
-    return mean.div_(sum(weights) if total is None else total)

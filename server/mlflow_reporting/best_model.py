@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.loading import describe
 from common.logs import get_logger
 from common.onnx_models import export_onnx
-from common.tasks import Classes, Outputs, Task, Values, describe, load_task_of_run
+from common.tasks import Classes, Outputs, Task, Values, load_task_of_run
 from common.tasks.inputs import Images
 from common.tasks.outputs import describe as describe_outputs
 from common.tensor_roles import model_of_run

@@ -34,7 +34,6 @@ from server.run.coordinator import Coordinator
 from server.run.limits import check_length, invalid
 from server.run.sessions import Session, check_identity
 from server.run.uploads import Announcement, PushResult
-from server.storage.checkpoints import ModelFile
 
 log = get_logger()
 
@@ -206,14 +205,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[bytes]:
         session = self._session(request.session_token, context)
-        model: ModelFile | None
-        if request.part == pb.PullModelRequest.PART_CONTROL:
-            model = self._coordinator.control(request.model_version)
-            if model is None:
-                message = f"model {request.model_version} has no control variate"
-                raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
-        else:
-            model = self._coordinator.model(request.model_version)
+        version, name = request.model_version, request.payload_name
+        coordinator = self._coordinator
+        model = coordinator.payload(version, name) if name else coordinator.model(version)
         size = model.digest.size_bytes
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
@@ -252,7 +246,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 header.base_model.digest.blake3, header.base_model.digest.size_bytes
             ),
             num_examples=header.num_examples,
-            num_steps=header.num_steps,
+            scalars=dict(header.scalars),
             metrics=dict(header.metrics),
         )
         with session.pushing():
@@ -376,11 +370,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 message.evaluate.fine_tune.CopyFrom(_train_work(tuning))
             return message
         message.train.CopyFrom(_train_work(config))
-        if coordinator.uses_control:
-            message.train.scaffold.SetInParent()
-            control = coordinator.control(assignment.model_version)
-            if control is not None:
-                message.train.scaffold.control.CopyFrom(model_ref(control).digest)
+        if coordinator.algorithm.client is not None:
+            asked = message.train.algorithm
+            asked.name = coordinator.algorithm.setting.name
+            asked.scalars.update(coordinator.scalars)
+            for name, digest in coordinator.payloads(assignment.model_version).items():
+                asked.payloads[name].blake3 = digest.blake3
+                asked.payloads[name].size_bytes = digest.size_bytes
         return message
 
 

@@ -12,16 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common import tracing
-from common.bounds import BLAKE3
-from common.errors import RequestError, RunFailed, Status
+from common.algorithms import Algorithm, CannotAggregate, Contribution
+from common.algorithms.base import Scalars
+from common.bounds import BLAKE3, MAX_METRIC_NAME
+from common.errors import FolkmootError, RequestError, RunFailed, Status
+from common.loading import describe
 from common.logs import get_logger
+from common.printable import printable
 from common.seeds import derive_seed
 from common.tensor_roles import TensorRoles
+from common.tensors import Digest
 from common.training import Metrics, TrainConfig
 from common.transfer import Piece
 from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
-from server.aggregation.strategies.base import CannotAggregate, Contribution, Strategy
-from server.aggregation.strategies.scaffold import CONTROL
 from server.aggregation.weighting import capped_weights, outliers
 from server.engine import events
 from server.engine.early_stopping import should_stop, worthless
@@ -31,7 +34,7 @@ from server.run.assignments import Assignment, Assignments, Work, task_token
 from server.run.clock import RunningClock
 from server.run.evaluation import Evaluator
 from server.run.ledger import RoundLedger, RoundSummary, Traffic, committed
-from server.run.limits import Limits, metrics_objection
+from server.run.limits import Limits, metrics_objection, numbers_objection
 from server.run.sessions import Activity, Sessions
 from server.run.uploads import (
     NOT_WANTED,
@@ -98,7 +101,7 @@ class Coordinator:
         standing: Standing,
         record: Record,
         rows: list[Row],
-        strategy: Strategy,
+        algorithm: Algorithm,
         directory: RunDirectory,
         spool: Spool,
         sinks: Sinks,
@@ -122,7 +125,7 @@ class Coordinator:
         self.history = [committed(row) for row in rows]
         self._log = get_logger().bind(run_id=settings.run_id)
         self._record = record
-        self._strategy = strategy
+        self.algorithm = algorithm
         self.directory = directory
         self._sinks = sinks
         self._evaluator = evaluator
@@ -228,9 +231,11 @@ class Coordinator:
             return "base_model's digest is not that of the model that was handed out"
         training = self.settings.training
         most_steps = training.local_epochs * -(-announcement.num_examples // training.batch_size)
-        if self._strategy.needs_steps and not 1 <= announcement.num_steps <= most_steps:
-            return f"num_steps must be 1 to {most_steps}, as many batches as there are"
-        return metrics_objection(announcement.metrics)
+        return (
+            metrics_objection(announcement.metrics)
+            or numbers_objection("scalars", announcement.scalars)
+            or self.algorithm.objection(announcement.scalars, most_steps)
+        )
 
     async def push(
         self,
@@ -343,22 +348,30 @@ class Coordinator:
             raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
         return self._models[version]
 
-    @property
-    def uses_control(self) -> bool:
-        """Whether the strategy is SCAFFOLD."""
-        return CONTROL in self._strategy.state_names
-
-    def control(self, version: int) -> ModelFile | None:
-        """Return SCAFFOLD's control variate of a model; None: all zeros, or not SCAFFOLD.
+    def payload(self, version: int, name: str) -> ModelFile:
+        """Return what clients may pull beside a model, by its name.
 
         Raises:
             RequestError: MODEL_UNKNOWN.
         """
         self.model(version)
-        digest = self._record.state.get(CONTROL)
-        if digest is None or version != self._record.round:
-            return None
-        return ModelFile(version, self.directory.state_path(version, CONTROL), digest)
+        if name not in self.payloads(version):
+            message = f"model {version} has no payload {printable(name, MAX_METRIC_NAME)!r}"
+            raise RequestError(Status.NOT_FOUND, "MODEL_UNKNOWN", message)
+        path = self.directory.state_path(version, name)
+        return ModelFile(version, path, self._record.state[name])
+
+    def payloads(self, version: int) -> dict[str, Digest]:
+        """Return the digests of what clients may pull beside a model, by name."""
+        half, held = self.algorithm.client, self._record.state
+        if half is None or version != self._record.round:
+            return {}
+        return {name: held[name] for name in half.payloads if name in held}
+
+    @property
+    def scalars(self) -> Scalars:
+        """What the algorithm tells the clients beside its payloads."""
+        return self.algorithm.scalars(self._record.notes)
 
     def previous_round(self, client_id: str) -> int:
         """Return the last round that counted an update of a client; 0: none.
@@ -596,7 +609,7 @@ class Coordinator:
                 self.spool.path_of(update),
                 update.client_id,
                 update.digest,
-                Contribution(weight, update.num_steps),
+                Contribution(weight, update.scalars),
             )
             for update, weight in zip(updates, weights, strict=True)
         ]
@@ -606,18 +619,23 @@ class Coordinator:
                 fold,
                 directory.model_path(last),
                 {name: directory.state_path(last, name) for name in self._record.state},
+                self._record.notes,
                 spooled,
-                self._strategy,
+                self.algorithm,
                 self.settings.roles.trained,
                 self.spool.encoding,
                 directory.model_path(number),
-                {name: directory.state_path(number, name) for name in self._strategy.state_names},
+                {name: directory.state_path(number, name) for name in self.algorithm.state_names},
             )
         except DamagedUpdate as error:
             raise RunFailed(f"{error}; go on with --resume, and it is trained again") from error
         except CannotAggregate as error:
             self.apply(events.AggregationFailed(str(error)))
             return
+        except (FolkmootError, OSError):
+            raise
+        except Exception as error:  # the algorithm's own code, which may raise anything
+            raise RunFailed(f"--strategy: {describe(error)}") from error
         self._ledger.folded = folded
         self._ledger.shares = dict(
             zip((update.client_id for update in updates), folded.shares, strict=True)
@@ -679,6 +697,7 @@ class Coordinator:
             round=view.round,
             model=self._ledger.folded.model,
             state=self._ledger.folded.state,
+            notes=self._ledger.folded.notes,
             contributed={
                 **self._record.contributed,
                 **dict.fromkeys(sorted(view.accepted), view.round),

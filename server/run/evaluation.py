@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from common.errors import DataError, FolkmootError, RunFailed
-from common.tasks import Examples, Task, describe
+from common.loading import describe
+from common.tasks import Examples, Task
 from common.tensor_roles import TensorRoles, load_model
 from common.tensors import open_mapped
 from common.training import Evaluation

@@ -113,16 +113,19 @@ def check_task_names(names: Sequence[str]) -> None:
 
 def metrics_objection(metrics: Mapping[str, float]) -> str | None:
     """Return why a client's metrics are refused, None if they are not."""
-    if len(metrics) > MAX_METRICS:
-        return f"metrics holds more than {MAX_METRICS}"
-    if any(not 1 <= len(name) <= MAX_METRIC_NAME for name in metrics):
-        return f"a metric's name must have 1 to {MAX_METRIC_NAME} characters"
-    if not all(map(math.isfinite, metrics.values())):
-        return "metrics must be finite"
     for name in _ACCURACIES & metrics.keys():
         if not 0 <= metrics[name] <= 1:
             return f"metrics: {name} must be from 0 to 1, not {metrics[name]:g}"
-    return None
+    return numbers_objection("metrics", metrics)
+
+
+def numbers_objection(field: str, numbers: Mapping[str, float]) -> str | None:
+    """Return why numbers by name are refused, None if they are not."""
+    if len(numbers) > MAX_METRICS:
+        return f"{field} holds more than {MAX_METRICS}"
+    if any(not 1 <= len(name) <= MAX_METRIC_NAME for name in numbers):
+        return f"{field}: a name must have 1 to {MAX_METRIC_NAME} characters"
+    return None if all(map(math.isfinite, numbers.values())) else f"{field} must be finite"
 
 
 def check_metrics(metrics: Mapping[str, float]) -> Metrics:

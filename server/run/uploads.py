@@ -69,7 +69,7 @@ class Announcement(NamedTuple):
     base_version: int
     base_digest: Digest
     num_examples: int
-    num_steps: int
+    scalars: Mapping[str, float]
     metrics: Metrics
 
 
@@ -81,7 +81,7 @@ class StoredUpdate:
     task_token: str
     client_id: str
     num_examples: int
-    num_steps: int
+    scalars: Mapping[str, float]
     metrics: Mapping[str, float]
     digest: Digest
     round: int
@@ -468,7 +468,7 @@ def _stored(upload: Upload) -> StoredUpdate:
         task_token=upload.assignment.task_token,
         client_id=upload.assignment.client_id,
         num_examples=upload.announcement.num_examples,
-        num_steps=upload.announcement.num_steps,
+        scalars=upload.announcement.scalars,
         metrics=upload.announcement.metrics,
         digest=upload.announcement.digest,
         round=upload.assignment.round,
@@ -484,6 +484,9 @@ def _provisional(path: Path) -> Path:
 def _read_update(path: Path) -> StoredUpdate | None:
     try:
         value = read_sealed(path)
+        # As format 1 had it before there were other scalars.
+        if "num_steps" in value:
+            value["scalars"] = {"num_steps": value.pop("num_steps")}
         return StoredUpdate(**{**value, "digest": Digest(*value["digest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

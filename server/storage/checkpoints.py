@@ -46,8 +46,9 @@ class Record:
 
     round: int
     model: Digest
-    # What the strategy keeps, by name: files beside the model, of its schema.
+    # What the algorithm keeps, by name: files beside the model, of its schema; and other values.
     state: Mapping[str, Digest] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     # The last round that counted an update of a client.
     contributed: Mapping[str, int] = field(default_factory=dict)
     # Clients that had a session; a restarted server awaits them.

@@ -106,8 +106,8 @@ class Server(pb_grpc.CoordinatorServicer):
     def PullModel(self, request, context):
         self.count("pull", context)
         model, data = self.payloads[request.model_version]
-        if request.part == pb.PullModelRequest.PART_CONTROL:
-            model, data = self.payloads["control"]
+        if request.payload_name:
+            model, data = self.payloads[request.payload_name]
         yield pb.PullModelResponse(header=model)
         for piece in pieces(memoryview(data), request.read_offset):
             chunk = pb.Chunk(offset=piece.offset, data=bytes(piece.data), finish_write=piece.last)

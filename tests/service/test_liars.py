@@ -125,12 +125,13 @@ def test_a_session_that_leaves_pulls_open_takes_nothing_from_another(trio):
 
 
 @pytest.mark.parametrize("strategy", ["scaffold", "fednova"])
-@pytest.mark.parametrize("steps", [0, -1, 15, 2**62])
+@pytest.mark.parametrize("steps", [None, 0, -1, 1.5, 15, 2**62])
 def test_steps_that_can_not_have_been_are_refused_where_they_count(tmp_path, strategy, steps):
     options = {"strategy": strategy, "local_epochs": 2, "batch_size": 8}
     with LiveServer(tmp_path / "run", min_clients=1, **options) as server:
         client = server.join("a")
-        response = client.push(client.assignment(), update(), num_examples=50, num_steps=steps)
+        scalars = {} if steps is None else {"num_steps": steps}
+        response = client.push(client.assignment(), update(), num_examples=50, scalars=scalars)
         assert response.outcome == OUTCOME.OUTCOME_INVALID
         # Two epochs of seven batches.
         assert "num_steps must be 1 to 14" in response.message
@@ -141,14 +142,14 @@ def test_scaffolds_control_variate_is_pulled_beside_its_model(tmp_path):
         client = server.join("a")
         work = client.assignment()
         assert work.previous_round == 0
-        assert not work.train.scaffold.HasField("control")
-        pull = {"session_token": client.token, "part": pb.PullModelRequest.PART_CONTROL}
+        assert (work.train.algorithm.name, not work.train.algorithm.payloads) == ("scaffold", True)
+        pull = {"session_token": client.token, "payload_name": "control"}
         with pytest.raises(grpc.RpcError) as caught:
             list(server.stub.PullModel(pb.PullModelRequest(model_version=0, **pull), timeout=9))
         assert refusal(caught.value)[:2] == ("NOT_FOUND", "MODEL_UNKNOWN")
-        client.push(work, update(), num_examples=50, num_steps=1)
+        client.push(work, update(), num_examples=50, scalars={"num_steps": 1})
         work = client.assignment()
         assert work.previous_round == 1
-        size = work.train.scaffold.control.size_bytes
+        size = work.train.algorithm.payloads["control"].size_bytes
         chunks = server.stub.PullModel(pb.PullModelRequest(model_version=1, **pull), timeout=9)
         assert sum(len(chunk.chunk.data) for chunk in chunks) == size > 0

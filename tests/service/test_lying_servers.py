@@ -161,6 +161,13 @@ def test_another_task_than_the_clients_own_is_refused_before_it_is_imported(
 
 # ---------------------------------------------------------------- assignments
 
+
+def scaffold(assignment, name="scaffold"):
+    """Let an assignment be of an algorithm, and return what it says of it."""
+    assignment.train.algorithm.name = name
+    return assignment.train.algorithm
+
+
 ASSIGNMENTS = {
     "no epochs": (setting("train.local_epochs", 0), "local_epochs"),
     "two thousand million epochs": (setting("train.local_epochs", 2**31 - 1), "local_epochs"),
@@ -193,9 +200,25 @@ ASSIGNMENTS = {
         lambda assignment: assignment.evaluate.fine_tune.SetInParent(),
         "local_epochs",
     ),
+    "an algorithm without a name": (
+        lambda assignment: assignment.train.algorithm.SetInParent(),
+        "algorithm.name",
+    ),
+    "an algorithm in which clients have no part": (
+        lambda assignment: scaffold(assignment, name="fedavg"),
+        "algorithm.name",
+    ),
+    "a scalar that is infinite": (
+        lambda assignment: scaffold(assignment).scalars.update({"a": math.inf}),
+        "algorithm.scalars",
+    ),
+    "33 scalars": (
+        lambda assignment: scaffold(assignment).scalars.update(dict.fromkeys(map(str, range(33)))),
+        "algorithm.scalars",
+    ),
     "a control variate without a digest": (
-        lambda assignment: assignment.train.scaffold.control.SetInParent(),
-        "scaffold.control",
+        lambda assignment: scaffold(assignment).payloads["control"].SetInParent(),
+        "algorithm.payloads: 'control'.size_bytes",
     ),
 }
 
@@ -262,7 +285,7 @@ def test_a_model_of_extreme_values_is_work_that_failed(server, tmp_path, value, 
 def test_a_control_variate_has_the_models_tensors(server, tmp_path, lie, capfd):
     control = MODELS[lie](model_of())
     server.payloads["control"] = (pb.ModelRef(digest=digest_of(control)), control)
-    server.assignment.train.scaffold.control.CopyFrom(digest_of(control))
+    scaffold(server.assignment).payloads["control"].CopyFrom(digest_of(control))
     with pytest.raises(BrokenPromise, match="sent"):
         take_part(server, tmp_path)
     assert "Traceback" not in "".join(capfd.readouterr())

@@ -18,7 +18,9 @@ def push(server, names):
     """Join all clients, and let some of them push; return the clients."""
     clients = {name: server.join(name, partition=n) for n, name in enumerate(VALUES)}
     for name in names:
-        pushed = clients[name].push(clients[name].assignment(), update(VALUES[name]), num_steps=1)
+        pushed = clients[name].push(
+            clients[name].assignment(), update(VALUES[name]), scalars={"num_steps": 1}
+        )
         assert pushed.outcome == OUTCOME.OUTCOME_ACCEPTED
     return clients
 

@@ -11,8 +11,9 @@ from common.option_names import ALL_OPTIONS
 from server.options import ServerOptions
 
 FLAGS = """
---partition --server --task --data-dir --state-dir --client-id --device --threads --max-wait
---otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure --help
+--partition --server --task --strategy --data-dir --state-dir --client-id --device --threads
+--max-wait --otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure
+--help
 """
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import pytest
 from cyclopts import Parameter
 
-from common.config import finite, parse_options
+from common.config import parse_options
 from common.errors import InputError
+from common.option_types import finite
 
 
 @Parameter(name="*", negative=())

@@ -19,8 +19,8 @@ FLAGS = """
 --min-clients --fraction --min-cohort --over-select --report-goal --quorum --report-deadline
 --max-attempts --lease
 --local-epochs --batch-size --lr --momentum --weight-decay --proximal-mu --hyperparameters
---strategy --server-lr --server-momentum --server-beta2 --server-tau --trim-fraction
---num-hostile --norm-bound
+--strategy --server-lr --server-momentum --server-tau --server-beta2 --trim-fraction
+--num-hostile --norm-bound --strategy-options
 --evaluate-every --client-evaluate-every --evaluation-clients --fine-tune-epochs
 --target-accuracy --patience --keep-rounds
 --max-examples --max-update-norm --max-norm-ratio --max-share --max-clients
@@ -71,6 +71,7 @@ OTHER = {
     "--trim-fraction": "0.25",
     "--num-hostile": "1",
     "--norm-bound": "0.25",
+    "--strategy-options": '{"beta": 0.25}',
     "--evaluate-every": "7",
     "--client-evaluate-every": "7",
     "--evaluation-clients": "all",

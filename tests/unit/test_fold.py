@@ -7,17 +7,17 @@ import shutil
 import pytest
 import torch
 
+from common.algorithms.fedavg import FedAvg, FedAvgM
+from common.algorithms.median import Median
+from common.algorithms.multi_krum import MultiKrum
+from common.algorithms.norm_bounding import NormBounding
+from common.algorithms.optimizers import Sgd
+from common.algorithms.scaffold import Scaffold
+from common.algorithms.trimmed_mean import TrimmedMean
 from common.encodings.plain import Plain
 from common.tensors import WINDOW, digest_file, encode, schema_of, views
 from server.aggregation.fold import DamagedUpdate, Overflow, SpooledUpdate, fold
-from server.aggregation.optimizers import Sgd
-from server.aggregation.strategies.base import Contribution
-from server.aggregation.strategies.fedavg import FedAvg
-from server.aggregation.strategies.median import Median
-from server.aggregation.strategies.multi_krum import MultiKrum
-from server.aggregation.strategies.norm_bounding import NormBounding
-from server.aggregation.strategies.scaffold import Scaffold
-from server.aggregation.strategies.trimmed_mean import TrimmedMean
+from tests.unit.algorithms.rounds import counted, made
 
 COUNTS = (1, 10, 100)
 # Of the tensors below, those that are no counters or statistics.
@@ -25,7 +25,7 @@ TRAINED = ("w", "a", "z", "after", "scalar", "none")
 
 
 def spooled(path, count):
-    return SpooledUpdate(path, "ann", digest_file(path), Contribution(count, 1))
+    return SpooledUpdate(path, "ann", digest_file(path), counted(count, 1))
 
 
 def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS, trained=TRAINED):
@@ -40,10 +40,12 @@ def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS,
         files.append(spooled(path, count))
     new = folder / "new.safetensors"
     state = {"momentum": momentum} if momentum else {}
-    strategy = FedAvg(optimizer or Sgd())
+    sgd = optimizer or Sgd()
+    strategy = made(FedAvgM, server_lr=sgd.learning_rate, server_momentum=sgd.momentum)
     fold(
         base,
         state,
+        {},
         files,
         strategy,
         trained,
@@ -91,9 +93,9 @@ ONE_LIAR = ([1.0], [2.0], [3.0], [4.0], [1e6])
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
-        (Median(Sgd(9.0)), 3.0),
-        (TrimmedMean(Sgd(9.0), 0.2), 3.0),
-        (MultiKrum(Sgd(9.0), 1), 2.5),
+        (made(Median, server_lr=9.0), 3.0),
+        (made(TrimmedMean, server_lr=9.0, trim_fraction=0.2), 3.0),
+        (made(MultiKrum, server_lr=9.0, num_hostile=1), 2.5),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
@@ -110,7 +112,7 @@ def test_a_robust_strategy_combines_statistics_as_it_does_what_is_trained(
         path.write_bytes(encode({"w": torch.tensor(value * 2), "s": statistic}))
         files.append(spooled(path, 10 ** (index + 1)))
     new = tmp_path / "new.safetensors"
-    fold(base, {}, files, strategy, ("w",), Plain(), new, {})
+    fold(base, {}, {}, files, strategy, ("w",), Plain(), new, {})
     found = views(memoryview(bytearray(new.read_bytes())))["s"]
     assert found.tolist() == [
         torch.tensor(expected).round().item() if dtype is torch.int64 else expected
@@ -158,16 +160,17 @@ def test_the_digests_returned_are_the_files(tmp_path):
     folded(tmp_path, {"w": torch.zeros(1)}, three([1.0], [2.0], [3.0]))
     base, new = tmp_path / "base.safetensors", tmp_path / "again.safetensors"
     update = spooled(tmp_path / "0.safetensors", 1)
-    assert fold(base, {}, [update], FedAvg(Sgd()), TRAINED, Plain(), new, {}) == (
+    assert fold(base, {}, {}, [update], made(FedAvg), TRAINED, Plain(), new, {}) == (
         digest_file(new),
+        {},
         {},
         [1.0],
     )
     momentum = tmp_path / "momentum"
     found = fold(
-        base, {}, [update], FedAvg(Sgd(momentum=0.9)), TRAINED, Plain(), new, {"momentum": momentum}
+        base, {}, {}, [update], made(FedAvgM), TRAINED, Plain(), new, {"momentum": momentum}
     )
-    assert found == (digest_file(new), {"momentum": digest_file(momentum)}, [1.0])
+    assert found == (digest_file(new), {"momentum": digest_file(momentum)}, {}, [1.0])
 
 
 def test_the_result_depends_on_the_order_given_and_on_nothing_else(tmp_path):
@@ -189,7 +192,7 @@ def test_names_and_times_of_the_files_do_not_matter(tmp_path):
         os.utime(path, (1000 - index, 1000 - index))
         moved.append(spooled(path, count))
     new = tmp_path / "new.safetensors"
-    fold(tmp_path / "a/base.safetensors", {}, moved, FedAvg(Sgd()), TRAINED, Plain(), new, {})
+    fold(tmp_path / "a/base.safetensors", {}, {}, moved, made(FedAvg), TRAINED, Plain(), new, {})
     assert new.read_bytes() == (tmp_path / "a/new.safetensors").read_bytes()
 
 
@@ -237,7 +240,9 @@ def test_integers_next_to_the_end_of_their_dtype_stay_within_it(tmp_path, dtype,
         assert new["w"].item() == pytest.approx(end, rel=1e-15)
 
 
-@pytest.mark.parametrize("strategy", [MultiKrum(Sgd(), 1), NormBounding(Sgd(), 30.0)], ids=type)
+@pytest.mark.parametrize(
+    "strategy", [made(MultiKrum, num_hostile=1), made(NormBounding, norm_bound=30.0)], ids=type
+)
 def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strategy):
     model = random_tensors(0, WINDOW + 3) | {"after": torch.ones(5)}
     updates = [random_tensors(s, WINDOW + 3) | {"after": torch.ones(5) * s} for s in range(1, 6)]
@@ -249,10 +254,10 @@ def test_what_a_strategy_measures_is_of_all_windows_and_tensors(tmp_path, strate
         path.write_bytes(encode(update))
         files.append(spooled(path, 1 + index))
     new = tmp_path / "new.safetensors"
-    found = fold(base, {}, files, strategy, TRAINED, Plain(), new, {})
+    found = fold(base, {}, {}, files, strategy, TRAINED, Plain(), new, {})
     rows = [torch.cat([update["w"], update["after"]]).double() for update in updates]
     cohort = [file.contribution for file in files]
-    plan = strategy.plan(cohort, strategy.measure(rows))
+    plan = strategy.plan(cohort, strategy.measure(rows), {})
     assert found.shares == pytest.approx(plan.shares)
     expected = torch.cat([model["w"], model["after"]]).double() + strategy.combine(rows, plan)
     values = views(memoryview(bytearray(new.read_bytes())))
@@ -266,7 +271,17 @@ def test_scaffold_keeps_its_control_variate_for_trained_tensors_only(tmp_path):
     path = tmp_path / "0.safetensors"
     path.write_bytes(encode({"w": torch.ones(3), "m": torch.ones(3)}))
     file = spooled(path, 4)
-    fold(base, {}, [file], Scaffold(Sgd(), 0.1, 2), ("w",), Plain(), new, {"control": control})
+    fold(
+        base,
+        {},
+        {},
+        [file],
+        made(Scaffold, lr=0.1, num_clients=2),
+        ("w",),
+        Plain(),
+        new,
+        {"control": control},
+    )
     kept = views(memoryview(bytearray(control.read_bytes())))
     # Half of the clients, and -1 / (1 step * 0.1).
     assert {name: tensor.tolist() for name, tensor in kept.items()} == {
@@ -295,7 +310,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("strategy", [FedAvg(Sgd()), MultiKrum(Sgd(), 0)], ids=type)
+@pytest.mark.parametrize("strategy", [made(FedAvg), made(MultiKrum, num_hostile=0)], ids=type)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_update_is_an_error_that_names_its_file_and_client(tmp_path, damage, strategy):
     base, files = tmp_path / "base", []
@@ -303,10 +318,10 @@ def test_a_damaged_update_is_an_error_that_names_its_file_and_client(tmp_path, d
     for name in "012":
         (tmp_path / name).write_bytes(encode(random_tensors(int(name), WINDOW + 3, torch.float64)))
         files.append(spooled(tmp_path / name, 1))
-    fold(base, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
+    fold(base, {}, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
     DAMAGES[damage](tmp_path / "1")
     with pytest.raises(DamagedUpdate, match="/1: the update of client 'ann' is not what was acc"):
-        fold(base, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
+        fold(base, {}, {}, files, strategy, TRAINED, Plain(), tmp_path / "new", {})
 
 
 def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_other(tmp_path):
@@ -324,7 +339,7 @@ def test_an_update_whose_tensors_lie_otherwise_than_the_models_counts_as_any_oth
     path = tmp_path / "otherwise"
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     base, found = tmp_path / "base.safetensors", tmp_path / "found"
-    fold(base, {}, [spooled(path, 1)], FedAvg(Sgd()), TRAINED, Plain(), found, {})
+    fold(base, {}, {}, [spooled(path, 1)], made(FedAvg), TRAINED, Plain(), found, {})
     for name, tensor in views(memoryview(bytearray(found.read_bytes()))).items():
         assert torch.equal(tensor, new[name])
 

@@ -13,7 +13,7 @@ from server.run.ledger import RoundLedger
 from server.run.uploads import StoredUpdate
 
 MODEL = Digest("f" * 64, 100)
-FOLDED = Folded(MODEL, {}, [])
+FOLDED = Folded(MODEL, {}, {}, [])
 # Five were selected: two delivered, one was refused, one failed, one left.
 VIEW = RunView(
     phase=Phase.COMMITTING,
@@ -33,7 +33,7 @@ def update(client, num_examples, **metrics):
         task_token=client,
         client_id=client,
         num_examples=num_examples,
-        num_steps=1,
+        scalars={"num_steps": 1},
         metrics=metrics,
         digest=MODEL,
         norm=2.0,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from server.aggregation.optimizers import Adaptive, SecondMoment, Sgd
+from common.algorithms.optimizers import Adaptive, SecondMoment, Sgd
 
 STEPS = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -106,7 +106,7 @@ def test_bytes_are_of_the_round_and_examples_and_loss_of_the_last_accepted_updat
         task_token="t",
         client_id="b",
         num_examples=6,
-        num_steps=1,
+        scalars={"num_steps": 1},
         metrics={"loss": 1.0},
         digest=Digest("f" * 64, 1),
         norm=1.0,

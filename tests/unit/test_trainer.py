@@ -8,6 +8,8 @@ from torch import nn
 
 from client.data import LocalData
 from client.trainer import Trainer, WorkFailed, choose_device
+from common.algorithms import ClientHalf, ClientRound
+from common.algorithms.scaffold import ScaffoldClient
 from common.errors import InputError, TensorError
 from common.tasks import Examples, Task
 from common.training import Evaluation, TrainConfig, train
@@ -66,12 +68,36 @@ def begin(model="linear", task=None):
     return Trainer(task, model, "cpu"), base
 
 
-def trained(
-    trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: None, correction=None
-):
+def trained(trainer, base, seed=3, config=CONFIG, on_step=lambda _done, _total: None, half=None):
     """Return the update, and what belongs to it."""
     update = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-    return update, trainer.train(base, update, DATA, config, seed, on_step, correction)
+    return update, trainer.train(base, update, DATA, config, seed, on_step, half)
+
+
+def adding(correction):
+    """Return what adds to the gradients of the parameters with these names."""
+    given = ClientRound({}, {"control": correction}, {}, CONFIG, frozenset())
+    return ScaffoldClient(given)
+
+
+class Halving(ClientHalf):
+    """Halves the update, and says by how much it was shortened."""
+
+    def after(self, update, num_steps):
+        self.kept = {name: tensor.clone() for name, tensor in update.items()}
+        for tensor in update.values():
+            tensor.div_(2)
+        return {"halved": 0.5}
+
+
+def test_the_clients_half_of_an_algorithm_may_change_the_update_and_say_what_counts():
+    trainer, base = begin()
+    plain, _ = trained(trainer, base, config=ONE_STEP)
+    half = Halving(ClientRound({}, {}, {}, CONFIG, frozenset()))
+    halved, found = trained(trainer, base, config=ONE_STEP, half=half)
+    assert same(halved, {name: tensor / 2 for name, tensor in plain.items()})
+    assert same(half.kept, plain)
+    assert found.scalars == {"num_steps": 1, "halved": 0.5}
 
 
 def evaluated(trainer, base, data=DATA, fine_tune=None, on_step=lambda _done, _total: None):
@@ -154,24 +180,24 @@ def test_a_correction_is_added_to_each_gradient_and_to_none_after(model):
     trainer, base = begin(model)
     plain, found = trained(trainer, base, config=ONE_STEP)
     correction = {name: torch.randn(tensor.shape) for name, tensor in base.items()}
-    corrected, _ = trained(trainer, base, config=ONE_STEP, correction=correction)
+    corrected, _ = trained(trainer, base, config=ONE_STEP, half=adding(correction))
     parameters = dict(Small.models[model]().named_parameters())
     for name, tensor in plain.items():
         moved = 0.1 * correction[name] if name in parameters else 0
         torch.testing.assert_close(corrected[name], (tensor - moved).to(tensor.dtype))
-    assert found.num_steps == 1
+    assert found.scalars == {"num_steps": 1}
     assert same(trained(trainer, base, config=ONE_STEP)[0], plain)
 
 
 def test_each_local_step_is_counted():
     config = TrainConfig(batch_size=3, local_epochs=5)
-    assert trained(*begin(), config=config)[1].num_steps == 5 * 3
+    assert trained(*begin(), config=config)[1].scalars == {"num_steps": 5 * 3}
 
 
 def test_without_a_number_of_steps_no_correction_can_be_counted():
     trainer, base = begin(task=Reporting(loss=1.0))
     with pytest.raises(WorkFailed, match="on_step") as caught:
-        trained(trainer, base, correction={})
+        trained(trainer, base, half=adding({}))
     assert caught.value.reason == "STEPS_UNKNOWN"
 
 
@@ -288,7 +314,7 @@ def test_a_correction_leaves_a_frozen_layer_alone():
     assert trainer.roles.trainable == {"1.weight", "1.bias"}
     plain, _ = trained(trainer, base, config=ONE_STEP)
     correction = {name: torch.ones_like(tensor) for name, tensor in base.items()}
-    corrected, _ = trained(trainer, base, config=ONE_STEP, correction=correction)
+    corrected, _ = trained(trainer, base, config=ONE_STEP, half=adding(correction))
     assert not corrected["0.weight"].any()
     torch.testing.assert_close(corrected["1.bias"], plain["1.bias"] - 0.1)
 

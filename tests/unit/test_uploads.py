@@ -67,7 +67,7 @@ class Stage:
 
     def announce(self, data, offset=0):
         base = self.coordinator.newest_model
-        return Announcement(digest_bytes(data), offset, 0, base.digest, 5, 1, {})
+        return Announcement(digest_bytes(data), offset, 0, base.digest, 5, {"num_steps": 1}, {})
 
     async def push(self, client, announcement, chunks):
         token = self.coordinator.assignments.of_client(client).task_token

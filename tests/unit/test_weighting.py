@@ -6,7 +6,8 @@ from random import Random
 import pytest
 import torch
 
-from server.aggregation.weighting import capped_weights, outliers, weighted_mean
+from common.algorithms.weighting import weighted_mean
+from server.aggregation.weighting import capped_weights, outliers
 
 
 def test_clients_count_by_their_examples():

@@ -4,14 +4,18 @@ A sort along columns goes value by value; here each step compares two whole rows
 memory of a core's cache. No value is NaN.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
 
-Row = NDArray[np.float32] | NDArray[np.float64]
+    Row: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
 # 128 kB of float32: a cohort's rows are within reach of a core's second cache.
 _COLUMNS = 1 << 15
@@ -57,6 +61,9 @@ def ranks(updates: Sequence[torch.Tensor], wanted: Collection[int]) -> Iterator[
         updates: of shape [window] each; compared as float32 where that holds all their values.
         wanted: ranks among the updates, from 0 for the smallest.
     """
+    import numpy as np
+    import torch
+
     order = sorted(wanted)
     comparators = network(len(updates), tuple(order))
     exact = updates[0].dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -74,5 +81,8 @@ def ranks(updates: Sequence[torch.Tensor], wanted: Collection[int]) -> Iterator[
 
 def mean_of_ranks(updates: Sequence[torch.Tensor], wanted: Collection[int]) -> torch.Tensor:
     """Return the mean of the `wanted` ranks of each coordinate; float64, shape [window]."""
+    import numpy as np
+    import torch
+
     means = [np.add.reduce(rows, dtype=np.float64) / len(rows) for rows in ranks(updates, wanted)]
     return torch.from_numpy(np.concatenate(means)) if means else torch.zeros(0).double()

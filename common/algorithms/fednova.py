@@ -1,14 +1,24 @@
 """FedNova: clients that do unequal numbers of local steps count as if they did equal ones."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from common.algorithms.base import (
+    Algorithm,
+    CannotAggregate,
+    Contribution,
+    Momentum,
+    Notes,
+    Plan,
+)
+from common.algorithms.weighting import weighted_mean
+from common.errors import InputError
 
-from server.aggregation.optimizers import Optimizer
-from server.aggregation.strategies.base import CannotAggregate, Contribution, Plan, Strategy
-from server.aggregation.weighting import weighted_mean
+if TYPE_CHECKING:
+    import torch
 
 
 def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu: float) -> float:
@@ -23,6 +33,8 @@ def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu
     >>> norm_of_steps(2, 0.1, 0.5, 0.0)
     2.5
     """
+    import numpy as np
+
     # With gradients of one, a step takes (moved, velocity, 1), in units of the learning rate, on;
     # powers, since a client may claim a great many.
     pull = learning_rate * proximal_mu
@@ -31,30 +43,37 @@ def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu
         return float(np.linalg.matrix_power(step, steps)[0, 2])
 
 
-class FedNova(Strategy):
+class FedNova(Algorithm):
     """Wang et al. 2020 (arXiv 2007.07481), equation 10: normalised averaging.
 
     w + tau_eff * sum(p_k * update_k / a_k), where p_k is n_k / sum(n), a_k = |a|_1 of the local
     steps, and tau_eff = sum(p_k * a_k). With equal steps it is FedAvg.
-
-    Args:
-        optimizer: takes the step.
-        learning_rate: of the clients' SGD.
-        momentum: of the clients' SGD.
-        proximal_mu: FedProx's mu.
     """
 
+    takes = Momentum
     needs_steps = True
+    proximal_mu = 0.0
 
-    def __init__(
-        self, optimizer: Optimizer, learning_rate: float, momentum: float, proximal_mu: float
-    ) -> None:
-        super().__init__(optimizer)
-        self._sgd = (learning_rate, momentum, proximal_mu)
+    def check(self) -> None:
+        """See `Algorithm.check`."""
+        super().check()
+        training = self.setting.training
+        pull = training.learning_rate * training.proximal_mu
+        if pull >= 1:
+            raise InputError(
+                f"--proximal-mu: --lr times it is {pull:g}, with which local steps overshoot the "
+                "global model and FedNova can't count them; keep it below 1"
+            )
 
-    def plan(self, cohort: Sequence[Contribution], measured: torch.Tensor | None) -> Plan:
-        """See `Strategy.plan`."""
-        norms = [norm_of_steps(one.num_steps, *self._sgd) for one in cohort]
+    def plan(
+        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
+    ) -> Plan:
+        """See `Algorithm.plan`."""
+        sgd = self.setting.training
+        norms = [
+            norm_of_steps(one.num_steps, sgd.learning_rate, sgd.momentum, sgd.proximal_mu)
+            for one in cohort
+        ]
         if not all(0 < norm < math.inf for norm in norms):
             raise CannotAggregate(
                 "the local steps that clients claim add up to nothing FedNova knows"
@@ -66,5 +85,5 @@ class FedNova(Strategy):
         return Plan(cohort, weights, total)
 
     def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.mean`; statistics don't add up with the steps, so they count by n_k."""
+        """See `Algorithm.mean`; statistics don't add up with the steps, so they count by n_k."""
         return weighted_mean(updates, [one.weight for one in plan.cohort])

@@ -3,12 +3,15 @@
 Pure: tensors in, tensors out. Knows nothing about files or where the step came from.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _MOMENTUM = "momentum"
 _SECOND_MOMENT = "second_moment"
@@ -52,6 +55,8 @@ class Sgd:
         self, model: torch.Tensor, step: torch.Tensor, state: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See `Optimizer.apply`."""
+        import torch
+
         if self.momentum and _MOMENTUM in state:
             step = state[_MOMENTUM] * self.momentum + step
         new = model.to(torch.float64, copy=True).add_(step, alpha=self.learning_rate)
@@ -89,6 +94,8 @@ class Adaptive:
         self, model: torch.Tensor, step: torch.Tensor, state: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See `Optimizer.apply`."""
+        import torch
+
         m = state.get(_MOMENTUM, torch.zeros_like(step))
         m = m * self.beta1 + step * (1 - self.beta1)
         v = state.get(_SECOND_MOMENT, torch.full_like(step, self.tau**2))

@@ -6,14 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.aggregation.optimizers import Sgd
-from server.aggregation.strategies.base import CannotAggregate, Contribution
-from server.aggregation.strategies.median import Median
-from server.aggregation.strategies.multi_krum import MultiKrum, krum_scores
-from server.aggregation.strategies.norm_bounding import NormBounding
-from server.aggregation.strategies.order_statistics import network, ranks
-from server.aggregation.strategies.trimmed_mean import TrimmedMean
-from tests.unit.strategies.rounds import one_round
+from common.algorithms.base import CannotAggregate
+from common.algorithms.median import Median
+from common.algorithms.multi_krum import MultiKrum, krum_scores
+from common.algorithms.norm_bounding import NormBounding
+from common.algorithms.order_statistics import network, ranks
+from common.algorithms.trimmed_mean import TrimmedMean
+from tests.unit.algorithms.rounds import counted, made, one_round
 
 
 def tensors(*rows, dtype=torch.float32):
@@ -21,11 +20,11 @@ def tensors(*rows, dtype=torch.float32):
 
 
 def alike(count):
-    return [Contribution(1.0, 1)] * count
+    return [counted(1.0, 1)] * count
 
 
 def uneven(count):
-    return [Contribution(float(1 + 99 * index), 1) for index in range(count)]
+    return [counted(float(1 + 99 * index), 1) for index in range(count)]
 
 
 @pytest.mark.parametrize("count", range(1, 34))
@@ -45,20 +44,20 @@ def test_a_few_ranks_need_fewer_comparators():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_values_of_any_dtype_are_ranked_exactly(dtype):
     rows = tensors([5, 2**10], [1, 2**10 + 8], [3, 0], dtype=dtype)
-    assert one_round(Median(Sgd()), rows, alike(3)).tolist() == [3.0, 2.0**10]
+    assert one_round(made(Median), rows, alike(3)).tolist() == [3.0, 2.0**10]
     big = tensors([2**53 - 1], [2**53 - 3], [0], dtype=torch.int64)
-    assert Median(Sgd()).combine(big, Median(Sgd()).plan(alike(3), None)).item() == 2**53 - 3
+    assert made(Median).combine(big, made(Median).plan(alike(3), None, {})).item() == 2**53 - 3
 
 
 def test_updates_of_several_parts_are_whole():
     rows = torch.randn(5, 100_000, generator=torch.Generator().manual_seed(0))
-    found = one_round(Median(Sgd()), list(rows), alike(5))
+    found = one_round(made(Median), list(rows), alike(5))
     assert torch.equal(found, rows.median(0).values.double())
 
 
 def test_the_median_of_an_even_number_is_between_the_two_in_the_middle():
     rows = tensors([1.0, 9.0], [2.0, 7.0], [4.0, 8.0], [100.0, -5.0])
-    assert one_round(Median(Sgd()), rows, uneven(4)).tolist() == [3.0, 7.5]
+    assert one_round(made(Median), rows, uneven(4)).tolist() == [3.0, 7.5]
 
 
 @pytest.mark.parametrize(
@@ -67,14 +66,14 @@ def test_the_median_of_an_even_number_is_between_the_two_in_the_middle():
 )
 def test_the_trimmed_mean_leaves_out_whole_updates_at_both_ends(fraction, mean):
     rows = tensors([1.0], [2.0], [3.0], [4.0], [100.0])
-    assert one_round(TrimmedMean(Sgd(), fraction), rows, uneven(5)).item() == mean
+    assert one_round(made(TrimmedMean, trim_fraction=fraction), rows, uneven(5)).item() == mean
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12))
 def test_with_nothing_trimmed_it_is_the_mean(values):
     rows = [torch.tensor([value]) for value in values]
-    found = one_round(TrimmedMean(Sgd(), 0.0), rows, alike(len(rows)))
+    found = one_round(made(TrimmedMean, trim_fraction=0.0), rows, alike(len(rows)))
     assert found.item() == pytest.approx(np.mean(values, dtype=np.float64), abs=1e-9)
 
 
@@ -88,36 +87,38 @@ def test_krum_scores_by_hand():
 
 def test_products_that_overflow_make_no_update_a_neighbour():
     rows = tensors([0.0], [1.0], [2.0], [1e308], [-1e308], dtype=torch.float64)
-    strategy = MultiKrum(Sgd(), 1)
-    shares = strategy.plan(alike(5), strategy.measure(rows)).shares
+    strategy = made(MultiKrum, num_hostile=1)
+    shares = strategy.plan(alike(5), strategy.measure(rows), {}).shares
     assert shares[:3] == [0.25] * 3
 
 
 def test_multi_krum_is_the_mean_of_those_that_are_close():
     rows = tensors([0.0, 1.0], [1.0, 1.0], [0.5, 4.0], [0.0, 0.0], [1e6, 1e6])
-    strategy = MultiKrum(Sgd(), 1)
-    assert strategy.plan(alike(5), strategy.measure(rows)).shares == [0.25] * 4 + [0.0]
+    strategy = made(MultiKrum, num_hostile=1)
+    assert strategy.plan(alike(5), strategy.measure(rows), {}).shares == [0.25] * 4 + [0.0]
     assert one_round(strategy, rows, uneven(5)).tolist() == [0.375, 1.5]
 
 
 @pytest.mark.parametrize(("count", "hostile"), [(4, 1), (2, None), (6, 2)])
 def test_multi_krum_needs_3_updates_and_2_more_for_each_hostile_one(count, hostile):
-    strategy = MultiKrum(Sgd(), hostile)
+    strategy = made(MultiKrum, num_hostile=hostile)
     with pytest.raises(CannotAggregate, match=r"needs \d updates, not"):
-        strategy.plan(alike(count), torch.zeros(count, count, dtype=torch.float64))
+        strategy.plan(alike(count), torch.zeros(count, count, dtype=torch.float64), {})
 
 
 def test_longer_updates_are_scaled_down_to_the_bound():
     rows = tensors([3.0, 4.0], [0.3, 0.4], [0.0, 0.0])
-    strategy = NormBounding(Sgd(), 1.0)
+    strategy = made(NormBounding, norm_bound=1.0)
     # (1 * (0.6, 0.8) + 3 * (0.3, 0.4)) / (1 + 3 + 4)
-    cohort = [Contribution(1.0, 1), Contribution(3.0, 1), Contribution(4.0, 1)]
+    cohort = [counted(1.0, 1), counted(3.0, 1), counted(4.0, 1)]
     found = one_round(strategy, rows, cohort)
     assert found.tolist() == pytest.approx([1.5 / 8, 2.0 / 8], rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    "strategy", [Median(Sgd()), TrimmedMean(Sgd(), 0.3), MultiKrum(Sgd(), 2)], ids=type
+    "strategy",
+    [made(Median), made(TrimmedMean, trim_fraction=0.3), made(MultiKrum, num_hostile=2)],
+    ids=type,
 )
 def test_two_of_ten_that_are_hostile_do_not_lead_out_of_the_others(strategy):
     generator = torch.Generator().manual_seed(0)

@@ -5,12 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.scaffold import correction, next_control
-from server.aggregation.optimizers import Sgd
-from server.aggregation.strategies.base import Contribution
-from server.aggregation.strategies.fedavg import FedAvg
-from server.aggregation.strategies.scaffold import Scaffold
-from tests.unit.strategies.rounds import full_round, one_round
+from common.algorithms.fedavg import FedAvg
+from common.algorithms.scaffold import Scaffold, correction, next_control
+from tests.unit.algorithms.rounds import counted, full_round, made, one_round
 
 LR, STEPS = 0.1, 5
 
@@ -22,21 +19,21 @@ def test_the_first_round_with_zero_control_variates_is_fedavgs(drawn):
     targets = [(float(n % 7), float(steps)) for n, steps in drawn]
     updates = [local(torch.zeros(1), target, by)["w"] for target, _ in targets]
     plain = [local(torch.zeros(1), target, {})["w"] for target, _ in targets]
-    cohort = [Contribution(float(n), steps) for n, steps in drawn]
-    scaffold = one_round(Scaffold(Sgd(), LR, 20), updates, cohort)
-    assert torch.equal(scaffold, one_round(FedAvg(Sgd()), plain, cohort))
+    cohort = [counted(float(n), steps) for n, steps in drawn]
+    scaffold = one_round(made(Scaffold, lr=LR, num_clients=20), updates, cohort)
+    assert torch.equal(scaffold, one_round(made(FedAvg), plain, cohort))
 
 
 def test_the_control_variate_by_hand():
     updates, cohort = (
         [torch.tensor([1.0]), torch.tensor([-3.0])],
         [
-            Contribution(1.0, 10),
-            Contribution(3.0, 5),
+            counted(1.0, 10),
+            counted(3.0, 5),
         ],
     )
     state = {"control": torch.tensor([2.0], dtype=torch.float64)}
-    _, after = full_round(Scaffold(Sgd(), LR, 8), updates, cohort, state=state)
+    _, after = full_round(made(Scaffold, lr=LR, num_clients=8), updates, cohort, state=state)
     # -c - update / (K * lr) is -2 - 1 and -2 + 6; their mean by examples, 2.25, by 2 of 8 clients.
     assert after["control"].item() == pytest.approx(2 + 2 / 8 * (-3 + 3 * 4) / 4)
 
@@ -52,7 +49,7 @@ def local(weight, target, corrected_by):
 def test_the_servers_variate_stays_the_mean_of_the_clients():
     """With everyone in every round, c is the mean of the c_i, and the optimum is reached."""
     targets, counts = [0.0, 4.0, 20.0], [1.0, 2.0, 5.0]
-    strategy = Scaffold(Sgd(), LR, len(targets))
+    strategy = made(Scaffold, lr=LR, num_clients=len(targets))
     model, state, own = torch.zeros(1, dtype=torch.float64), {}, [{}, {}, {}]
     for _ in range(80):
         control = {"w": state["control"].float()} if state else {}
@@ -62,7 +59,7 @@ def test_the_servers_variate_stays_the_mean_of_the_clients():
             update = local(model, target, by)
             own[index] = next_control(by, update, STEPS, LR)
             updates.append(update["w"])
-        cohort = [Contribution(n, STEPS) for n in counts]
+        cohort = [counted(n, STEPS) for n in counts]
         model, state = full_round(strategy, updates, cohort, model, state)
         mean = sum(n * c["w"].item() for n, c in zip(counts, own, strict=True)) / sum(counts)
         assert state["control"].item() == pytest.approx(mean, abs=1e-5)

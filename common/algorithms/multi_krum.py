@@ -1,15 +1,43 @@
 """Multi-Krum: the mean of those updates that have the most others close by."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+from cyclopts import Parameter
 
-from server.aggregation.optimizers import Optimizer
-from server.aggregation.strategies.base import CannotAggregate, Contribution, Plan, Strategy
-from server.aggregation.weighting import weighted_mean
+from common.algorithms.base import (
+    Algorithm,
+    CannotAggregate,
+    Contribution,
+    Momentum,
+    Notes,
+    Plan,
+)
+from common.algorithms.weighting import weighted_mean
+from common.errors import InputError
+from common.option_types import Count
+
+if TYPE_CHECKING:
+    import torch
 
 # Few enough that a large cohort's rows stay in the cache.
 _COLUMNS = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiKrumOptions(Momentum):
+    """Multi-Krum's options."""
+
+    num_hostile: Annotated[
+        Count | None,
+        Parameter(
+            help="Updates of a round that multi-krum takes for hostile; the most that it can, if "
+            "not given."
+        ),
+    ] = None
 
 
 def krum_scores(products: torch.Tensor, hostile: int) -> list[float]:
@@ -21,6 +49,8 @@ def krum_scores(products: torch.Tensor, hostile: int) -> list[float]:
         products: the updates' inner products, float64 of shape [n, n].
         hostile: f, the updates that may be anything.
     """
+    import torch
+
     norms = products.diagonal()
     distances = (norms[:, None] + norms[None, :] - 2 * products).clamp_(min=0)
     # Of float64 values, products may overflow.
@@ -30,24 +60,34 @@ def krum_scores(products: torch.Tensor, hostile: int) -> list[float]:
     return [float(x) for x in distances.sort(dim=1).values[:, :near].sum(dim=1)]
 
 
-class MultiKrum(Strategy):
+class MultiKrum(Algorithm):
     """Blanchard et al. 2017 (arXiv 1703.02757), sections 4 and 5: the mean of the n - f best.
 
-    All updates count alike, whatever examples they claim. Of equal scores the first ones win.
-
-    Args:
-        optimizer: takes the step.
-        hostile: f; None is the most that the cohort allows, with n at least 2f + 3.
+    All updates count alike, whatever examples they claim. Of equal scores the first ones win. n is
+    at least 2f + 3; f, if not given, is the most that the cohort allows.
     """
 
+    takes = MultiKrumOptions
+    options: MultiKrumOptions
     measures = True
+    weighs = False
+    bounds_norms = True
 
-    def __init__(self, optimizer: Optimizer, hostile: int | None) -> None:
-        super().__init__(optimizer)
-        self._hostile = hostile
+    def check(self) -> None:
+        """See `Algorithm.check`."""
+        super().check()
+        needed, wanted = 2 * (self.options.num_hostile or 0) + 3, self.setting.wanted
+        if wanted < needed:
+            raise InputError(
+                f"--strategy: {self.setting.name} needs {needed} updates (2 * --num-hostile + 3), "
+                f"and a round wants {wanted}; raise --fraction or --report-goal, or have more "
+                "clients"
+            )
 
     def measure(self, updates: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the updates' inner products."""
+        import torch
+
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
         for start in range(0, len(updates[0]), _COLUMNS):
             parts = [update[start : start + _COLUMNS] for update in updates]
@@ -55,10 +95,12 @@ class MultiKrum(Strategy):
             products.addmm_(rows, rows.T)
         return products
 
-    def plan(self, cohort: Sequence[Contribution], measured: torch.Tensor | None) -> Plan:
-        """See `Strategy.plan`."""
-        count = len(cohort)
-        hostile = max(0, (count - 3) // 2) if self._hostile is None else self._hostile
+    def plan(
+        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
+    ) -> Plan:
+        """See `Algorithm.plan`."""
+        count, hostile = len(cohort), self.options.num_hostile
+        hostile = max(0, (count - 3) // 2) if hostile is None else hostile
         if measured is None or count < 2 * hostile + 3:
             raise CannotAggregate(
                 f"Multi-Krum with {hostile} hostile clients needs {2 * hostile + 3} updates, "
@@ -70,6 +112,6 @@ class MultiKrum(Strategy):
         return Plan(cohort, weights, float(len(best)))
 
     def combine(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Strategy.combine`."""
+        """See `Algorithm.combine`."""
         chosen = [update for update, weight in zip(updates, plan.weights, strict=True) if weight]
         return weighted_mean(chosen, [1.0] * len(chosen), plan.total)

@@ -5,25 +5,23 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from server.aggregation.optimizers import Sgd
-from server.aggregation.strategies.base import Contribution
-from server.aggregation.strategies.fedavg import FedAvg
-from server.aggregation.strategies.fednova import FedNova
-from server.aggregation.strategies.median import Median
-from server.aggregation.strategies.multi_krum import MultiKrum, krum_scores
-from server.aggregation.strategies.norm_bounding import NormBounding
-from server.aggregation.strategies.scaffold import Scaffold
-from server.aggregation.strategies.trimmed_mean import TrimmedMean
-from tests.unit.strategies.rounds import one_round
+from common.algorithms.fedavg import FedAvg
+from common.algorithms.fednova import FedNova
+from common.algorithms.median import Median
+from common.algorithms.multi_krum import MultiKrum, krum_scores
+from common.algorithms.norm_bounding import NormBounding
+from common.algorithms.scaffold import Scaffold
+from common.algorithms.trimmed_mean import TrimmedMean
+from tests.unit.algorithms.rounds import counted, made, one_round
 
 ALL = {
-    "fedavg": FedAvg(Sgd()),
-    "fednova": FedNova(Sgd(), 0.1, 0.0, 0.0),
-    "scaffold": Scaffold(Sgd(), 0.1, 10),
-    "median": Median(Sgd()),
-    "trimmed-mean": TrimmedMean(Sgd(), 0.2),
-    "multi-krum": MultiKrum(Sgd(), None),
-    "norm-bounding": NormBounding(Sgd(), 1e9),
+    "fedavg": made(FedAvg),
+    "fednova": made(FedNova, lr=0.1, momentum=0.0, proximal_mu=0.0),
+    "scaffold": made(Scaffold, lr=0.1, num_clients=10),
+    "median": made(Median),
+    "trimmed-mean": made(TrimmedMean, trim_fraction=0.2),
+    "multi-krum": made(MultiKrum, num_hostile=None),
+    "norm-bounding": made(NormBounding, norm_bound=1e9),
 }
 NUMBERS = st.floats(-100, 100, width=32)
 
@@ -36,20 +34,20 @@ def cohorts(draw):
     updates = draw(st.lists(rows, min_size=count, max_size=count))
     numbers = st.lists(st.integers(1, 50), min_size=count, max_size=count)
     weights, steps = draw(numbers), draw(numbers)
-    cohort = [Contribution(float(n), k) for n, k in zip(weights, steps, strict=True)]
+    cohort = [counted(float(n), k) for n, k in zip(weights, steps, strict=True)]
     return [torch.tensor(update) for update in updates], cohort
 
 
 def test_clients_count_by_their_examples():
     updates = [torch.tensor([111.0]), torch.tensor([22.2]), torch.tensor([1.11])]
-    cohort = [Contribution(1.0, 1), Contribution(10.0, 1), Contribution(100.0, 1)]
+    cohort = [counted(1.0, 1), counted(10.0, 1), counted(100.0, 1)]
     # 1 + (1*111 + 10*22.2 + 100*1.11) / 111
-    assert one_round(FedAvg(Sgd()), updates, cohort, torch.ones(1)).item() == pytest.approx(5.0)
+    assert one_round(made(FedAvg), updates, cohort, torch.ones(1)).item() == pytest.approx(5.0)
 
 
 def test_the_server_rate_scales_the_step():
-    updates, cohort = [torch.tensor([4.0])], [Contribution(3.0, 1)]
-    assert one_round(FedAvg(Sgd(0.25)), updates, cohort, torch.ones(1)).item() == 2.0
+    updates, cohort = [torch.tensor([4.0])], [counted(3.0, 1)]
+    assert one_round(made(FedAvg, server_lr=0.25), updates, cohort, torch.ones(1)).item() == 2.0
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -79,7 +77,7 @@ def scores_of(strategy, updates):
 def test_identical_updates_give_back_that_update(name, values, drawn, steps):
     _, cohort = drawn
     # FedNova's too, as all clients take the same steps.
-    equal = [Contribution(one.weight, steps) for one in cohort]
+    equal = [counted(one.weight, steps) for one in cohort]
     update = torch.tensor(values)
     found = one_round(ALL[name], [update] * len(equal), equal)
     torch.testing.assert_close(found, update.double(), rtol=1e-9, atol=1e-9)
