@@ -9,7 +9,7 @@ from common.process import begin_process, exit_status
 
 _DESCRIPTION = (
     "Takes part in a training: joins the server, trains its partition when it is selected, "
-    "and pushes the update, until the run ends. The data stays here."
+    "and sends the update, until the run ends. The training data stays on this machine."
 )
 
 

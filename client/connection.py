@@ -408,8 +408,8 @@ class Connection:
             return problem
         if any(words in problem for words in _UNTRUSTED):
             raise InputError(
-                f"--tls-ca: {self._address} is not trusted ({problem}); name the CA that signed "
-                "its certificate, and the server as its certificate does, or has it none?"
+                f"--tls-ca: {self._address} is not trusted ({problem}); --tls-ca must "
+                "be the CA of its certificate, and --server a name in it; does it use TLS at all?"
             ) from error
         if _CLOSED in problem:
             return f"{problem}; does it want TLS (--tls-ca), or another certificate (--tls-cert)?"

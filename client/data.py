@@ -78,7 +78,7 @@ def divide(task: Task, data_dir: Path, split: Split) -> Division:
     if len(owners) != len(labels):
         raise DataError(
             f"--data-dir: the task gave {len(labels)} examples and {len(owners)} owners; "
-            "there must be as many of both"
+            "each example needs one owner"
         )
     parts = partition(labels, split, owners)
     return Division(examples, parts, [owners[part[0]] for part in parts])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cyclopts import Group, Parameter
-from cyclopts.validators import Number
 
 from common.errors import InputError
-from common.option_types import finite, whole
-
-Positive = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
+from common.option_types import Positive, PositiveFloat
 
 
 @Parameter(name="*", group=Group("Security", sort_key=2), negative=())
@@ -21,15 +18,15 @@ class SecurityOptions:
     """How the client knows the server, and the server the client; files are PEM."""
 
     tls_ca: Path | None = None
-    "CA of the server's certificate; with it all is encrypted."
+    "CA of the server's certificate. It turns on TLS."
     tls_cert: Path | None = None
-    "The client's certificate, where the server asks for one."
+    "Certificate of the client, if the server requires one."
     tls_key: Path | None = None
-    "The certificate's private key."
+    "Private key of the certificate."
     join_token_file: Path | None = None
-    "File that holds a join token, where the server asks for one."
+    "File with the join token, if the server requires one."
     insecure: bool = False
-    "Speak plain text to a server on another machine."
+    "Connect in plain text to a server on another machine."
 
 
 @Parameter(name="*", group=Group("Client", sort_key=1), negative=())
@@ -38,30 +35,29 @@ class ClientOptions:
     """Who the client is, whom it serves, and what it uses."""
 
     partition: str | None = None
-    "Part of the data to train on, e.g. 3; or a range, e.g. 0-9: ten clients in this process."
+    "Partition of this client, e.g. 3; or a range, e.g. 0-9: ten clients in this process. Required."
     server: str = "127.0.0.1:7070"
-    "HOST:PORT of the server."
+    "Address of the server, HOST:PORT."
     task: str | None = None
-    "The only task that the client is willing to train; any built-in one if not given."
+    "The only task that this client trains. Default: any built-in task."
     strategy: str | None = None
-    "Your own strategy as package.module:Class, if its clients do more than train; \
-built-in ones need no flag."
+    "Your own strategy, package.module:Class, if it has a client half. Built-in ones need no flag."
     data_dir: Path = Path("data")
     "Folder of the training data, for tasks that read files."
     state_dir: Path = Path("client-state")
-    "Folder for what the client keeps between rounds, where the strategy or the model needs it."
+    "Folder for state that the client keeps between rounds (SCAFFOLD, --local-layers)."
     client_id: str | None = None
-    "Name that is the same after each start (with a range, its beginning); else client-PARTITION."
+    "Stable client id; with a range, its prefix. Default: client-PARTITION."
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    "Where to train; auto takes CUDA, then MPS, then the CPU."
+    "Device to train on; auto is CUDA, else MPS, else the CPU."
     threads: Positive = 1
-    "Torch threads. Several clients on one machine need one each, or they run ten times slower."
-    max_wait: Annotated[float, Parameter(validator=(finite, Number(gt=0)))] = 600.0
-    "Seconds to try again for while the server can't be reached."
+    "Torch threads. Use 1 if several clients train on one machine; more is ten times slower."
+    max_wait: PositiveFloat = 600.0
+    "Seconds to retry while the server can't be reached."
     otlp_endpoint: str | None = None
-    "OpenTelemetry collector that this client's part of a traced round goes to, as http://HOST:4317."
+    "OpenTelemetry collector for this client's part of the traces, as http://HOST:4317."
     config: Path | None = None
-    "TOML file with any of these options; flags and FOLKMOOT_… go first."
+    "TOML file with any of these options. Flags and FOLKMOOT_… variables take precedence."
     security: SecurityOptions = SecurityOptions()
 
 

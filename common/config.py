@@ -9,7 +9,10 @@ import difflib
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -17,8 +20,8 @@ from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, To
 from cyclopts.config import Env, Toml
 from cyclopts.help import HelpPanel
 
+from common import __version__
 from common.errors import InputError
-from common.option_names import ALL_OPTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PREFIX = "FOLKMOOT_"
+# Where this project's tests find data sets.
+_TESTS = "test_data"
 
 
 def parse_options(
@@ -35,7 +40,7 @@ def parse_options(
     argv: Sequence[str],
     saved: Mapping[str, Any] | None = None,
 ) -> T | None:
-    """Return an instance of the dataclass `options`; None when only --help was asked for.
+    """Return an instance of the dataclass `options`; None after --help and --version.
 
     Args:
         options: its fields are groups of options; each option has a default.
@@ -54,7 +59,8 @@ def parse_options(
         usage=f"Usage: {program} [OPTIONS]",
         help_format="plaintext",
         help_formatter=_print_group,
-        version_flags=(),
+        version=f"folkmoot {__version__}",
+        version_flags="--version",
         group_commands=Group("Help", sort_key=99),
         result_action="return_value",
         config=[
@@ -104,15 +110,33 @@ def _print_group(console: "Console", options: object, panel: HelpPanel) -> None:
 
 
 def _known_variables(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse what would be passed over in silence: a variable that no program has an option for."""
+    """Reject a variable that is no program's option: it would be ignored."""
     own = (name.removeprefix("--") for argument in arguments for name in argument.names)
-    known = {name.replace("-", "_").upper() for name in (*own, *ALL_OPTIONS)}
-    for variable in sorted(os.environ):
-        name = variable.removeprefix(_PREFIX)
-        if variable != name and name not in known:
+    known = {name.replace("-", "_").upper() for name in own}
+    given = [name.removeprefix(_PREFIX) for name in sorted(os.environ) if name.startswith(_PREFIX)]
+    if not known.issuperset(given):
+        known |= {name.upper() for name in _others_options()}
+    for name in given:
+        if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1)
             remedy = f"do you mean {_PREFIX}{near[0]}?" if near else "unset it"
-            raise InputError(f"{variable}: there is no such option; {remedy}")
+            raise InputError(f"{_PREFIX}{name}: unknown option; {remedy}")
+
+
+def _others_options() -> Iterator[str]:
+    """Yield the names of all programs' options: a machine may hold variables for several."""
+    yield _TESTS
+    for program in ("server", "client"):
+        # Where one of them is installed alone, the other's are unknown.
+        with suppress(ImportError):
+            options = getattr(import_module(f"{program}.options"), f"{program.title()}Options")
+            yield from _names(options())
+
+
+def _names(options: Any) -> Iterator[str]:  # noqa: ANN401 - any dataclass
+    for one in fields(options):
+        value = getattr(options, one.name)
+        yield from _names(value) if is_dataclass(value) else [one.name]
 
 
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

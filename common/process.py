@@ -17,7 +17,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def begin_process() -> None:
-    """Set what holds until the process has something to end in order; before gRPC is imported."""
+    """Install the first signal handlers and memory settings, before gRPC is imported."""
     # What gRPC has to say of a port comes as an error with the flag's name.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     keep_chunks_allocated()

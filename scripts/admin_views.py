@@ -17,14 +17,14 @@ from rich.text import Text
 from common.printable import counted, printable
 from protos import federated_pb2 as pb
 from scripts.text import duration, natural, size
+from server.storage.columns import Shown, columns
 
-# Of a round: the name in its metrics, and how many decimals are shown.
-_METRICS = {
-    "accuracy": ("global_accuracy", 4),
-    "loss": ("global_loss", 4),
-    "clients' accuracy": ("client_accuracy", 4),
-    "seconds": ("duration_seconds", 1),
-}
+# Of a round; its updates are shown with its cohort, and for a spread there is no space.
+_COLUMNS = [
+    column
+    for column in columns(shown=Shown.TERMINAL)
+    if column.group != "outcome" and not column.spread
+]
 # In the order in which the live view shows them.
 _STATES = {
     "pushing": "cyan",
@@ -61,12 +61,12 @@ def run_line(run: pb.Run) -> str:
 
 def rounds_table(rounds: Sequence[pb.Round], *, wide: bool = True) -> Table:
     """Return rounds that have ended, a row each."""
-    table = _table("round", *["ended"] * wide, "updates", *_METRICS)
+    table = _table("round", *["ended"] * wide, "updates", *(column.short for column in _COLUMNS))
     for found in rounds:
         updates = f"{found.accepted_count} of {found.cohort_size}"
         values = (
-            f"{found.metrics[name]:.{decimals}f}" if name in found.metrics else "-"
-            for name, decimals in _METRICS.values()
+            column.text(found.metrics[column.name]) if column.name in found.metrics else "-"
+            for column in _COLUMNS
         )
         table.add_row(str(found.number), *[_phase(found)] * wide, updates, *values)
     return table

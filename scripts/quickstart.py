@@ -20,6 +20,7 @@ from scripts.federation import Training, end_on_signals, spread
 from server.configuration import own_code, parse
 from server.options import ServerOptions
 from server.storage import layout
+from server.storage.columns import COLUMNS, Shown, columns
 from server.storage.run_files import Line, RunFiles, own_numbers
 
 _PROCESSES = 5
@@ -27,16 +28,6 @@ _DESCRIPTION = (
     "Starts a server and its clients, in up to five processes, on this machine, and shows how "
     "training goes. All options are the server's."
 )
-_COLUMNS = {
-    "round": "round",
-    "accuracy": "global_accuracy",
-    "loss": "global_loss",
-    "clients' accuracy": "client_accuracy",
-    "10th percentile": "client_accuracy_p10",
-    "updates": "accepted",
-    "seconds": "duration_seconds",
-}
-_DECIMALS = {"duration_seconds": 1}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,19 +117,21 @@ def _report(folder: Path, options: ServerOptions) -> None:
     own = dict.fromkeys(
         name for row in rows for name in own_numbers(row) if not _is_loss(row, name)
     )
-    names = {**_COLUMNS, **{_label(name): name for name in own}}
+    names = {"round": "round"}
+    names |= {column.short: column.name for column in columns(shown=Shown.TERMINAL)}
+    names |= {_label(name): name for name in own}
     # What nobody measures has no column.
-    columns = {
+    there = {
         label: name
         for label, name in names.items()
         if any(row.get(name) is not None for row in shown)
     }
     table = Table(title=f"{options.run.task}, {counted(len(rows), 'round')}")
-    for label in columns:
+    for label in there:
         # A word that is cut says nothing.
         table.add_column(label, min_width=max(map(len, label.split())))
     for row in shown:
-        table.add_row(*(_cell(name, row.get(name)) for name in columns.values()))
+        table.add_row(*(_cell(name, row.get(name)) for name in there.values()))
     console = Console()
     console.print(table)
     last = rows[-1]
@@ -147,7 +140,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
         if last[name] is not None:
             best = next(row for row in rows if row["round"] == last["best_round"])
             print(
-                f"Final {measure} on held-out data: {last[name]:.4f} "
+                f"Final {measure} on the test set: {last[name]:.4f} "
                 f"(best: {best[name]:.4f} in round {best['round']})"
             )
             break
@@ -168,7 +161,7 @@ def _label(name: str) -> str:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.{_DECIMALS.get(name, 4)}f}" if isinstance(value, float) else str(value)
+    return COLUMNS[name].text(value) if name in COLUMNS else f"{value:.4g}"
 
 
 if __name__ == "__main__":

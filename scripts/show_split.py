@@ -52,7 +52,7 @@ def show(
         json: Print JSON, one object a partition.
     """
     found = load_task(task)
-    # By class or not: as the server finds it in the held-out data.
+    # By class or not: as the server finds it in the test set.
     given = split.partitioner or found.partitioner
     targets = None if given else load_examples(found, data_dir, train=False).targets
     options = resolve_split(split, found, seed, targets)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from common.printable import printable
 from server.storage import run_files
+from server.storage.columns import COLUMNS
 from server.storage.run_files import Line
 
 Numbers = Mapping[str, float]
@@ -39,10 +40,7 @@ def by_round(lines: Iterable[Line]) -> list[Line]:
 
 def own_names(rows: Iterable[Numbers]) -> list[str]:
     """Return the columns of the task's own metrics: global_<name> and client_<name>."""
-    ends = ("", "_min", "_p10", "_median", "_max")
-    columns = {f"client_{measure}{end}" for measure in ("accuracy", "loss") for end in ends}
-    columns |= {"global_accuracy", "global_loss"}
-    found = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    found = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     return sorted(name for name in found if name.startswith(("global_", "client_")))[:_MOST_OWN]
 
 

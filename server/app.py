@@ -35,11 +35,12 @@ from server.engine.engine import Standing
 from server.engine.events import Phase
 from server.engine.rounds import Policy, RoundEngine
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
-from server.options import LimitOptions, ServerOptions
+from server.options import ServerOptions
 from server.rpc.listeners import Ports, listen, start
-from server.run.coordinator import Coordinator, RunSettings
+from server.run.coordinator import Coordinator
 from server.run.evaluation import Evaluator
 from server.run.limits import Limits
+from server.run.settings import RunSettings
 from server.run.uploads import Spool
 from server.storage import layout
 from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
@@ -88,7 +89,7 @@ async def _serve(options: ServerOptions) -> int:
         configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
-            if coordinator.view.phase is Phase.FINISHED:
+            if coordinator.status.view.phase is Phase.FINISHED:
                 log.info(
                     "the run has ended already; a larger --rounds goes on with it", run_id=run_id
                 )
@@ -128,7 +129,11 @@ async def _run(
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
     mention_interrupted(options)
-    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    progress = (
+        asyncio.create_task(show_progress(coordinator.status, coordinator.offers))
+        if sys.stderr.isatty()
+        else None
+    )
     await tracker.start()
     try:
         return await _run_until_signal(coordinator, tracker)
@@ -165,7 +170,7 @@ def _again(options: ServerOptions, folder: Path) -> str:
 
 
 def _resolve(given: ServerOptions, task: Task) -> tuple[ServerOptions, Evaluator | None]:
-    """Return the resolved options, and what evaluates on held-out data if that is wanted.
+    """Return the resolved options, and what evaluates on the test set if that is wanted.
 
     Raises:
         InputError: wrong input; or the model, the data and what the task says do not fit.
@@ -251,19 +256,23 @@ def prepare(
             accepted=sorted(standing.accepted),
         )
     return Coordinator(
-        settings=RunSettings(
+        settings=options.pick(
+            RunSettings,
             run_id=run_id,
-            seed=options.run.seed,
-            target_accuracy=evaluation.target_accuracy,
-            patience=evaluation.patience,
-            keep_rounds=evaluation.keep_rounds,
-            max_share=options.limits.max_share,
-            max_norm_ratio=options.limits.max_norm_ratio or 0.0,
             training=training,
             roles=roles,
-            limits=_limits(options.limits, record.model.size_bytes),
+            limits=options.pick(
+                Limits, max_update_size_bytes=record.model.size_bytes + _HEADER_ALLOWANCE
+            ),
         ),
-        engine=RoundEngine(_policy(options)),
+        engine=RoundEngine(
+            options.pick(
+                Policy,
+                client_evaluate_every=(
+                    evaluation.client_evaluate_every if options.split.validation_fraction else 0
+                ),
+            )
+        ),
         standing=standing,
         record=record,
         rows=rows,
@@ -322,36 +331,6 @@ def _recover_standing(recovered: Recovered, directory: RunDirectory, spool: Spoo
     )
 
 
-def _policy(options: ServerOptions) -> Policy:
-    cohort = options.cohort
-    return Policy(
-        rounds=options.run.rounds,
-        seed=options.run.seed,
-        min_clients=cohort.min_clients,
-        fraction=cohort.fraction,
-        min_cohort=cohort.min_cohort,
-        over_select=cohort.over_select,
-        report_goal=cohort.report_goal,
-        quorum=cohort.quorum,
-        report_deadline=cohort.report_deadline,
-        max_attempts=cohort.max_attempts,
-        evaluate_every=options.evaluation.evaluate_every,
-        client_evaluate_every=(
-            options.evaluation.client_evaluate_every if options.split.validation_fraction else 0
-        ),
-        evaluation_clients=options.evaluation.evaluation_clients,
-    )
-
-
-def _limits(options: LimitOptions, model_size: int) -> Limits:
-    return Limits(
-        max_update_size_bytes=model_size + _HEADER_ALLOWANCE,
-        max_examples=options.max_examples,
-        max_update_norm=options.max_update_norm,
-        max_clients=options.max_clients,
-    )
-
-
 async def _run_until_signal(coordinator: Coordinator, tracker: Tracker) -> signal.Signals | None:
     """Run to the end and say farewell to the clients, or return the signal that came before."""
     received: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
@@ -374,12 +353,12 @@ async def _run_until_signal(coordinator: Coordinator, tracker: Tracker) -> signa
 
 
 def _reason(coordinator: Coordinator) -> str:
-    view = coordinator.view
+    view = coordinator.status.view
     if view.failure:
         return "failed"
     if view.stopping:
         return "stopped by an operator"
-    if coordinator.newest_model.version < view.rounds:
+    if coordinator.offers.newest_model.version < view.rounds:
         return "stopped early, by --target-accuracy or --patience"
     return "all rounds done"
 
@@ -392,7 +371,7 @@ async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
         "run ended",
         run_id=coordinator.settings.run_id,
         reason=_reason(coordinator),
-        rounds=coordinator.newest_model.version,
+        rounds=coordinator.offers.newest_model.version,
         models=[str(path) for path in written],
     )
     clock = coordinator.clock

@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.algorithms import BUILT_IN as BUILT_IN_STRATEGIES
-from common.algorithms import (
-    Algorithm,
-    Options,
-    Setting,
-    load_algorithm,
-    named_again,
-    option_values,
-)
-from common.algorithms.registry import flags
+from common.algorithms import Algorithm, Options, Setting, load_algorithm
+from common.algorithms.registry import flags, named_again, option_values
 from common.config import parse_options
-from common.errors import InputError, UnnamedStrategy, UnnamedTask
+from common.errors import InputError, UnnamedTask
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes, Values
 from common.tasks.registry import BUILT_IN, naming
@@ -35,6 +28,8 @@ from common.training import Hyperparameter, TrainConfig
 from common.urls import without_credentials
 from server.engine.cohort import wanted_updates
 from server.options import (
+    CHANGEABLE,
+    NOT_SAVED,
     CohortOptions,
     LimitOptions,
     ServerOptions,
@@ -53,43 +48,10 @@ T = TypeVar("T")
 
 RUNS = Path("runs")
 
-# What a resumed run may do otherwise than before: it changes no committed or coming byte.
-CHANGEABLE = frozenset(
-    {
-        "rounds",
-        "data_dir",
-        "run_dir",
-        "resume",
-        "config",
-        "report_deadline",
-        "max_attempts",
-        "lease",
-        "target_accuracy",
-        "patience",
-        "keep_rounds",
-        "max_examples",
-        "max_update_norm",
-        "max_norm_ratio",
-        "max_clients",
-        "tls_cert",
-        "tls_key",
-        "tls_client_ca",
-        "tls_crl",
-        "insecure",
-        "bind",
-        "admin_bind",
-        "metrics_port",
-        "otlp_endpoint",
-        "threads",
-        "mlflow_uri",
-        "mlflow_experiment",
-        "mlflow_model",
-    }
-)
-# What a resumed run does not have from before.
-_SAID_ANEW = ("run_dir", "resume", "insecure")
 # Of a model's tensors, in a message.
 _NAMES_SHOWN = 8
+# Fields of TrainConfig that are called otherwise than their options.
+_FIELDS = {"lr": "learning_rate"}
 # Honest updates stay far below; measured over this project's experiments.
 _MAX_NORM_RATIO = 100.0
 _DESCRIPTION = (
@@ -126,7 +88,7 @@ def parse(
         raise InputError(f"--resume: there is no run in {folder}; name its folder with --run-dir")
     given, given_strategy = options.run.task, options.strategy.strategy
     saved = RunDirectory(folder).load_config()["options"]
-    kept = {name: value for name, value in saved.items() if name not in _SAID_ANEW}
+    kept = {name: value for name, value in saved.items() if name not in NOT_SAVED}
     options = parse_options(ServerOptions, program, description, argv, kept)
     if options is None:
         return None
@@ -147,8 +109,12 @@ def parse(
     # The directory may be anyone's, and name any module.
     if options.run.task not in {*BUILT_IN, given}:
         raise UnnamedTask(options.run.task)
-    if options.strategy.strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
-        raise UnnamedStrategy(options.strategy.strategy)
+    strategy = options.strategy.strategy
+    if strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
+        raise InputError(
+            f"the run's strategy is {strategy}, whose code would run here; if you trust it, "
+            f"add --strategy {strategy}"
+        )
     return options
 
 
@@ -175,21 +141,19 @@ def resolve(options: ServerOptions, task: Task) -> ServerOptions:
     given, default = options.training, task.defaults
     kind = load_algorithm(options.strategy.strategy)
     proximal_mu = _first(given.proximal_mu, default.proximal_mu or None)
+    chosen = {
+        name: _first(value, getattr(default, _FIELDS.get(name, name)))
+        for name, value in asdict(given).items()
+    }
+    chosen["hyperparameters"] = _merged(default.hyperparameters, given.hyperparameters)
+    chosen["proximal_mu"] = _first(proximal_mu, kind.proximal_mu or 0.0)
     own = asdict(_chosen(options.strategy, proximal_mu))
     flagged: dict[str, Any] = {name: own.pop(name, None) for name in flags()}
     resolved = replace(
         options,
         run=replace(options.run, model=model),
         split=split,
-        training=TrainingOptions(
-            local_epochs=_first(given.local_epochs, default.local_epochs),
-            batch_size=_first(given.batch_size, default.batch_size),
-            lr=_first(given.lr, default.learning_rate),
-            momentum=_first(given.momentum, default.momentum),
-            weight_decay=_first(given.weight_decay, default.weight_decay),
-            proximal_mu=_first(proximal_mu, kind.proximal_mu or 0.0),
-            hyperparameters=_merged(default.hyperparameters, given.hyperparameters),
-        ),
+        training=TrainingOptions(**chosen),
         strategy=replace(
             options.strategy, **flagged, strategy_options=json.dumps(own, sort_keys=True)
         ),
@@ -274,7 +238,7 @@ def resolve_split(
         options: as they were given.
         task: to be split.
         seed: of the run.
-        targets: of the task's held-out data, if they are at hand: whether they are classes.
+        targets: of the task's test set, if they are at hand: whether they are classes.
 
     Raises:
         InputError: the task can't be split so.
@@ -304,14 +268,9 @@ def data_split(options: SplitOptions) -> Split:
     """Return resolved split options as a split."""
     from common.splits import Partitioner, Split
 
-    return Split(
-        partitioner=Partitioner(options.partitioner),
-        num_partitions=options.num_partitions,
-        alpha=options.alpha,
-        shards_per_client=options.shards_per_client,
-        seed=options.partition_seed or 0,
-        validation_fraction=options.validation_fraction,
-    )
+    values = asdict(options)
+    partitioner, seed = values.pop("partitioner"), values.pop("partition_seed")
+    return Split(partitioner=Partitioner(partitioner), seed=seed or 0, **values)
 
 
 def _check_evaluation(options: ServerOptions) -> None:
@@ -376,16 +335,8 @@ def _check_local_layers(options: ServerOptions, task: Task, model: str) -> None:
 
 def train_config(options: TrainingOptions) -> TrainConfig:
     """Return resolved training options as the clients' configuration."""
-    default = TrainConfig()
-    return TrainConfig(
-        local_epochs=_first(options.local_epochs, default.local_epochs),
-        batch_size=_first(options.batch_size, default.batch_size),
-        learning_rate=_first(options.lr, default.learning_rate),
-        momentum=_first(options.momentum, default.momentum),
-        weight_decay=_first(options.weight_decay, default.weight_decay),
-        proximal_mu=_first(options.proximal_mu, default.proximal_mu),
-        hyperparameters=_parsed(options.hyperparameters),
-    )
+    given = {_FIELDS.get(k, k): v for k, v in asdict(options).items() if v is not None}
+    return TrainConfig(**given | {"hyperparameters": _parsed(options.hyperparameters)})
 
 
 def describe(options: ServerOptions, run_id: str) -> dict[str, Any]:

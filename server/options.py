@@ -5,9 +5,10 @@ Only names, types, defaults, bounds and help; what they mean is decided elsewher
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, make_dataclass
+from collections.abc import Iterator
+from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -26,6 +27,13 @@ from common.option_types import (
 )
 from common.tasks.base import Scheme
 
+T = TypeVar("T")
+
+# Marks an option that a resumed run may change: it changes no committed or coming byte.
+_CHANGEABLE = {"changeable": True}
+# One that a resumed run, moreover, does not have from before.
+_ANEW = {"changeable": True, "saved": False}
+
 
 def _group(name: str, order: int) -> Parameter:
     return Parameter(name="*", group=Group(name, sort_key=order), negative=())
@@ -36,24 +44,26 @@ def _group(name: str, order: int) -> Parameter:
 class RunOptions:
     """What is learned, for how long, and where it is kept."""
 
-    rounds: Positive = 10
+    rounds: Positive = field(default=10, metadata=_CHANGEABLE)
     "Rounds to train."
     task: str = "digits"
-    "digits, mnist, fashion_mnist, shakespeare, next_word, or your own as package.module:attribute."
+    "digits, mnist, fashion_mnist, shakespeare, next_word, or your own, package.module:attribute."
     model: str | None = None
-    "One of the task's models; the task's first if not given."
+    "Model of the task. Default: the task's first model."
     local_layers: str = ""
-    "Tensors that stay at each client: those whose name this regular expression finds, e.g. norm."
-    data_dir: Path = Path("data")
-    "Folder of the data that the server evaluates on, for tasks that read files."
+    "Regular expression; tensors whose names match it stay on each client (personalised layers), \
+e.g. norm."
+    data_dir: Path = field(default=Path("data"), metadata=_CHANGEABLE)
+    "Folder of the server's test set, for tasks that read files."
     seed: Count = 0
-    "Seed of every random choice of the run."
-    run_dir: Path | None = None
-    "Folder of this run; runs/TIME-TASK if not given."
-    resume: bool = False
-    "Go on with the run in --run-dir, or with the newest in runs/, from its last commit."
-    config: Path | None = None
-    "TOML file with any of these options, e.g. local-epochs = 5; flags and FOLKMOOT_… go first."
+    "Random seed of the run."
+    run_dir: Path | None = field(default=None, metadata=_ANEW)
+    "Run directory. Default: runs/TIME-TASK."
+    resume: bool = field(default=False, metadata=_ANEW)
+    "Resume the run in --run-dir, or the newest run in runs/, from its last committed round."
+    config: Path | None = field(default=None, metadata=_CHANGEABLE)
+    "TOML file with any of these options, e.g. local-epochs = 5. Flags and FOLKMOOT_… variables \
+take precedence."
 
 
 @_group("Data split", 2)
@@ -64,20 +74,21 @@ class SplitOptions:
     num_partitions: Annotated[
         int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))
     ] = 5
-    "Partitions that the training data is divided into; clients hold 0 to one less. With natural, \
-the owners with the most examples have one each, and the others' are left out."
+    "Number of partitions of the training data, N; client k holds partition k, from 0 to N-1. With \
+natural, each partition is one owner's examples, and the N largest owners take part."
     partitioner: Scheme | None = None
-    "iid: at random; dirichlet: each class by Dirichlet shares; shards: of label-sorted data; \
-quantity: all by Dirichlet shares; natural: by owner, e.g. who wrote the digit; none: all of \
-one's data. The task's own if not given."
+    "How the training data is divided. iid: at random; dirichlet: label skew, from a Dirichlet \
+distribution; shards: shards of label-sorted data; quantity: sizes from a Dirichlet distribution; \
+natural: by owner, e.g. the writer of a digit; none: each client keeps all of its own data. \
+Default: the task's own, or else dirichlet; iid where examples have no class."
     alpha: PositiveFloat = 0.5
-    "Dirichlet concentration of dirichlet and quantity: the smaller, the more the clients differ."
+    "Concentration parameter of dirichlet and quantity; smaller values make clients more different."
     shards_per_client: Positive = 2
-    "Shards of the label-sorted data that each client holds."
+    "Shards of the label-sorted data per client, for shards."
     partition_seed: Count | None = None
-    "Seed of the division; --seed if not given."
+    "Random seed of the division. Default: --seed."
     validation_fraction: BelowOne = 0.1
-    "Share of each partition that its client holds out to evaluate on."
+    "Fraction of each partition that is the client's validation set."
 
 
 @_group("Cohort", 3)
@@ -86,26 +97,28 @@ class CohortOptions:
     """Who takes part in a round, and when it ends."""
 
     min_clients: Positive = 2
-    "Clients that must be there before a round starts."
+    "Number of connected clients that a round needs before it starts."
     fraction: Share = 1.0
-    "Share of the clients there that a round wants updates from."
+    "Fraction of the connected clients that a round wants updates from (C in McMahan et al.)."
     min_cohort: Positive = 1
-    "Updates wanted at least, whatever --fraction makes of it."
+    "Lower bound on the number of updates that a round wants."
     over_select: Annotated[float, Parameter(validator=(finite, Number(gte=1)))] = 1.0
-    "Select this many times the updates wanted, and take the first that come."
+    "Select this many times the number of updates that are wanted, and use the first that arrive."
     report_goal: Positive | None = None
-    "Updates that end a round's collecting; what --fraction wants if not given."
+    "Number of updates that ends the collecting of a round. Default: as many as --fraction wants."
     quorum: Positive | None = None
-    "Updates that suffice when nobody else will report; half the goal if not given."
-    report_deadline: PositiveFloat = 600.0
-    "Seconds that a cohort has to report, and again to evaluate."
-    max_attempts: Positive = 3
-    "Attempts at a round that may miss the quorum before the run fails."
-    lease: Annotated[float, Parameter(validator=(finite, Number(gte=1, lte=3600)))] = 30.0
-    "Seconds without a sign of life after which a client counts as gone."
+    "Smallest number of updates with which a round ends at its deadline. Default: half the goal."
+    report_deadline: PositiveFloat = field(default=600.0, metadata=_CHANGEABLE)
+    "Seconds that a cohort has for its training, and again for its evaluation."
+    max_attempts: Positive = field(default=3, metadata=_CHANGEABLE)
+    "Number of attempts at a round before the run fails."
+    lease: Annotated[float, Parameter(validator=(finite, Number(gte=1, lte=3600)))] = field(
+        default=30.0, metadata=_CHANGEABLE
+    )
+    "Seconds without a call after which a client counts as disconnected."
 
 
-@_group("Local training (if not given: the task's own)", 4)
+@_group("Local training (default: the task's own)", 4)
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How each client of the cohort trains."""
@@ -113,9 +126,9 @@ class TrainingOptions:
     local_epochs: (
         Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=1_000_000))] | None
     ) = None
-    "Passes over the client's examples in a round."
+    "Local epochs per round (E)."
     batch_size: Positive | None = None
-    "Examples in a step."
+    "Batch size (B)."
     lr: PositiveFloat | None = None
     "Learning rate of the clients' SGD."
     momentum: BelowOne | None = None
@@ -123,7 +136,7 @@ class TrainingOptions:
     weight_decay: NonNegativeFloat | None = None
     "L2 penalty of the clients' SGD."
     proximal_mu: NonNegativeFloat | None = None
-    "Strength of the pull towards the global model, for --strategy fedprox or fednova."
+    "Proximal term mu, for --strategy fedprox or fednova."
     hyperparameters: str = "{}"
     """For a model's constructor or a task's own training: JSON, e.g. '{"dropout": 0.1}'."""
 
@@ -137,7 +150,7 @@ _OWN: Any = make_dataclass(
 )
 
 
-@_group("Strategy (if not given: the strategy's own)", 5)
+@_group("Strategy (default: the strategy's own)", 5)
 @dataclass(frozen=True, kw_only=True)
 class StrategyOptions(_OWN):  # type: ignore[misc]
     """How the updates of a round change the model."""
@@ -155,19 +168,21 @@ class EvaluationOptions:
     """When models are evaluated and kept, and when training stops early."""
 
     evaluate_every: Count = 1
-    "The server evaluates on held-out data every this many rounds and in the last; 0 never."
+    "The server evaluates on its test set every this many rounds and in the last round; 0: never."
     client_evaluate_every: Count = 1
-    "Clients evaluate on their validation parts every this many rounds and in the last; 0 never."
+    "Clients evaluate on their validation sets every this many rounds and in the last round; 0: \
+never."
     evaluation_clients: Literal["cohort", "all"] = "cohort"
-    "Who evaluates: those whose update was accepted, or every client that is there."
+    "Clients that evaluate: those whose update was accepted, or all that are connected."
     fine_tune_epochs: Count = 0
-    "Clients evaluate again after this many epochs on their own examples, and throw those away."
-    target_accuracy: Share | None = None
-    "Stop once the accuracy (the server's; if it never evaluates, the clients') reaches this."
-    patience: Positive | None = None
-    "Stop after this many evaluations without a new best."
-    keep_rounds: Positive = 3
-    "Committed rounds whose models are kept; the best and the last always are."
+    "Epochs of fine-tuning before a second evaluation on each client; the tuned model is discarded."
+    target_accuracy: Share | None = field(default=None, metadata=_CHANGEABLE)
+    "Stop when the accuracy reaches this: the server's, or the clients' if the server never \
+evaluates."
+    patience: Positive | None = field(default=None, metadata=_CHANGEABLE)
+    "Stop after this many evaluations without improvement."
+    keep_rounds: Positive = field(default=3, metadata=_CHANGEABLE)
+    "Number of committed rounds whose models are kept; the best and the last model always are."
 
 
 @_group("Limits", 7)
@@ -175,20 +190,19 @@ class EvaluationOptions:
 class LimitOptions:
     """What a client may claim and send, and how many of them there may be."""
 
-    max_examples: Positive = 1_000_000_000
-    "Examples that a client may claim to have trained on; an update that claims more is refused."
-    max_update_norm: PositiveFloat | None = None
-    (
-        "L2 norm of an update's floating-point values above which it is refused; "
-        "any finite one is taken if not given."
-    )
-    max_norm_ratio: NonNegativeFloat | None = None
-    "An update's L2 norm, in medians of its round's, above which it is left out of the mean; 0 is \
-any. 100 if not given; multi-krum and norm-bounding have none."
+    max_examples: Positive = field(default=1_000_000_000, metadata=_CHANGEABLE)
+    "Largest num_examples of an update; a larger one is rejected."
+    max_update_norm: PositiveFloat | None = field(default=None, metadata=_CHANGEABLE)
+    "Largest L2 norm of an update's floating-point values; a longer update is rejected. \
+Default: any finite norm."
+    max_norm_ratio: NonNegativeFloat | None = field(default=None, metadata=_CHANGEABLE)
+    "Largest L2 norm of an update, as a multiple of the median of its round; a longer update is \
+left out of the mean. 0: no limit. Default: 100; for multi-krum and norm-bounding, no limit."
     max_share: Share = 1.0
-    "Share of a round's mean that one client's update may have; heavier ones count as that much."
-    max_clients: Positive = 10_000
-    "Clients that may be connected at a time."
+    "Largest weight of one client in the mean, as a fraction of all; larger weights are \
+reduced to it."
+    max_clients: Positive = field(default=10_000, metadata=_CHANGEABLE)
+    "Largest number of connected clients."
 
 
 @_group("Security", 8)
@@ -196,16 +210,16 @@ any. 100 if not given; multi-krum and norm-bounding have none."
 class SecurityOptions:
     """Who may connect; files are PEM and are read again when they change."""
 
-    tls_cert: Path | None = None
-    "The server's certificate; with it all is encrypted, and clients need a join token."
-    tls_key: Path | None = None
-    "The certificate's private key."
-    tls_client_ca: Path | None = None
-    "CA of the clients' and operators' certificates, which they then need instead of tokens."
-    tls_crl: Path | None = None
-    "The CA's revocation list."
-    insecure: bool = False
-    "Listen on other addresses than loopback in plain text, for anyone."
+    tls_cert: Path | None = field(default=None, metadata=_CHANGEABLE)
+    "Certificate of the server. It turns on TLS; clients then need a join token."
+    tls_key: Path | None = field(default=None, metadata=_CHANGEABLE)
+    "Private key of the certificate."
+    tls_client_ca: Path | None = field(default=None, metadata=_CHANGEABLE)
+    "CA of the certificates that clients and operators then need instead of tokens (mutual TLS)."
+    tls_crl: Path | None = field(default=None, metadata=_CHANGEABLE)
+    "Revocation list of the CA."
+    insecure: bool = field(default=False, metadata=_ANEW)
+    "Listen in plain text on addresses other than loopback; anyone may connect."
 
 
 @_group("Process", 9)
@@ -213,18 +227,19 @@ class SecurityOptions:
 class ProcessOptions:
     """Where the server listens and what it uses."""
 
-    bind: str = "127.0.0.1:7070"
-    "Address for clients; port 0 takes a free one. 0.0.0.0:7070 serves other machines, with TLS."
-    admin_bind: str | None = None
-    "Address for ./scripts/admin; the port after --bind's, on 127.0.0.1, if not given."
+    bind: str = field(default="127.0.0.1:7070", metadata=_CHANGEABLE)
+    "Address for clients; port 0 chooses a free port. 0.0.0.0:7070 serves other machines and needs \
+TLS."
+    admin_bind: str | None = field(default=None, metadata=_CHANGEABLE)
+    "Address for ./scripts/admin. Default: 127.0.0.1 and the port after that of --bind."
     metrics_port: Annotated[
         int | None, Parameter(converter=whole, validator=Number(gte=0, lte=65535))
-    ] = None
-    "Port on --admin-bind's host where Prometheus finds /metrics; 0 takes a free one."
-    otlp_endpoint: str | None = None
-    "OpenTelemetry collector that each round's trace goes to, as http://HOST:4317."
-    threads: Positive = 1
-    "Torch threads; 1 is right where clients train on the same machine."
+    ] = field(default=None, metadata=_CHANGEABLE)
+    "Port for Prometheus (/metrics) on the host of --admin-bind; 0 chooses a free port."
+    otlp_endpoint: str | None = field(default=None, metadata=_CHANGEABLE)
+    "OpenTelemetry collector for the traces of rounds, as http://HOST:4317."
+    threads: Positive = field(default=1, metadata=_CHANGEABLE)
+    "Torch threads. Use 1 if clients train on the same machine."
 
 
 @_group("Tracking", 10)
@@ -232,12 +247,12 @@ class ProcessOptions:
 class TrackingOptions:
     """Where a run is reported to while it goes on."""
 
-    mlflow_uri: str | None = None
-    "MLflow server to report to, e.g. http://127.0.0.1:7027; $MLFLOW_TRACKING_URI if not given."
-    mlflow_experiment: str | None = None
-    "MLflow experiment; $MLFLOW_EXPERIMENT_NAME, or else folkmoot, if not given."
-    mlflow_model: str | None = None
-    "Name that the best model is registered under in MLflow."
+    mlflow_uri: str | None = field(default=None, metadata=_CHANGEABLE)
+    "MLflow server, e.g. http://127.0.0.1:7027. Default: $MLFLOW_TRACKING_URI."
+    mlflow_experiment: str | None = field(default=None, metadata=_CHANGEABLE)
+    "MLflow experiment. Default: $MLFLOW_EXPERIMENT_NAME, or folkmoot."
+    mlflow_model: str | None = field(default=None, metadata=_CHANGEABLE)
+    "Name under which the best model is registered in MLflow."
 
 
 @Parameter(name="*")
@@ -256,6 +271,12 @@ class ServerOptions:
     process: ProcessOptions = ProcessOptions()
     tracking: TrackingOptions = TrackingOptions()
 
+    def pick(self, kind: type[T], **others: Any) -> T:  # noqa: ANN401 - as the fields are
+        """Return a dataclass whose fields are named as options, with the others given."""
+        flat = {name: value for group in vars(self).values() for name, value in vars(group).items()}
+        names = {one.name for one in fields(cast("Any", kind))} & flat.keys()
+        return kind(**{name: flat[name] for name in names} | others)
+
     def flat(self) -> dict[str, Any]:
         """Return the options by name, without their groups; paths as strings."""
         return {
@@ -263,3 +284,19 @@ class ServerOptions:
             for group in asdict(self).values()
             for name, value in group.items()
         }
+
+
+def _all() -> Iterator[Field[Any]]:
+    for group in fields(ServerOptions):
+        yield from fields(cast("Any", group.default))
+
+
+# By name: those that a resumed run may change, and those that it does not have from before.
+CHANGEABLE = frozenset(one.name for one in _all() if one.metadata.get("changeable"))
+NOT_SAVED = frozenset(one.name for one in _all() if not one.metadata.get("saved", True))
+
+
+def group_of(name: str) -> list[str]:
+    """Return the options of a group of ServerOptions that a resumed run can't change."""
+    group = next(one.default for one in fields(ServerOptions) if one.name == name)
+    return [one.name for one in fields(cast("Any", group)) if one.name not in CHANGEABLE]

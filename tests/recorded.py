@@ -4,7 +4,8 @@ import json
 import math
 from dataclasses import fields
 
-from server.storage.metrics import Row, Sinks, by_class
+from server.storage.columns import Row
+from server.storage.metrics import Sinks, by_class
 
 
 def begin(folder, rounds=5, **options):

@@ -18,6 +18,7 @@ from scripts.reporting import wording
 from scripts.reporting.facts import Facts
 from scripts.reporting.wording import Table
 from scripts.results import markdown_table
+from server.storage.columns import COLUMNS
 
 # Tasks whose data the hub has, by its name there.
 _DATASETS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
@@ -85,13 +86,13 @@ def _kind(facts: Facts) -> str:
 
 def _measured(facts: Facts) -> Iterator[tuple[str, list[dict[str, str | float]]]]:
     """Yield the best round's metrics on the server's data, and on the clients'."""
-    sides = {"global": ("test", "held-out data"), "client": ("validation", "clients' own data")}
+    sides = {"global": ("test", "test set"), "client": ("validation", "clients' validation sets")}
     for side, (split, where) in sides.items():
         found: list[dict[str, str | float]] = []
         for name, value in facts.best.items():
             metric = name.removeprefix(f"{side}_")
-            # Where the spread has columns of its own, it is no metric.
-            if metric != name and not metric.endswith(("_min", "_p10", "_median", "_max")):
+            # A spread is no metric.
+            if metric != name and not (name in COLUMNS and COLUMNS[name].spread):
                 label = f"{metric}, {where}, round {facts.best['round']}"
                 found.append({"type": metric, "value": value, "name": label})
         if found:
@@ -143,12 +144,12 @@ def _results(facts: Facts, plots: Collection[str]) -> Iterator[str]:
     if "metrics" in plots:
         yield "![The task's own metrics by round](metrics.png)"
     if classes and facts.by_class:
-        yield f"### By class\n\nOn the server's held-out data, after round {facts.by_class.round}."
+        yield f"### By class\n\nOn the server's test set, after round {facts.by_class.round}."
         yield _table(classes)
         if "confusion" in plots:
             yield "![Confusion matrix](confusion.png)"
     if spread:
-        yield "### By client\n\nOn the clients' own validation data; each client counts as one."
+        yield "### By client\n\nOn the clients' validation sets; each client counts as one."
         yield _table(spread)
     if "split" in plots:
         about = facts.parts.summary() if facts.parts else "training examples of each client"
@@ -159,7 +160,7 @@ def _limits(facts: Facts) -> Iterator[str]:
     by = next((m for m in ("accuracy", "loss") if f"global_{m}" in facts.best), None)
     if facts.best_is_known and by:
         yield (
-            f"The best round was chosen by its {by} on the held-out data above, so that "
+            f"The best round was chosen by its {by} on the test set above, so that "
             f"{by} may be a little too good; on other data it was not evaluated."
         )
     known = (

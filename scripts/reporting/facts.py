@@ -43,7 +43,7 @@ class Client:
 
 
 class ByClass(NamedTuple):
-    """A round's evaluation on the server's held-out data: true classes by rows, and predicted."""
+    """A round's evaluation on the server's test set: true classes by rows, and predicted."""
 
     round: int
     classes: Sequence[str]
@@ -51,7 +51,7 @@ class ByClass(NamedTuple):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Return the held-out examples of each class."""
+        """Return the test examples of each class."""
         counts: NDArray[np.int64] = self.confusion.sum(1)
         return counts
 

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scripts.division_picture import SHADES, draw
 from scripts.reporting.facts import Facts
 from scripts.summary import Numbers, own_names
+from server.storage.columns import MEASURED, MEASURES, VIEWS, columns
 
 # In an SVG it becomes the colour of the text around it, in the light and in the dark.
 _INK = "#20242b"
@@ -54,8 +56,18 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _INK,
 }
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#3f86d2", "#e08e2b", "#3da06a", "#d5545f", "#9a70d0"
-_OUTCOMES = {"accepted": _BLUE, "refused": _RED, "dropped": _ORANGE}
-_PHASES = {"collect": _BLUE, "aggregate": _GREEN, "evaluate": _ORANGE, "commit": _PURPLE}
+_LINES = {"global": (_BLUE, "-"), "client_mean": (_ORANGE, "-"), "train": (_GREEN, ":")}
+# By column: its label and colour.
+_OUTCOMES, _PHASES = (
+    {
+        column.name: (column.label, colour)
+        for column, colour in zip(columns(group=group), cycle(colours), strict=False)
+    }
+    for group, colours in (
+        ("outcome", (_BLUE, _ORANGE, _RED)),
+        ("phase", (_BLUE, _GREEN, _ORANGE, _PURPLE)),
+    )
+)
 # Up to so many, each client has a bar with its name, each round a mark, each cell its number.
 _MOST_BARS, _MOST_MARKS, _MOST_CELLS = 30, 30, 20
 # Of the task's own metrics.
@@ -121,12 +133,10 @@ def _by_round(axes: Axes, title: str, y_label: str) -> None:
 
 
 def _convergence(facts: Facts) -> Figure | None:
-    sides = ("global", "client")
     measures = [
-        name
-        for name in ("accuracy", "loss")
-        if any(_column(facts.rows, f"{side}_{name}")[0] for side in sides)
-        or (name == "loss" and _column(facts.rows, "train_loss")[0])
+        measure
+        for measure in MEASURES
+        if any(_column(facts.rows, MEASURED[measure, view].name)[0] for view in _views(measure))
     ]
     if not measures:
         return None
@@ -142,31 +152,35 @@ def _convergence(facts: Facts) -> Figure | None:
     return figure
 
 
+def _views(measure: str) -> list[str]:
+    """Return of whom a measure is drawn as a line."""
+    return [view for view in _LINES if (measure, view) in MEASURED]
+
+
 def _measure(axes: Axes, facts: Facts, measure: str) -> None:
     """Draw the server's and the clients' values, and the clients' spread as a band."""
     rows = facts.rows
-    spread = [row for row in rows if {f"client_{measure}_min", f"client_{measure}_max"} <= {*row}]
-    lines = {
-        "held-out data of the server": (f"global_{measure}", _BLUE, "-"),
-        "clients' own data, mean": (f"client_{measure}", _ORANGE, "-"),
-    }
-    if measure == "loss":
-        lines["in training"] = ("train_loss", _GREEN, ":")
+    low, tenth, high = (MEASURED.get((measure, f"client_{end}")) for end in ("min", "p10", "max"))
     highest = lowest = 0.0
-    for label, (name, colour, dash) in lines.items():
-        rounds, values = _column(rows, name)
+    for view in _views(measure):
+        rounds, values = _column(rows, MEASURED[measure, view].name)
+        colour, dash = _LINES[view]
+        label = VIEWS[view]
         if values:
             mark = "." if len(rounds) <= _MOST_MARKS else None
             axes.plot(rounds, values, dash, color=colour, label=label, marker=mark, linewidth=1.5)
             highest, lowest = max(highest, *values), min(lowest, *values)
-    if spread:
-        low, high = ([row[f"client_{measure}_{end}"] for row in spread] for end in ("min", "max"))
-        rounds = [row["round"] for row in spread]
+    spread = [row for row in rows if low and high and {low.name, high.name} <= row.keys()]
+    if low and high and spread:
         label = "clients, lowest to highest"
-        axes.fill_between(rounds, low, high, color=_ORANGE, alpha=0.18, linewidth=0, label=label)
-        tenth = _column(rows, f"client_{measure}_p10")
-        if measure == "accuracy" and tenth[0]:
-            axes.plot(*tenth, "--", color=_ORANGE, linewidth=0.9, label="a tenth of them is below")
+        rounds, bottom, top = (
+            [row[name] for row in spread] for name in ("round", low.name, high.name)
+        )
+        axes.fill_between(rounds, bottom, top, color=_ORANGE, alpha=0.18, linewidth=0, label=label)
+    if tenth and tenth.better == "higher" and _column(rows, tenth.name)[0]:
+        axes.plot(
+            *_column(rows, tenth.name), "--", color=_ORANGE, linewidth=0.9, label=VIEWS[tenth.view]
+        )
     best = facts.best
     value = facts.of(best)
     if facts.best_is_known and measure == facts.measure and value is not None:
@@ -182,7 +196,7 @@ def _measure(axes: Axes, facts: Facts, measure: str) -> None:
 
 def _own(facts: Facts) -> Figure | None:
     """Draw the task's own metrics, those of a name in one panel."""
-    sides = {"global": (_BLUE, "held-out data of the server"), "client": (_ORANGE, "clients, mean")}
+    sides = {"global": (_BLUE, VIEWS["global"]), "client": (_ORANGE, VIEWS["client_mean"])}
     names = dict.fromkeys(name.partition("_")[2] for name in own_names(facts.rows))
     if not names:
         return None
@@ -252,7 +266,7 @@ def _participation(facts: Facts) -> Figure | None:
     height = max(3.4, 1.2 + 0.2 * len(facts.clients)) if few else 3.4
     figure, panels = _panels(2 if facts.clients else 1, height)
     axes = panels[0]
-    _stack(axes, rows, {name: (name, colour) for name, colour in _OUTCOMES.items()})
+    _stack(axes, rows, _OUTCOMES)
     goal = _column(rows, "report_goal")
     if goal[0]:
         axes.step(*goal, where="mid", color=_INK, linewidth=0.9, linestyle="--", label="wanted")
@@ -269,7 +283,7 @@ def _by_client(axes: Axes, facts: Facts, few: bool) -> None:
     """Draw how often each client's update counted: bars, or of many clients a skyline."""
     where = np.arange(len(facts.clients))
     base = np.zeros(len(where))
-    for outcome, colour in _OUTCOMES.items():
+    for outcome, (_, colour) in _OUTCOMES.items():
         counts = np.array([client.outcomes[outcome] for client in facts.clients])
         if few:
             axes.barh(where, counts, left=base, color=colour)
@@ -309,23 +323,22 @@ def _split(facts: Facts) -> Figure | None:
 
 
 def _seconds(facts: Facts) -> Figure | None:
-    columns = {f"{name}_seconds": (name, colour) for name, colour in _PHASES.items()}
-    totals = {name: facts.total(name) for name in columns}
+    totals = {name: facts.total(name) for name in _PHASES}
     there = {name: total for name, total in totals.items() if total}
     if not there:
         return None
     figure, (left, right) = _panels(2, 3.0)
-    _stack(left, facts.rows, {name: columns[name] for name in there})
+    _stack(left, facts.rows, {name: _PHASES[name] for name in there})
     _by_round(left, "By round", "seconds")
     left.set_ylim(bottom=0)
     whole = sum(there.values())
     where = np.arange(len(there))
-    right.barh(where, [*there.values()], color=[columns[name][1] for name in there])
+    right.barh(where, [*there.values()], color=[_PHASES[name][1] for name in there])
     for place, total in zip(where, there.values(), strict=True):
         text = f"{total:,.1f} s, {total / whole:.1%}"
         offset = (4, 0)
         right.annotate(text, (total, place), offset, textcoords="offset points", va="center")
-    right.set_yticks(where, [columns[name][0] for name in there])
+    right.set_yticks(where, [_PHASES[name][0] for name in there])
     right.invert_yaxis()
     right.margins(x=0.35)
     right.set(title="In all", xlabel="seconds")

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from common.algorithms.registry import flags
 from scripts.reporting.facts import Client, Facts
 from scripts.summary import Numbers, own_names, plain
 from scripts.text import decimal, duration, size
+from server.options import group_of
+from server.storage.columns import MEASURED, MEASURES, SPREAD, VIEWS, Column, Shown
+from server.storage.columns import columns as catalogue
 
 # In a page, of more rounds or clients some are shown.
 _MOST_ROUNDS, _MOST_CLIENTS = 25, 40
 # Columns of the task's own metrics.
 _MOST_OWN = 6
-_MEASURES = ("accuracy", "loss")
-_ENDS = ("min", "p10", "median", "max")
 
 
 class Table(NamedTuple):
@@ -36,7 +36,7 @@ def title(facts: Facts) -> str:
 
 def headline(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the figures that matter most: each a name, a value, and a remark."""
-    where = "held-out data" if facts.side == "global" else "clients' own data"
+    where = "test set" if facts.side == "global" else "clients' validation sets"
     shown = {"Best": facts.best if facts.best_is_known else {}, "Last": facts.final}
     if shown["Best"] is shown["Last"]:
         del shown["Last"]
@@ -67,9 +67,12 @@ def _of(facts: Facts, option: str, after: str = "") -> str:
 def setup(facts: Facts) -> list[tuple[str, str]]:
     """Return how it was trained, by subject; what the run doesn't say is left out."""
     partitioner = facts.option("partitioner")
-    split = ["num_partitions", "validation_fraction"]
-    split += ["alpha"] if partitioner in ("dirichlet", "quantity") else []
-    split += ["shards_per_client"] if partitioner == "shards" else []
+    of_scheme = {"alpha": ("dirichlet", "quantity"), "shards_per_client": ("shards",)}
+    split = [
+        name
+        for name in group_of("split")
+        if name != "partition_seed" and partitioner in of_scheme.get(name, (partitioner,))
+    ]
     model = [facts.option("model")]
     if facts.values is not None:
         model.append(f"{facts.values:,} values in {facts.tensors} tensors")
@@ -77,18 +80,15 @@ def setup(facts: Facts) -> list[tuple[str, str]]:
     about = (type(facts.task).__doc__ or "") if facts.task else ""
     task = [facts.option("task"), plain(about.strip().split("\n\n")[0])]
     outputs = facts.task.declared if facts.task else None
-    strategy = ["strategy", *flags(), "strategy_options", "max_update_norm"]
-    training = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "proximal_mu"]
-    cohort = ["min_clients", "fraction", "min_cohort", "over_select", "report_goal", "quorum"]
     found = {
         "Task": ": ".join(filter(None, task)),
         "Model": ", ".join(filter(None, model)),
         "Outputs": plain(outputs.said) if outputs else "",
-        "Strategy": _said(facts, strategy, bare="strategy"),
-        "Local training": _said(facts, [*training, "hyperparameters"]),
+        "Strategy": _said(facts, group_of("strategy"), bare="strategy"),
+        "Local training": _said(facts, group_of("training")),
         "Rounds": _said(facts, ["rounds", "target_accuracy", "patience"], bare="rounds"),
-        "Clients of a round": _said(facts, cohort),
-        "Data split": _said(facts, ["partitioner", *split], bare="partitioner"),
+        "Clients of a round": _said(facts, group_of("cohort")),
+        "Data split": _said(facts, split, bare="partitioner"),
         "Seeds": _said(facts, ["seed", "partition_seed"]),
         "Versions": ", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     }
@@ -114,20 +114,12 @@ def results(facts: Facts) -> Table | None:
     shown = [facts.last]
     if facts.best_is_known and facts.best is not facts.last:
         shown.insert(0, facts.best)
-    names = {
-        "global_accuracy": "accuracy, server's held-out data",
-        "global_loss": "loss, server's held-out data",
-        "client_accuracy": "accuracy, clients' own data, mean by examples",
-        "client_loss": "loss, clients' own data, mean by examples",
-        "fine_tuning_gain": "gain in accuracy by fine-tuning",
-        "train_loss": "loss in training",
+    names = {column.name: column.label for column in MEASURED.values() if not column.spread}
+    names |= {
+        name: f"{metric} ({VIEWS['client_mean' if side == 'client' else side]})"
+        for name in own_names([facts.last])
+        for side, _, metric in [name.partition("_")]
     }
-    known = {*names} | {f"client_{measure}_{end}" for measure in _MEASURES for end in _ENDS}
-    for name in sorted({*facts.last} - known):
-        side, _, metric = name.partition("_")
-        if side in ("global", "client") and metric:
-            where = "server's held-out data" if side == "global" else "clients' own data"
-            names[name] = f"{metric}, {where}"
     rows = [
         [label, *(decimal(row.get(name)) for row in shown)]
         for name, label in names.items()
@@ -144,17 +136,16 @@ def _round_name(facts: Facts, row: Numbers) -> str:
 
 def spread(facts: Facts) -> Table | None:
     """Return how the clients' own evaluations spread, each client counting as one."""
-    names = {
-        "client_accuracy": "accuracy",
-        "client_loss": "loss",
-        "fine_tuned_accuracy": "accuracy after fine-tuning",
+    columns = {
+        measure: [MEASURED.get((measure, f"client_{end}")) for end in SPREAD]
+        for measure in MEASURES
     }
     rows = [
-        [label, *(decimal(facts.best.get(f"{name}_{end}")) for end in _ENDS)]
-        for name, label in names.items()
-        if f"{name}_min" in facts.best
+        [measure, *(column and decimal(facts.best.get(column.name)) for column in ends)]
+        for measure, ends in columns.items()
+        if any(column and column.name in facts.best for column in ends)
     ]
-    head = [f"round {facts.best.get('round')}", "lowest", "10th percentile", "median", "highest"]
+    head = [f"round {facts.best.get('round')}", *(words for _, words in SPREAD.values())]
     return Table(head, rows) if rows else None
 
 
@@ -167,7 +158,7 @@ def by_class(facts: Facts) -> Table | None:
         [name, f"{count:,}", decimal(accuracy)]
         for name, count, accuracy in zip(classes, counts, facts.by_class.accuracies(), strict=True)
     ]
-    return Table(["class", "held-out examples", "accuracy"], rows)
+    return Table(["class", "test examples", "accuracy"], rows)
 
 
 def rounds(facts: Facts) -> Table | None:
@@ -182,15 +173,10 @@ def rounds(facts: Facts) -> Table | None:
         if number % step == 0 or row["round"] in always
     ]
     columns: dict[str, Sequence[str | None]] = {
-        "accuracy": [decimal(row.get("global_accuracy")) for row in shown],
-        "loss": [decimal(row.get("global_loss")) for row in shown],
-        "clients' accuracy": [decimal(row.get("client_accuracy")) for row in shown],
-        "lowest": [decimal(row.get("client_accuracy_min")) for row in shown],
-        "accepted": [_share(row, "accepted", "cohort_size") for row in shown],
-        "refused": [_whole(row.get("refused")) for row in shown],
-        "dropped": [_whole(row.get("dropped")) for row in shown],
-        "examples": [_whole(row.get("num_examples")) for row in shown],
-        "seconds": [decimal(row.get("duration_seconds"), 1) for row in shown],
+        **{
+            column.short: [_cell(column, row) for row in shown]
+            for column in catalogue(shown=Shown.REPORT)
+        },
         **{
             name.replace("_", " "): [decimal(row.get(name)) for row in shown]
             for name in own_names(facts.rows)[:_MOST_OWN]
@@ -239,10 +225,8 @@ def _mean(values: Sequence[float]) -> str | None:
     return f"{sum(values) / len(values):,.1f}" if values else None
 
 
-def _share(row: Numbers, part: str, whole: str) -> str | None:
-    if part not in row:
-        return None
-    return f"{row[part]:,}" + (f" of {row[whole]:,}" if whole in row else "")
+def _cell(column: Column, row: Numbers) -> str | None:
+    return column.text(row[column.name]) if column.name in row else None
 
 
 def _whole(value: float | None) -> str | None:

@@ -53,7 +53,7 @@ class Metadata:
     # task does not say. Of text, the most tokens that are fed at once.
     inputs: Mapping[str, Any] | None
     length: int | None
-    # On the run's held-out data, by this file: examples, loss, accuracy. None: not evaluated.
+    # On the run's test set, by this file: examples, loss, accuracy. None: not evaluated.
     evaluation: Mapping[str, float] | None
     # Of folkmoot, Python, torch and what wrote the file.
     versions: Mapping[str, str]

@@ -7,6 +7,7 @@ that. Know nothing about files or pages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +16,8 @@ from plotly.colors import qualitative
 
 from scripts.summary import Numbers
 from scripts.viewing.tables import Column, column, own_metrics
+from server.storage.columns import MEASURED, MEASURES, VIEWS, columns
+from server.storage.columns import Column as Catalogued
 
 BLUE, ORANGE, GREEN = "#4c8bf5", "#ef8733", "#2fa36b"
 RED, GREY, PURPLE = "#e0524d", "#8a8f98", "#9b6ddb"
@@ -29,27 +32,37 @@ _MOST_TICKS = 12
 ACCURACY = "accuracy (share of the examples)"
 
 
-def accuracy(rows: Sequence[Numbers]) -> go.Figure | None:
-    """Return the accuracy by round: the server's, and the clients' mean with its spread.
+# How a measure is drawn, by whose it is.
+_LINES = {
+    "client_mean": (ORANGE, "solid"),
+    "client_median": (ORANGE, "dash"),
+    "client_min": (GREY, "dot"),
+    "train": (GREEN, "dot"),
+    "global": (BLUE, "solid"),
+}
 
-    None where nobody measures one.
+
+def measured(rows: Sequence[Numbers], measure: str) -> go.Figure | None:
+    """Return a measure by round: the server's, the clients' with its spread, and in training.
+
+    None where nobody measures it.
     """
-    figure = blank("round", ACCURACY, rounds=len(rows))
-    _add_clients(figure, rows, "accuracy")
-    _add_line(figure, rows, "fine_tuned_accuracy_median", "clients' median, fine-tuned", PURPLE)
-    _add_line(figure, rows, "global_accuracy", "server's held-out data", BLUE)
-    return figure if figure.data else None
-
-
-def loss(rows: Sequence[Numbers]) -> go.Figure | None:
-    """Return the loss by round: the server's, the clients' with its spread, and in training.
-
-    None where nobody measures one.
-    """
-    figure = blank("round", "loss (mean over the examples)", rounds=len(rows))
-    _add_clients(figure, rows, "loss")
-    _add_line(figure, rows, "train_loss", "in local training, mean", GREEN, dash="dot")
-    _add_line(figure, rows, "global_loss", "server's held-out data", BLUE)
+    columns = {view: found for (name, view), found in MEASURED.items() if name == measure}
+    figure = blank("round", f"{measure} ({MEASURES[measure][0]})", rounds=len(rows))
+    # Some runs have no 10th percentile.
+    begins = next(
+        (
+            view
+            for view in ("client_p10", "client_min")
+            if view in columns and not np.isnan(column(rows, columns[view].name)).all()
+        ),
+        None,
+    )
+    if begins and "client_max" in columns:
+        _add_band(figure, rows, columns[begins], columns["client_max"])
+    for view, (colour, dash) in _LINES.items():
+        if view in columns and view != begins:
+            _add_line(figure, rows, columns[view].name, VIEWS[view], colour, dash)
     return figure if figure.data else None
 
 
@@ -68,8 +81,7 @@ def own(rows: Sequence[Numbers]) -> go.Figure | None:
 def participation(rows: Sequence[Numbers]) -> go.Figure:
     """Return how many clients were selected in each round, and what became of them."""
     figure = blank("round", "clients", rounds=len(rows))
-    parts = {"accepted": GREEN, "refused": RED, "dropped": ORANGE}
-    _add_stack(figure, rows, {name: (name, colour) for name, colour in parts.items()})
+    _add_stack(figure, rows, "outcome", (GREEN, ORANGE, RED))
     _add_line(figure, rows, "cohort_size", "selected", GREY, dash="dot")
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -78,19 +90,16 @@ def participation(rows: Sequence[Numbers]) -> go.Figure:
 def seconds(rows: Sequence[Numbers]) -> go.Figure:
     """Return where each round's time went."""
     figure = blank("round", "time (s)", rounds=len(rows))
-    parts = {"collect": BLUE, "aggregate": ORANGE, "evaluate": GREEN, "commit": PURPLE}
-    names = {f"{name}_seconds": (name, colour) for name, colour in parts.items()}
-    _add_stack(figure, rows, names, " s")
+    _add_stack(figure, rows, "phase", (BLUE, ORANGE, GREEN, PURPLE), " s")
     return figure
 
 
 def traffic(rows: Sequence[Numbers]) -> go.Figure:
     """Return the bytes of each round, in both directions."""
     figure = blank("round", "sent in the round (bytes)", rounds=len(rows))
-    _add_line(figure, rows, "bytes_down", "server to clients", BLUE)
-    _add_line(figure, rows, "bytes_up", "clients to server", ORANGE)
-    if np.nansum(column(rows, "bytes_resent")) > 0:
-        _add_line(figure, rows, "bytes_resent", "of both, sent again", RED, dash="dot")
+    for part, colour in zip(columns(group="bytes"), cycle((BLUE, ORANGE, RED)), strict=False):
+        if np.nansum(column(rows, part.name)) > 0:
+            _add_line(figure, rows, part.name, part.label, colour)
     figure.update_yaxes(rangemode="tozero", tickformat="~s", ticksuffix="B", hoverformat=".4s")
     return figure
 
@@ -227,54 +236,34 @@ def _add_line(
     _add(figure, column(rows, "round"), column(rows, name), label, colour, dash)
 
 
-def _add_clients(figure: go.Figure, rows: Sequence[Numbers], name: str) -> None:
-    """Add the clients' mean, median and lowest, and a band from the 10th percentile to the highest.
-
-    Where an older run has no percentile, the band begins with the lowest.
-    """
-    rounds = column(rows, "round")
-    low, lowest = column(rows, f"client_{name}_p10"), column(rows, f"client_{name}_min")
-    high = column(rows, f"client_{name}_max")
-    begins = "10th percentile"
-    if np.isnan(low).all():
-        low, begins = lowest, "lowest"
+def _add_band(
+    figure: go.Figure, rows: Sequence[Numbers], lower: Catalogued, upper: Catalogued
+) -> None:
+    """Add a band between two columns of the clients' spread."""
+    rounds, low, high = (column(rows, name) for name in ("round", lower.name, upper.name))
     known = ~(np.isnan(low) | np.isnan(high))
-    if known.any():
-        bound = {"mode": "lines", "line": {"width": 0, "color": ORANGE}, "legendgroup": "spread"}
-        hover = "%{y:.4~f}"
-        figure.add_scatter(
-            x=rounds[known],
-            y=low[known],
-            name=f"clients, {begins}",
-            showlegend=False,
-            hovertemplate=hover,
-            **bound,
-        )
-        figure.add_scatter(
-            x=rounds[known],
-            y=high[known],
-            name=f"clients, {begins} to highest",
-            fill="tonexty",
-            fillcolor="rgba(239, 135, 51, 0.18)",
-            hovertemplate=hover,
-            **bound,
-        )
-    _add_line(figure, rows, f"client_{name}", "clients' own data, mean", ORANGE)
-    _add_line(figure, rows, f"client_{name}_median", "clients, median", ORANGE, dash="dash")
-    if begins != "lowest":
-        _add(figure, rounds, lowest, "clients, lowest", GREY, dash="dot")
+    if not known.any():
+        return
+    bound = {"mode": "lines", "line": {"width": 0, "color": ORANGE}, "legendgroup": "spread"}
+    bound |= {"x": rounds[known], "hovertemplate": "%{y:.4~f}"}
+    begins = VIEWS[lower.view]
+    figure.add_scatter(y=low[known], name=begins, showlegend=False, **bound)
+    figure.add_scatter(
+        y=high[known],
+        name=f"{begins} to highest",
+        fill="tonexty",
+        fillcolor="rgba(239, 135, 51, 0.18)",
+        **bound,
+    )
 
 
 def _add_stack(
-    figure: go.Figure,
-    rows: Sequence[Numbers],
-    parts: Mapping[str, tuple[str, str]],
-    suffix: str = "",
+    figure: go.Figure, rows: Sequence[Numbers], group: str, colours: Sequence[str], suffix: str = ""
 ) -> None:
-    """Add columns on top of one another, by their names: what they are called, and their colour."""
+    """Add the columns of a group on top of one another."""
     rounds = column(rows, "round")
-    for name, (label, colour) in parts.items():
-        values = np.nan_to_num(column(rows, name))
+    for part, colour in zip(columns(group=group), cycle(colours), strict=False):
+        label, values = part.label, np.nan_to_num(column(rows, part.name))
         hover = "%{y:.3~f}" + suffix
         if len(rows) <= _MOST_BARS:
             figure.add_bar(x=rounds, y=values, name=label, marker_color=colour, hovertemplate=hover)

@@ -19,6 +19,7 @@ from scripts.viewing.messages import plain, saying
 from scripts.viewing.runs import Run, names_in, open_run
 from scripts.viewing.tables import Column, column, differing, own_metrics
 from server.storage import layout
+from server.storage.columns import COLUMNS
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page
@@ -47,15 +48,7 @@ _STYLE = """
 """
 
 # What runs are compared by, and where it is in a row.
-_VALUES = {
-    "accuracy, the server's": "global_accuracy",
-    "accuracy, the clients' mean": "client_accuracy",
-    "accuracy, the clients' lowest": "client_accuracy_min",
-    "accuracy, the clients' 10th percentile": "client_accuracy_p10",
-    "loss, the server's": "global_loss",
-    "loss, the clients' mean": "client_loss",
-    "loss in local training": "train_loss",
-}
+_VALUES = {column.label: column.name for column in COLUMNS.values() if column.view}
 _AXES = {
     "round": "round",
     "time (s)": "duration_seconds",
@@ -227,11 +220,7 @@ def _headline(run: Run) -> None:
 
 
 def _metrics(run: Run, found: Summary) -> list[tuple[str, str, str]]:
-    whose = (
-        "the server's held-out data"
-        if found.side == "global"
-        else "the clients' own validation data"
-    )
+    whose = "the server's test set" if found.side == "global" else "the clients' validation sets"
     which = "Latest" if run.files.running else "Final"
     best = found.best if found.best_is_known else {}
     return [

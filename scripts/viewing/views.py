@@ -19,6 +19,7 @@ from scripts.viewing.tables import (
     shown,
 )
 from server.storage import layout
+from server.storage.columns import MEASURES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 # Of Plotly's tools.
 CONFIG = {"displaylogo": False, "scrollZoom": False}
-
-# The figures of the first tab, by their titles.
-_CHARTS = {"Accuracy": "accuracy", "Loss": "loss", "The task's own metrics": "own"}
 
 # What a map of clients and rounds may show, and where it is in a line.
 _VALUES = {
@@ -54,11 +52,8 @@ def learning(run: Run) -> None:
     rows = run.summary().rows
     if not rows:
         return
-    drawn = {
-        "Accuracy": figures.accuracy(rows),
-        "Loss": figures.loss(rows),
-        "The task's own metrics": figures.own(rows),
-    }
+    drawn = {measure: figures.measured(rows, measure) for measure in MEASURES}
+    drawn["the task's own metrics"] = figures.own(rows)
     there = {title: figure for title, figure in drawn.items() if figure is not None}
     if not there:
         st.info("Nobody has evaluated the model, and no client has said its loss.")
@@ -67,11 +62,9 @@ def learning(run: Run) -> None:
     beside, below = list(there)[:2], list(there)[2:]
     for place, title in zip(st.columns(len(beside)), beside, strict=True):
         with place:
-            st.subheader(title)
-            _chart(there[title], _CHARTS[title])
+            _titled(there[title], title)
     for title in below:
-        st.subheader(title)
-        _chart(there[title], _CHARTS[title])
+        _titled(there[title], title)
 
 
 def rounds(run: Run) -> None:
@@ -156,7 +149,7 @@ def data(run: Run) -> None:
         # Not of the run's files, which may hold more by now, but of what doesn't change.
         _divided(run)
     except InputError as error:
-        st.info(f"Whose examples are of which class can't be told here. {said(error)}")
+        st.info(f"The clients' classes are not known here. {said(error)}")
         counts = examples_by_client(run.clients())
         if counts:
             st.subheader("Examples of each client")
@@ -209,6 +202,11 @@ def _classes(task: str) -> tuple[str, ...]:
         return tuple(load_task_of_run(task, named_task()).class_names)
     except InputError:
         return ()
+
+
+def _titled(figure: Figure, title: str) -> None:
+    st.subheader(title[0].upper() + title[1:])
+    _chart(figure, title.replace(" ", "-"))
 
 
 def _chart(figure: Figure, key: str) -> None:

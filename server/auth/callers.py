@@ -106,7 +106,7 @@ def bearer_of(token: str) -> Operators:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = given if isinstance(given, bytes) else str(given).encode()
         if not hmac.compare_digest(text, expected):
-            message = f"this needs the operator token: {layout.OPERATOR_TOKEN} in the run directory"
+            message = f"this needs the operator token: {layout.OPERATOR_TOKEN} of the run directory"
             raise RequestError(Status.UNAUTHENTICATED, "OPERATOR_TOKEN_INVALID", message)
 
     return check

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from server.configuration import CHANGEABLE
+from server.options import CHANGEABLE
 from server.storage import layout
 from server.storage.run_files import Line, Lines, RunFiles, numbers, read_json
 

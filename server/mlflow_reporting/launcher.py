@@ -127,7 +127,8 @@ class Tracker:
                 uri = uri.replace("://", "://USER:PASSWORD@", 1)
             command = ["python", "-m", "server.tracking", str(self._folder), "--mlflow-uri", uri]
             log.warning(
-                "MLflow has not all of the run", fill_in=shlex.join([*command, *self._flags()])
+                "the run is not completely reported to MLflow",
+                fill_in=shlex.join([*command, *self._flags()]),
             )
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run: a collector of metrics, read from the coordinator.
+"""What Prometheus is told of a run: a collector of metrics, read from the run's status.
 
 Counters and histograms begin with the process, as Prometheus expects; gauges say how the run is
 now, a resumed one, too. A scrape runs in a thread of its own: it reads values that the event loop
@@ -24,37 +24,32 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from server.engine.events import Phase
-from server.run.coordinator import Coordinator
 from server.run.ledger import RoundSummary
+from server.run.sessions import Sessions
+from server.run.status import RunStatus
+from server.storage.columns import MEASURED, columns
 
 # From a hundredth of a second, for small models, to an hour.
 _SECONDS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
 )
-_PHASES = ("collect", "aggregate", "evaluate", "commit")
-_OUTCOMES = ("accepted", "refused", "dropped")
-# Whose accuracy and loss: the column of metrics.jsonl is VIEW_accuracy, or client_accuracy_p10.
-_VIEWS = {
-    "global": "global_{}",
-    "client_mean": "client_{}",
-    "client_min": "client_{}_min",
-    "client_p10": "client_{}_p10",
-    "client_median": "client_{}_median",
-    "client_max": "client_{}_max",
-    "train": "train_{}",
-}
+# The gauges of a model's measures; others share one.
+_GAUGES = {"accuracy": "model_accuracy_ratio", "loss": "model_loss"}
+_PHASES = {column.name: column.label for column in columns(group="phase")}
+_OUTCOMES = [column.name for column in columns(group="outcome")]
 
 
-def registry_of(coordinator: Coordinator, run: Mapping[str, str]) -> CollectorRegistry:
+def registry_of(status: RunStatus, sessions: Sessions, run: Mapping[str, str]) -> CollectorRegistry:
     """Return the registry of a server process: its run, and the process itself.
 
     Args:
-        coordinator: of the run.
+        status: the run's.
+        sessions: the clients that are connected.
         run: what the run is, as labels of folkmoot_run_info.
     """
     registry = CollectorRegistry()
-    registry.register(RunCollector(coordinator, run))
+    registry.register(RunCollector(status, sessions, run))
     ProcessCollector(registry=registry)
     return registry
 
@@ -62,12 +57,13 @@ def registry_of(coordinator: Coordinator, run: Mapping[str, str]) -> CollectorRe
 class RunCollector(Collector):
     """The run's metrics, brought up to date whenever they are collected."""
 
-    def __init__(self, coordinator: Coordinator, run: Mapping[str, str]) -> None:
-        self._coordinator = coordinator
+    def __init__(self, status: RunStatus, sessions: Sessions, run: Mapping[str, str]) -> None:
+        self._status = status
+        self._clients = sessions
         self._lock = threading.Lock()
         self._own = CollectorRegistry()
         info = Info("folkmoot_run", "What this server trains.", registry=self._own)
-        info.info({"run_id": coordinator.settings.run_id, **run})
+        info.info({**run})
         self._round = self._gauge("round", "Round in progress, or the last; from 1.")
         self._attempt = self._gauge("round_attempt", "Attempt at that round; from 1.")
         self._target = self._gauge("target_rounds", "Round that the run ends with, if not earlier.")
@@ -81,13 +77,15 @@ class RunCollector(Collector):
         self._wanted = self._gauge("round_wanted_updates", "Updates wanted of them.")
         self._accepted = self._gauge("round_accepted_updates", "Updates accepted so far.")
         self._sessions = self._gauge("sessions", "Clients that are connected.")
-        self._accuracy = self._gauge(
-            "model_accuracy_ratio", "Accuracy of the last model that was evaluated.", "view"
-        )
-        self._loss = self._gauge("model_loss", "Loss of the last model that was evaluated.", "view")
+        self._measures = {
+            measure: self._gauge(
+                name, f"{measure.capitalize()} of the last model that was evaluated.", "view"
+            )
+            for measure, name in _GAUGES.items()
+        }
         self._metric = self._gauge(
             "model_metric",
-            "A task's own metrics of the last model that was evaluated.",
+            "Other metrics of the last model that was evaluated, and a task's own.",
             "view",
             "metric",
         )
@@ -103,17 +101,17 @@ class RunCollector(Collector):
             self._rounds.labels(outcome)
         for outcome in _OUTCOMES:
             self._updates.labels(outcome)
-        for phase in _PHASES:
+        for phase in _PHASES.values():
             self._phases.labels(phase)
-        for summary in coordinator.history:
+        for summary in status.history:
             self._show(summary)
-        self._seen = len(coordinator.history)
+        self._seen = len(status.history)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as they are now."""
         with self._lock:
-            while self._seen < len(self._coordinator.history):
-                summary = self._coordinator.history[self._seen]
+            while self._seen < len(self._status.history):
+                summary = self._status.history[self._seen]
                 self._seen += 1
                 self._count(summary)
                 self._show(summary)
@@ -128,37 +126,38 @@ class RunCollector(Collector):
         numbers = ended.metrics
         if "duration_seconds" in numbers:
             self._duration.observe(numbers["duration_seconds"])
-        for phase in _PHASES:
-            if f"{phase}_seconds" in numbers:
-                self._phases.labels(phase).observe(numbers[f"{phase}_seconds"])
+        for name, phase in _PHASES.items():
+            if name in numbers:
+                self._phases.labels(phase).observe(numbers[name])
 
     def _show(self, ended: RoundSummary) -> None:
         """Show how good a round's model is, as far as that was found out."""
-        for gauge, name in ((self._accuracy, "accuracy"), (self._loss, "loss")):
-            for view, column in _VIEWS.items():
-                if (value := ended.metrics.get(column.format(name))) is not None:
-                    gauge.labels(view).set(value)
         if ended.own:
             # Clients may name theirs otherwise each time.
             self._metric.clear()
-        for column, value in ended.own.items():
-            side, _, name = column.partition("_")
-            self._metric.labels({"client": "client_mean"}.get(side, side), name).set(value)
+        for column in MEASURED.values():
+            if (value := ended.metrics.get(column.name)) is not None:
+                gauge = self._measures.get(column.group)
+                labels = (column.view,) if gauge else (column.view, column.measure)
+                (gauge or self._metric).labels(*labels).set(value)
+        for name, value in ended.own.items():
+            side, _, metric = name.partition("_")
+            self._metric.labels({"client": "client_mean"}.get(side, side), metric).set(value)
 
     def _look(self) -> None:
         """Show how the run is now."""
-        current = self._coordinator.current_round()
+        current = self._status.current_round()
         self._round.set(current.number)
         self._attempt.set(current.attempt)
-        self._target.set(self._coordinator.view.rounds)
-        self._phase.state(self._coordinator.view.phase.value)
+        self._target.set(self._status.view.rounds)
+        self._phase.state(self._status.view.phase.value)
         self._cohort.set(current.cohort_size)
         self._wanted.set(current.report_goal)
         self._accepted.set(current.accepted)
-        self._sessions.set(len(self._coordinator.sessions))
+        self._sessions.set(len(self._clients))
 
     def _traffic(self) -> Iterator[Metric]:
-        traffic = self._coordinator.traffic
+        traffic = self._status.ledger.traffic
         for name, text, value in (
             ("sent", "Of models, to clients.", traffic.down),
             ("received", "Of updates, from clients.", traffic.up),

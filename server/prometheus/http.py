@@ -90,7 +90,7 @@ class _Server(ThreadingTCPServer):
             super().finish_request(secured, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        """Log what is a bug; that somebody hangs up, or has no certificate, is none."""
+        """Log bugs only: a scraper may disconnect, or have no certificate."""
         if not isinstance(sys.exception(), OSError):
             log.error("bug in a scrape", exc_info=True)
 

@@ -1,4 +1,4 @@
-"""The server's evaluation: one model object and the held-out data, used every evaluated round."""
+"""The server's evaluation: one model object and the test set, used every evaluated round."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from common.training import Evaluation
 
 
 class Evaluator:
-    """Evaluates model files on the task's held-out examples."""
+    """Evaluates model files on the task's test set."""
 
     def __init__(self, task: Task, model: torch.nn.Module, examples: Examples) -> None:
         self._task = task

@@ -19,7 +19,8 @@ from common.logs import get_logger
 from common.tensors import Digest, digest_file, open_mapped
 from server.engine.early_stopping import Progress
 from server.storage import layout
-from server.storage.metrics import Row, fields_of
+from server.storage.columns import Row
+from server.storage.metrics import fields_of
 from server.storage.run_files import check_format, find_runs, newest_first
 
 log = get_logger()
@@ -56,7 +57,7 @@ class Record:
     progress: Progress = field(default_factory=Progress)
     row: Row | None = None
     clients: tuple[dict[str, Any], ...] = ()
-    # By class, on the server's held-out data.
+    # By class, on the server's test set.
     evaluation: dict[str, Any] | None = None
     # Of clients.jsonl and evaluations.jsonl with this round's, by file.
     lines: Mapping[str, int] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,78 +17,10 @@ from common.durable import append_lines
 from common.logs import get_logger
 from common.training import Metrics
 from server.storage import layout
-from server.storage.run_files import numbers, own_numbers
+from server.storage.columns import SPREAD, Row
+from server.storage.run_files import own_numbers
 
 log = get_logger()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One committed round; seconds are seconds, accuracies and shares from 0 to 1."""
-
-    round: int
-    attempt: int
-    # The committed model on the server's held-out data.
-    global_accuracy: float | None
-    global_loss: float | None
-    # The committed model on the clients' own validation parts: means weighted by their examples,
-    # and how they spread over the clients, each of which counts as one.
-    client_accuracy: float | None
-    client_loss: float | None
-    client_accuracy_min: float | None
-    client_accuracy_p10: float | None
-    client_accuracy_median: float | None
-    client_accuracy_max: float | None
-    client_loss_min: float | None
-    client_loss_p10: float | None
-    client_loss_median: float | None
-    client_loss_max: float | None
-    # The same after fine-tuning; the gain is the weighted mean of the accuracies' difference.
-    fine_tuned_accuracy_min: float | None
-    fine_tuned_accuracy_p10: float | None
-    fine_tuned_accuracy_median: float | None
-    fine_tuned_accuracy_max: float | None
-    fine_tuning_gain: float | None
-    # During local training, weighted by num_examples.
-    train_loss: float | None
-    # Clients there when the round began; those selected; the updates wanted of them and those
-    # aggregated; clients without an update, and those whose update is invalid or was left out.
-    num_clients: int
-    cohort_size: int
-    report_goal: int
-    accepted: int
-    dropped: int
-    refused: int
-    num_examples: int
-    bytes_down: int
-    bytes_up: int
-    # Of both, what was sent again after a broken transfer or a wrong digest.
-    bytes_resent: int
-    duration_seconds: float
-    collect_seconds: float
-    aggregate_seconds: float
-    evaluate_seconds: float | None
-    # Of making all that durable. Unknown, while it is done, to the record that is made durable,
-    # and so to a round after which the server was killed at once.
-    commit_seconds: float | None
-    model_blake3: str
-    best_round: int | None
-    # What a task's own evaluation returns beside loss and accuracy.
-    global_metrics: Metrics = field(default_factory=dict)
-    client_metrics: Metrics = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float | None:
-        """What a target is compared with: the server's accuracy, else the clients'."""
-        return self.client_accuracy if self.global_accuracy is None else self.global_accuracy
-
-    def own(self) -> Metrics:
-        """Return a task's own metrics, as global_<name> and client_<name>."""
-        return own_numbers(asdict(self))
-
-    def numbers(self) -> Metrics:
-        """Return what is a number and there, by name; of a task's own, as global_<name>."""
-        return numbers(asdict(self))
 
 
 # Of a task's own metrics in a table: clients may name what they like.
@@ -134,7 +66,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
     """
     import numpy as np
 
-    places = {f"{name}_min": 0, f"{name}_p10": 10, f"{name}_median": 50, f"{name}_max": 100}
+    places = {f"{name}_{end}": percentile for end, (percentile, _) in SPREAD.items()}
     if not values:
         return dict.fromkeys(places)
     # Of values that are far apart, the difference may be none.
@@ -149,7 +81,7 @@ def by_class(round_number: int, confusion: Sequence[Sequence[int]]) -> dict[str,
 
     Args:
         round_number: of the evaluated model.
-        confusion: the server's held-out examples by true class (rows) and predicted class.
+        confusion: the server's test examples by true class (rows) and predicted class.
     """
     counts = [sum(row) for row in confusion]
     return {

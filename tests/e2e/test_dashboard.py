@@ -168,7 +168,7 @@ def test_the_numbers_on_a_runs_page_are_those_of_its_files(page, url, trained):
     expect(headline(page, "Clients")).to_have_text("2")
     sent = sum(row["bytes_up"] for row in rows)
     expect(headline(page, "To server")).to_have_text(f"{sent / 1000:.1f} kB")
-    server = "server's held-out data"
+    server = "server's test set"
     assert drawn(page, "accuracy", server) == [row["global_accuracy"] for row in rows]
     assert drawn(page, "loss", server) == [row["global_loss"] for row in rows]
     page.get_by_role("tab", name="Rounds").click()
@@ -236,7 +236,7 @@ def test_a_live_runs_page_grows_until_the_run_has_ended(page, url, folder):
         commit(run, 2)
         expect(headline(page, "Rounds")).to_have_text("2 of 3")
         expect(headline(page, "Latest accuracy")).to_have_text("0.6774")
-        assert drawn(page, "accuracy", "server's held-out data")[-1] == 0.6774
+        assert drawn(page, "accuracy", "server's test set")[-1] == 0.6774
     expect(headline(page, "Final accuracy")).to_have_text("0.6774")
     expect(page.get_by_text("ended", exact=True)).to_be_visible()
 
@@ -367,7 +367,7 @@ def test_1000_rounds_of_100_clients_take_the_dashboard_less_than_3_seconds(
     before = process.cpu_times()
     visit(page, f"{url}/run?run=large")
     expect(headline(page, "Rounds")).to_have_text("1000 of 1000")
-    assert len(drawn(page, "accuracy", "server's held-out data")) == 1000
+    assert len(drawn(page, "accuracy", "server's test set")) == 1000
     page.get_by_role("tab", name="Clients").click()
     expect(chart(page, "clients-train_loss")).to_be_visible()
     after = process.cpu_times()

@@ -126,7 +126,7 @@ def test_quickstart_shows_own_metrics_and_no_column_that_nobody_measures(federat
     assert "clients' within one" in " ".join(done.text.split())
     assert "within one 0.5000" in done.text
     assert "accuracy" not in done.text
-    assert "Final loss on held-out data" in done.text
+    assert "Final loss on the test set" in done.text
 
 
 def test_quickstart_shows_the_loss_of_a_regression_once_and_cuts_no_word(federation):

@@ -271,7 +271,7 @@ def test_a_killed_mlflow_server_delays_no_round_and_gets_them_all_later(federati
     assert server.wait(PATIENCE) == 0, server.text
     assert [client.wait() for client in clients] == [0, 0]
     assert len(federation.rows) == 60
-    assert not server.events("MLflow has not all of the run")
+    assert not server.events("the run is not completely reported to MLflow")
     parent = own_mlflow.check(federation)
     assert len(models(own_mlflow, parent)) == 1
     for name in ("server_cpu_utilization_percentage", "server_memory_usage_megabytes"):
@@ -313,7 +313,7 @@ def test_an_mlflow_server_that_never_answers_is_given_up_and_can_be_told_later(
         server, _ = train(federation, "--mlflow-uri", uri, task="tests.tasks:Tiny")
         assert server.wait(PATIENCE) == 0, server.text
     (ended,) = server.events("run ended")
-    (warning,) = server.events("MLflow has not all of the run")
+    (warning,) = server.events("the run is not completely reported to MLflow")
     waited = np.datetime64(warning["timestamp"][:-1]) - np.datetime64(ended["timestamp"][:-1])
     # Half a minute, a call, the farewell; on a busy machine the import of MLflow.
     assert waited < np.timedelta64(150, "s")

@@ -38,7 +38,7 @@ def _processes_of(run_dir):
 def test_quickstart_trains_the_digits_to_95_percent_and_leaves_no_process(federation):
     process = federation.start("scripts.quickstart", "--run-dir", federation.run_dir)
     assert process.wait(180) == 0, process.text
-    accuracy = re.search(r"Final accuracy on held-out data: (0\.\d+)", process.text)
+    accuracy = re.search(r"Final accuracy on the test set: (0\.\d+)", process.text)
     assert float(accuracy.group(1)) >= 0.95
     assert len(federation.rows) == 10
     assert (federation.run_dir / "models" / "global.pth").exists()

@@ -22,7 +22,7 @@ from server.storage.checkpoints import (
     export_pth,
     newest_run,
 )
-from server.storage.metrics import Row
+from server.storage.columns import Row
 from server.storage.run_files import FORMAT, RunFiles
 
 COHORT = Cohort(round=3, attempt=2, cohort=("a", "b"), goal=2, live=("a", "b", "c"))

@@ -7,13 +7,11 @@ import pytest
 from client.options import ClientOptions, client_ids, partitions
 from common.config import parse_options
 from common.errors import InputError
-from common.option_names import ALL_OPTIONS
-from server.options import ServerOptions
 
 FLAGS = """
 --partition --server --task --strategy --data-dir --state-dir --client-id --device --threads
 --max-wait --otlp-endpoint --config --tls-ca --tls-cert --tls-key --join-token-file --insecure
---help
+--help --version
 """
 
 
@@ -73,9 +71,10 @@ def test_a_value_out_of_bounds_is_refused_by_the_name_of_its_flag(argv):
         parse(*argv)
 
 
-def test_the_names_of_all_programs_options_are_known_to_each():
-    client = {flag.removeprefix("--").replace("-", "_") for flag in FLAGS.split()} - {"help"}
-    assert client | ServerOptions().flat().keys() | {"test_data"} == ALL_OPTIONS
+@pytest.mark.parametrize("name", ["rounds", "mlflow_uri", "tls_client_ca", "test_data"])
+def test_a_variable_of_another_program_is_none_of_the_clients(name, monkeypatch):
+    monkeypatch.setenv(f"FOLKMOOT_{name.upper()}", "5")
+    assert parse() == ClientOptions()
 
 
 def test_options_may_come_from_the_environment(monkeypatch):

@@ -99,7 +99,7 @@ def test_a_wrong_variable_is_an_error_that_names_it(monkeypatch):
 )
 def test_a_mistyped_variable_is_refused_with_what_may_be_meant(monkeypatch, name, remedy):
     monkeypatch.setenv(name, "1")
-    assert refused() == f"{name}: there is no such option; {remedy}"
+    assert refused() == f"{name}: unknown option; {remedy}"
 
 
 def test_variables_of_other_programs_are_passed_over(monkeypatch):

@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from server.storage.metrics import Row, Sinks, by_class, finite_only, spread, weighted_means
+from server.storage.columns import Row
+from server.storage.metrics import Sinks, by_class, finite_only, spread, weighted_means
 
 FILES = ("metrics.jsonl", "metrics.csv", "clients.jsonl", "evaluations.jsonl")
 ROW = Row(

@@ -148,8 +148,8 @@ def markdown_rows(card):
 def test_page_and_card_hold_the_numbers_of_the_runs_files(run):
     seen, text = pages(run)
     for cells in (
-        ["accuracy, server's held-out data", "0.8765", "0.8000"],
-        ["top3_accuracy, server's held-out data", "0.7777", "0.7777"],
+        ["accuracy (server's test set)", "0.8765", "0.8000"],
+        ["top3_accuracy (server's test set)", "0.7777", "0.7777"],
         ["accuracy", "0.3217", "0.4000", "0.6000", "0.9182"],
         ["0", "67", f"{60 / 67:.4f}"],
     ):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from scripts.viewing.tables import (
     own_of_clients,
 )
 from tests.recorded import begin, client_rows, commit, confusion, row
+
+ACCURACY, LOSS = (partial(figures.measured, measure=measure) for measure in ("accuracy", "loss"))
 
 ROWS = [numbers(asdict(row(number))) for number in (1, 2, 3)]
 NAMES = [str(place) for place in range(10)]
@@ -62,11 +65,11 @@ def test_each_clients_examples_are_those_that_it_last_trained_on():
 
 def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_band():
     rows = [*ROWS, numbers(asdict(row(4, global_accuracy=None)))]
-    drawn = traces(figures.accuracy(rows))
-    server = drawn["server's held-out data"]
+    drawn = traces(ACCURACY(rows))
+    server = drawn["server's test set"]
     assert list(server.x) == [1, 2, 3]
     assert list(server.y) == [line["global_accuracy"] for line in ROWS]
-    names = [trace.name for trace in figures.accuracy(rows).data]
+    names = [trace.name for trace in ACCURACY(rows).data]
     for name, end in (
         ("clients, 10th percentile", "p10"),
         ("clients, 10th percentile to highest", "max"),
@@ -82,14 +85,14 @@ def test_accuracies_are_drawn_where_they_are_known_with_the_clients_spread_as_a_
 
 def test_where_there_is_no_10th_percentile_the_band_begins_with_the_lowest():
     rows = [numbers(asdict(row(number, client_accuracy_p10=None))) for number in (1, 2)]
-    names = [trace.name for trace in figures.accuracy(rows).data]
+    names = [trace.name for trace in ACCURACY(rows).data]
     assert names[:2] == ["clients, lowest", "clients, lowest to highest"]
     assert names.count("clients, lowest") == 1
 
 
 def test_what_nobody_measures_has_no_figure():
-    assert figures.accuracy([{"round": 1, "global_loss": 0.5}]) is None
-    assert figures.loss([{"round": 1, "global_accuracy": 0.5}]) is None
+    assert figures.measured([{"round": 1, "global_loss": 0.5}], "accuracy") is None
+    assert figures.measured([{"round": 1, "global_accuracy": 0.5}], "loss") is None
 
 
 def test_a_tasks_own_metrics_of_clients_are_values_of_their_map():
@@ -112,13 +115,13 @@ def test_what_became_of_the_clients_adds_up_to_those_selected(rounds):
 
 def test_columns_that_an_older_run_lacks_are_left_out_of_the_figures():
     rows = [{"round": 1, "global_accuracy": 0.5}, {"round": 2, "global_accuracy": 0.6}]
-    assert list(traces(figures.accuracy(rows))) == ["server's held-out data"]
+    assert list(traces(ACCURACY(rows))) == ["server's test set"]
     assert list(traces(figures.traffic(rows))) == []
-    for draw in (figures.loss, figures.seconds, figures.participation):
+    for draw in (LOSS, figures.seconds, figures.participation):
         draw(rows)
 
 
-@pytest.mark.parametrize("draw", [figures.accuracy, figures.participation, figures.traffic])
+@pytest.mark.parametrize("draw", [ACCURACY, figures.participation, figures.traffic])
 def test_the_axis_of_rounds_has_no_round_before_the_first(draw):
     assert draw(ROWS).layout.xaxis.minallowed == 0.5
 
@@ -185,7 +188,7 @@ def test_every_axis_says_what_it_has():
     table = by_client(client_rows(1), "train_loss")
     matrix = np.array(confusion(3))
     drawn = [
-        *(draw(ROWS) for draw in (figures.accuracy, figures.loss, figures.participation)),
+        *(draw(ROWS) for draw in (ACCURACY, LOSS, figures.participation)),
         *(draw(ROWS) for draw in (figures.seconds, figures.traffic)),
         maps.clients(table, "training loss"),
         maps.outcomes(by_client(client_rows(1), "outcome")),
