@@ -36,7 +36,8 @@ from client.trainer import Trainer, WorkFailed
 from common import __version__, tracing
 from common.algorithms import BUILT_IN as BUILT_IN_ALGORITHMS
 from common.algorithms import ClientHalf, ClientRound, load_algorithm
-from common.algorithms.base import NUM_STEPS, Tensors
+from common.algorithms.base import NUM_STEPS
+from common.algorithms.optimizers import Tensors
 from common.encodings.plain import Plain
 from common.errors import FolkmootError, InputError, RunFailed, TensorError
 from common.loading import describe

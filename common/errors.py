@@ -4,8 +4,7 @@
     ├── InputError          wrong input; a process ends with exit status 2
     │   ├── DataError       data that is missing or can't be read
     │   ├── CheckpointError a file of a run that is missing or damaged
-    │   ├── UnnamedTask     a run's task whose code nobody here has asked for
-    │   └── UnnamedStrategy a strategy, in the same way
+    │   └── UnnamedTask     a run's task whose code nobody here has asked for
     ├── RunFailed           a run that can't go on; exit status 1
     ├── TensorError         bytes that are not the safetensors file they should be
     └── RequestError        a request that is refused, with its canonical status
@@ -41,16 +40,6 @@ class UnnamedTask(InputError):
             f"add --task {task}"
         )
         self.task = task
-
-
-class UnnamedStrategy(InputError):
-    """A run's strategy is someone's own, who has not named it here, too."""
-
-    def __init__(self, strategy: str) -> None:
-        super().__init__(
-            f"the run's strategy is {strategy}, whose code would run here; if you trust it, "
-            f"add --strategy {strategy}"
-        )
 
 
 class RunFailed(FolkmootError):

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from common.commands import install
 from common.errors import InputError
 
 
@@ -17,7 +18,7 @@ def require(extra: str, feature: str, *modules: str) -> None:
         InputError: one is missing.
     """
     if not all(_is_there(module) for module in modules):
-        raise InputError(f'{feature} needs the extra "{extra}": ./scripts/install {extra}')
+        raise InputError(f'{feature} needs the extra "{extra}": {install(extra)}')
 
 
 def _is_there(module: str) -> bool:

@@ -30,7 +30,7 @@ from protos import federated_pb2_grpc as pb_grpc
 from scripts.admin_channel import Where, connect, newest_server, server_of
 from scripts.admin_follow import ENDED, Seen, follow
 from scripts.admin_views import LiveView, clients_table, rounds_table, run_line
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 
 _CALL_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10
@@ -40,11 +40,8 @@ _PAGE = 1000
 _LAST_ROUNDS = 50
 _LOOK_SECONDS = 0.5
 
-app = App(
-    name="./scripts/admin",
-    help="Shows a running server's state, follows it, stops it, or admits clients to it.",
-    version_flags=(),
-    help_format="plaintext",
+app = command_line(
+    "admin", "Shows a running server's state, follows it, stops it, or admits clients to it."
 )
 tokens = App(name="token", help="Join tokens, for clients without a certificate.")
 app.command(tokens)

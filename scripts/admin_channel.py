@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from common.algorithms.registry import named_again
 from common.errors import InputError
 from common.tasks.registry import naming
 from common.tls import read_ca, read_pair
@@ -44,8 +45,10 @@ def server_of(run_dir: Path, certs: Path | None = None) -> Where:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--run-dir: no server is running in {run_dir}") from error
     if not is_running(run_dir):
-        task = str(RunFiles(run_dir).options.get("task", "digits"))
-        again = f"python -m server --run-dir {run_dir} --resume{naming(task)}"
+        options = RunFiles(run_dir).options
+        own = naming(str(options.get("task", "digits")))
+        own += named_again(str(options.get("strategy", "fedavg")))
+        again = f"python -m server --run-dir {run_dir} --resume{own}"
         raise InputError(f"the server of {run_dir} was killed; go on with: {again}")
     return where
 

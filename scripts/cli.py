@@ -1,11 +1,10 @@
 """Runs a command line that has several commands, and ends as all of this project's do."""
 
-import shlex
 import sys
-from pathlib import Path
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
+from common.commands import command
 from common.errors import InputError
 from common.logs import configure_logs
 from common.process import exit_status
@@ -32,7 +31,6 @@ def run_app(app: App) -> int:
     return exit_status(run)
 
 
-def script(name: str) -> str:
-    """Return what runs a script from where the user stands: in the clone's root, ./scripts/NAME."""
-    path = Path(__file__).with_name(name)
-    return f"./scripts/{name}" if Path.cwd() == path.parents[1] else shlex.quote(str(path))
+def command_line(tool: str, help: str | None = None) -> App:  # noqa: A002
+    """Return a tool's command line; without a help, it has that of its default command."""
+    return App(name=command(tool), help=help, version_flags=(), help_format="plaintext")

@@ -21,13 +21,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from client.options import ClientOptions, client_ids
+from common.commands import command
 from common.errors import InputError
 from common.tls import CLIENT, OPERATOR
-from scripts.cli import run_app, script
+from scripts.cli import command_line, run_app
 
 _PORT = 7070
 # RFC 1123, section 2.1; not all digits and dots, which are an address. 0.0.0.0 is no address.
@@ -40,11 +41,9 @@ _ISSUED = "issued.jsonl"
 # Clocks differ.
 _BEFORE = timedelta(minutes=5)
 
-app = App(
-    name="./scripts/make_certs",
-    help="Makes a CA and the certificates that it signs: for a server, its operator, its clients.",
-    version_flags=(),
-    help_format="plaintext",
+app = command_line(
+    "make_certs",
+    "Makes a CA and the certificates that it signs: for a server, its operator, its clients.",
 )
 
 Folder = Annotated[Path, Parameter(help="Where all of them are kept.")]
@@ -92,7 +91,7 @@ def new(
     _issue(authority, folder / "operator", "operator", [uri], usage, days)
     (folder / "server_address").write_text(f"{host[0]}:{_PORT}\n", encoding="utf-8")
     print(f"server:   python -m server --config {place}/server.toml")
-    print(f"operator: {script('admin')} status --certs {folder}/operator")
+    print(f"operator: {command('admin')} status --certs {folder}/operator")
     for number in range(clients):
         client(f"client-{number}", partition=str(number), folder=folder, days=days)
 

@@ -10,17 +10,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.ngrams import perplexities
 
-app = App(
-    name="./scripts/perplexity",
-    help="Prints how well a run's model predicts held-out text, beside unigrams and bigrams.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("perplexity")
 
 
 @app.default

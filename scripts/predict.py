@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,7 @@ from common.pictures import open_picture
 from common.tasks import Classes, Outputs, Task, Values
 from common.tasks.inputs import Images
 from common.tasks.outputs import Answers, NextSymbol
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.serving.loading import load_model
 from scripts.serving.model import Array, Model
 
@@ -39,12 +39,7 @@ class Told(NamedTuple):
     map: list[Any] | None
 
 
-app = App(
-    name="./scripts/predict",
-    help="Prints what a model makes of pictures, arrays or texts.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("predict")
 
 
 @app.default

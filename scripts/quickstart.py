@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from common.commands import command
 from common.printable import counted
 from common.process import exit_status
-from scripts.cli import script
 from scripts.federation import Training, end_on_signals, spread
 from server.configuration import own_code, parse
 from server.options import ServerOptions
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = parse(argv, "./scripts/quickstart", _DESCRIPTION)
+    options = parse(argv, command("quickstart"), _DESCRIPTION)
     if options is None:
         return 0
     folder = options.run.run_dir or Path()
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str]) -> int:
         return _train(options, argv)
     except KeyboardInterrupt:
         if (folder / layout.CONFIG).exists():
-            again = f"{script('quickstart')} --run-dir {folder} --resume{own_code(options)}"
+            again = f"{command('quickstart')} --run-dir {folder} --resume{own_code(options)}"
             print(f"\nInterrupted. Go on: {again}", file=sys.stderr)
         raise
 
@@ -148,7 +148,7 @@ def _report(folder: Path, options: ServerOptions) -> None:
     print(f"Model:   {model} and {model.with_suffix('.pth')}")
     print(f"Metrics: {folder / layout.METRICS} and {folder / layout.TABLE}")
     print(
-        f"Go on:   {script('quickstart')} --run-dir {folder} --resume "
+        f"Go on:   {command('quickstart')} --run-dir {folder} --resume "
         f"--rounds {2 * options.run.rounds}{own_code(options)}"
     )
 

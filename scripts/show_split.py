@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from common.errors import InputError
 from common.option_types import Count
 from common.tasks import load_examples, load_task
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.division import Part, parts_of
 from scripts.division_picture import draw
 from server.configuration import data_split, resolve_split
@@ -28,12 +28,7 @@ _MOST_ROWS, _ROWS_OF_MORE = 20, 5
 # Of more classes, the table says how many a partition has.
 _MOST_COLUMNS = 12
 
-app = App(
-    name="./scripts/show_split",
-    help="Shows which examples each client would hold, as a table and a picture, before training.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("show_split")
 
 
 @app.default

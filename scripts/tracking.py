@@ -14,12 +14,13 @@ from typing import Annotated
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from common.commands import command
 from common.errors import InputError, RunFailed
 from common.extras import require
-from scripts.cli import run_app, script
+from scripts.cli import command_line, run_app
 from scripts.federation import end_on_signals
 
 _END_SECONDS = 5.0
@@ -30,12 +31,7 @@ _ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
-app = App(
-    name="./scripts/tracking",
-    help="Starts an MLflow server on this machine, until Ctrl-C.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("tracking")
 
 
 @app.default
@@ -50,7 +46,7 @@ def tracking(
         folder: Where it keeps what it is told: mlflow.db, artifacts and its log.
         port: Where it listens, on 127.0.0.1.
     """
-    require("mlflow", "./scripts/tracking", "mlflow")
+    require("mlflow", command("tracking"), "mlflow")
     end_on_signals()
     url = f"http://127.0.0.1:{port}"
     if _answers(url):
@@ -72,7 +68,7 @@ def tracking(
     try:
         _wait_for(server, url, folder / "server.log")
         print(f"MLflow on {url}, kept in {folder}; Ctrl-C ends it.")
-        print(f"Report a training to it:  {script('quickstart')} --mlflow-uri {url}", flush=True)
+        print(f"Report a training to it:  {command('quickstart')} --mlflow-uri {url}", flush=True)
         server.wait()
         raise RunFailed(f"MLflow ended; {folder / 'server.log'} tells why")
     except KeyboardInterrupt:

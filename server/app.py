@@ -37,9 +37,10 @@ from server.engine.rounds import Policy, RoundEngine
 from server.mlflow_reporting.launcher import END_SECONDS, INTERRUPTED_SECONDS, Tracker, target_of
 from server.options import ServerOptions
 from server.rpc.listeners import Ports, listen, start
-from server.run.coordinator import Coordinator, RunSettings
+from server.run.coordinator import Coordinator
 from server.run.evaluation import Evaluator
 from server.run.limits import Limits
+from server.run.settings import RunSettings
 from server.run.uploads import Spool
 from server.storage import layout
 from server.storage.checkpoints import Record, Recovered, RunDirectory, export_pth
@@ -88,7 +89,7 @@ async def _serve(options: ServerOptions) -> int:
         configure_logs(folder / layout.LOG)
         with _logged_failure():
             coordinator = prepare(options, task, directory, run_id, evaluator)
-            if coordinator.view.phase is Phase.FINISHED:
+            if coordinator.status.view.phase is Phase.FINISHED:
                 log.info(
                     "the run has ended already; a larger --rounds goes on with it", run_id=run_id
                 )
@@ -128,7 +129,11 @@ async def _run(
     write_json(ready, {"pid": os.getpid(), **where})
     log.info("server started", run_id=coordinator.settings.run_id, **where, run_dir=str(folder))
     mention_interrupted(options)
-    progress = asyncio.create_task(show_progress(coordinator)) if sys.stderr.isatty() else None
+    progress = (
+        asyncio.create_task(show_progress(coordinator.status, coordinator.offers))
+        if sys.stderr.isatty()
+        else None
+    )
     await tracker.start()
     try:
         return await _run_until_signal(coordinator, tracker)
@@ -348,12 +353,12 @@ async def _run_until_signal(coordinator: Coordinator, tracker: Tracker) -> signa
 
 
 def _reason(coordinator: Coordinator) -> str:
-    view = coordinator.view
+    view = coordinator.status.view
     if view.failure:
         return "failed"
     if view.stopping:
         return "stopped by an operator"
-    if coordinator.newest_model.version < view.rounds:
+    if coordinator.offers.newest_model.version < view.rounds:
         return "stopped early, by --target-accuracy or --patience"
     return "all rounds done"
 
@@ -366,7 +371,7 @@ async def _run_and_farewell(coordinator: Coordinator, tracker: Tracker) -> None:
         "run ended",
         run_id=coordinator.settings.run_id,
         reason=_reason(coordinator),
-        rounds=coordinator.newest_model.version,
+        rounds=coordinator.offers.newest_model.version,
         models=[str(path) for path in written],
     )
     clock = coordinator.clock

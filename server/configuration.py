@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import __version__
 from common.algorithms import BUILT_IN as BUILT_IN_STRATEGIES
-from common.algorithms import (
-    Algorithm,
-    Options,
-    Setting,
-    load_algorithm,
-    named_again,
-    option_values,
-)
-from common.algorithms.registry import flags
+from common.algorithms import Algorithm, Options, Setting, load_algorithm
+from common.algorithms.registry import flags, named_again, option_values
 from common.config import parse_options
-from common.errors import InputError, UnnamedStrategy, UnnamedTask
+from common.errors import InputError, UnnamedTask
 from common.tasks.base import Scheme, Task
 from common.tasks.outputs import Classes, Values
 from common.tasks.registry import BUILT_IN, naming
@@ -116,8 +109,12 @@ def parse(
     # The directory may be anyone's, and name any module.
     if options.run.task not in {*BUILT_IN, given}:
         raise UnnamedTask(options.run.task)
-    if options.strategy.strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
-        raise UnnamedStrategy(options.strategy.strategy)
+    strategy = options.strategy.strategy
+    if strategy not in {*BUILT_IN_STRATEGIES, given_strategy}:
+        raise InputError(
+            f"the run's strategy is {strategy}, whose code would run here; if you trust it, "
+            f"add --strategy {strategy}"
+        )
     return options
 
 

@@ -4,12 +4,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.engine.events import Phase
-from server.run.coordinator import Coordinator
+from server.run.offers import Offers
+from server.run.status import RunStatus
 
 _KEEPALIVE_SECONDS = 60.0
 
 
-async def show_progress(coordinator: Coordinator) -> None:
+async def show_progress(status: RunStatus, offers: Offers) -> None:
     """Draw two bars below the log until the run ends or the task is cancelled."""
     columns = (
         TextColumn("{task.description}"),
@@ -18,11 +19,11 @@ async def show_progress(coordinator: Coordinator) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        rounds = progress.add_task("rounds", total=coordinator.view.rounds)
+        rounds = progress.add_task("rounds", total=status.view.rounds)
         reports = progress.add_task("waiting for clients", total=None)
-        while not coordinator.ended:
-            view = coordinator.view
-            progress.update(rounds, completed=coordinator.newest_model.version)
+        while not status.ended:
+            view = status.view
+            progress.update(rounds, completed=offers.newest_model.version)
             if view.phase is Phase.SELECTING:
                 progress.update(
                     reports,
@@ -37,4 +38,4 @@ async def show_progress(coordinator: Coordinator) -> None:
                     total=view.goal,
                     completed=len(view.accepted),
                 )
-            await coordinator.wait_for_change(coordinator.revision, _KEEPALIVE_SECONDS)
+            await status.wait_for_change(status.revision, _KEEPALIVE_SECONDS)

@@ -10,13 +10,11 @@ from common.algorithms.base import (
     ClientHalf,
     ClientRound,
     Contribution,
-    Momentum,
-    Notes,
-    Options,
     Plan,
     Setting,
 )
-from common.algorithms.registry import BUILT_IN, load_algorithm, named_again, option_values
+from common.algorithms.optimizers import Momentum, Options
+from common.algorithms.registry import BUILT_IN, load_algorithm
 
 __all__ = [
     "BUILT_IN",
@@ -26,11 +24,8 @@ __all__ = [
     "ClientRound",
     "Contribution",
     "Momentum",
-    "Notes",
     "Options",
     "Plan",
     "Setting",
     "load_algorithm",
-    "named_again",
-    "option_values",
 ]

@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from cyclopts import Parameter
-
-from common.algorithms.optimizers import Optimizer, Sgd
+from common.algorithms import optimizers
+from common.algorithms.optimizers import Applied, Tensor, Tensors
 from common.algorithms.weighting import weighted_mean
 from common.errors import FolkmootError, InputError
-from common.option_types import BelowOne, PositiveFloat
 from common.training import TrainConfig
 
-if TYPE_CHECKING:
-    import torch
-
-# What is kept from round to round: tensors of the model's schema, and values that JSON can hold.
-Tensors = Mapping[str, "torch.Tensor"]
-Notes = Mapping[str, Any]
+# What an algorithm keeps from round to round beside tensors: values that JSON can hold.
+Notes: TypeAlias = Mapping[str, Any]
 # What travels to the clients, and what their messages count by.
-Scalars = Mapping[str, float | str | bool]
-OnGradient = Callable[["torch.Tensor"], "torch.Tensor"]
+Scalars: TypeAlias = Mapping[str, float | str | bool]
+OnGradient: TypeAlias = Callable[[Tensor], Tensor]
 
 _NONE: Notes = MappingProxyType({})
 NUM_STEPS = "num_steps"
@@ -35,37 +29,6 @@ NUM_STEPS = "num_steps"
 
 class CannotAggregate(FolkmootError):
     """The updates, each valid by itself, make no new model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of an algorithm, each with its default; a class for each algorithm."""
-
-    server_lr: Annotated[
-        PositiveFloat, Parameter(help="Learning rate of the server optimizer.")
-    ] = 1.0
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The server optimizer: takes the combined update as its step."""
-        return Sgd(self.server_lr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Momentum(Options):
-    """Options of an algorithm whose server optimizer is SGD with momentum."""
-
-    server_momentum: Annotated[
-        BelowOne,
-        Parameter(
-            help="Momentum of the server optimizer; beta1 of fedadagrad, fedadam and fedyogi."
-        ),
-    ] = 0.0
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """See `Options`."""
-        return Sgd(self.server_lr, self.server_momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +62,16 @@ class Contribution(NamedTuple):
         return int(self.scalars[NUM_STEPS])
 
 
+Cohort: TypeAlias = Sequence[Contribution]
+
+
 class Plan(NamedTuple):
     """How much each update of a cohort counts: the step is sum(weight * update) / total.
 
     No weights: the step is no such sum. `notes` are kept for the next round.
     """
 
-    cohort: Sequence[Contribution]
+    cohort: Cohort
     weights: Sequence[float] = ()
     total: float = 1.0
     notes: Notes = _NONE
@@ -151,7 +117,7 @@ class ClientHalf:
         # Of float or integer tensors by their names in the model, and of their shapes.
         self.kept: Tensors = {}
 
-    def on_gradient(self, name: str, parameter: torch.Tensor) -> OnGradient | None:
+    def on_gradient(self, name: str, parameter: Tensor) -> OnGradient | None:
         """Return what each gradient of a parameter is put through; None leaves it as it is."""
 
     def after(self, update: Tensors, num_steps: int) -> Mapping[str, float]:
@@ -173,12 +139,10 @@ class Algorithm:
     Subclasses replace `plan`, `combine`, or what is kept from round to round.
     """
 
-    # Its options: a class of `Options`, or of what is derived from it.
-    takes: ClassVar[type[Options]] = Options
+    # The class of its options, which are those of its server optimizer, too.
+    Options: ClassVar[type[optimizers.Options]] = optimizers.Options
     # What clients do beyond local training; None is nothing.
     client: ClassVar[type[ClientHalf] | None] = None
-    # Whether `plan` needs what `measure` finds, which takes one more pass over the updates.
-    measures: ClassVar[bool] = False
     # Whether an update counts only with the number of its local steps.
     needs_steps: ClassVar[bool] = False
     # Whether an update counts by its examples; otherwise all count alike.
@@ -188,10 +152,9 @@ class Algorithm:
     # --proximal-mu where neither user nor task gives one; None: it has no proximal term.
     proximal_mu: ClassVar[float | None] = None
 
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: optimizers.Options, setting: Setting) -> None:
         self.options = options
         self.setting = setting
-        self.optimizer = options.optimizer
 
     def check(self) -> None:
         """Refuse what makes no sense, before the run begins.
@@ -211,9 +174,14 @@ class Algorithm:
             )
 
     @property
+    def measures(self) -> bool:
+        """Whether it looks at the updates before it plans, which takes one more pass over them."""
+        return type(self).measure is not Algorithm.measure
+
+    @property
     def state_names(self) -> tuple[str, ...]:
         """What is kept from round to round: tensors of the model's schema, by name."""
-        return self.optimizer.state_names
+        return self.options.state_names
 
     def scalars(self, notes: Notes) -> Scalars:
         """Return what the clients' half is told beside its payloads; the options, if not replaced.
@@ -235,7 +203,7 @@ class Algorithm:
             return f"scalars: {NUM_STEPS} must be 1 to {most_steps}, as many batches as there are"
         return None
 
-    def measure(self, updates: Sequence[torch.Tensor]) -> torch.Tensor:
+    def measure(self, updates: Sequence[Tensor]) -> Tensor:
         """Return what `plan` needs to know of a window of floating-point values.
 
         Args:
@@ -246,9 +214,7 @@ class Algorithm:
         """
         raise NotImplementedError
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
+    def plan(self, cohort: Cohort, measured: Tensor | None, notes: Notes) -> Plan:
         """Return how much each update counts.
 
         Args:
@@ -259,10 +225,10 @@ class Algorithm:
         Raises:
             CannotAggregate: these updates are too few, or not what the algorithm needs.
         """
-        weights = [one.weight for one in cohort]
+        weights = [one.weight for one in cohort] if self.weighs else []
         return Plan(cohort, weights, sum(weights))
 
-    def combine(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+    def combine(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         """Return the step of a window.
 
         Args:
@@ -274,7 +240,7 @@ class Algorithm:
         """
         return weighted_mean(updates, plan.weights, plan.total)
 
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+    def mean(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         """Return by how much what isn't trained changes, such as BatchNorm's running variance.
 
         No server optimizer has a part in it. Arguments and result are those of `combine`.
@@ -282,8 +248,8 @@ class Algorithm:
         return self.combine(updates, plan)
 
     def apply(
-        self, model: torch.Tensor, updates: Sequence[torch.Tensor], plan: Plan, state: Tensors
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, model: Tensor, updates: Sequence[Tensor], plan: Plan, state: Tensors
+    ) -> Applied:
         """Return a window of the new model and of the new state, all float64.
 
         Args:
@@ -292,4 +258,4 @@ class Algorithm:
             plan: the cohort's.
             state: float64 windows by name, as the round before left them; empty in the first.
         """
-        return self.optimizer.apply(model, self.combine(updates, plan), state)
+        return self.options.apply(model, self.combine(updates, plan), state)

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from common.algorithms.base import (
-    Algorithm,
-    CannotAggregate,
-    Contribution,
-    Momentum,
-    Notes,
-    Plan,
-)
+from common.algorithms.base import Algorithm, CannotAggregate, Cohort, Notes, Plan
+from common.algorithms.optimizers import Momentum, Tensor
 from common.algorithms.weighting import weighted_mean
 from common.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def norm_of_steps(steps: int, learning_rate: float, momentum: float, proximal_mu: float) -> float:
@@ -50,12 +40,11 @@ class FedNova(Algorithm):
     steps, and tau_eff = sum(p_k * a_k). With equal steps it is FedAvg.
     """
 
-    takes = Momentum
+    Options = Momentum
     needs_steps = True
     proximal_mu = 0.0
 
     def check(self) -> None:
-        """See `Algorithm.check`."""
         super().check()
         training = self.setting.training
         pull = training.learning_rate * training.proximal_mu
@@ -65,10 +54,7 @@ class FedNova(Algorithm):
                 "global model and FedNova can't count them; keep it below 1"
             )
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
-        """See `Algorithm.plan`."""
+    def plan(self, cohort: Cohort, measured: Tensor | None, notes: Notes) -> Plan:
         sgd = self.setting.training
         norms = [
             norm_of_steps(one.num_steps, sgd.learning_rate, sgd.momentum, sgd.proximal_mu)
@@ -84,6 +70,6 @@ class FedNova(Algorithm):
         weights = [n * (effective / norm) for n, norm in zip(counts, norms, strict=True)]
         return Plan(cohort, weights, total)
 
-    def mean(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+    def mean(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         """See `Algorithm.mean`; statistics don't add up with the steps, so they count by n_k."""
         return weighted_mean(updates, [one.weight for one in plan.cohort])

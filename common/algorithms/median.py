@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from common.algorithms.base import Algorithm, Contribution, Momentum, Notes, Plan
+from common.algorithms.base import Algorithm, Plan
+from common.algorithms.optimizers import Momentum, Tensor
 from common.algorithms.order_statistics import mean_of_ranks
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Median(Algorithm):
@@ -19,16 +16,9 @@ class Median(Algorithm):
     two in the middle.
     """
 
-    takes = Momentum
+    Options = Momentum
     weighs = False
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
-        """See `Algorithm.plan`."""
-        return Plan(cohort)
-
-    def combine(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Algorithm.combine`."""
+    def combine(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         count = len(updates)
         return mean_of_ranks(updates, {(count - 1) // 2, count // 2})

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from common.algorithms.base import (
-    Algorithm,
-    CannotAggregate,
-    Contribution,
-    Momentum,
-    Notes,
-    Plan,
-)
+from common.algorithms.base import Algorithm, CannotAggregate, Cohort, Notes, Plan
+from common.algorithms.optimizers import Momentum, Tensor
 from common.algorithms.weighting import weighted_mean
 from common.errors import InputError
 from common.option_types import Count
-
-if TYPE_CHECKING:
-    import torch
 
 # Few enough that a large cohort's rows stay in the cache.
 _COLUMNS = 1 << 14
 
 
-@dataclass(frozen=True, kw_only=True)
-class MultiKrumOptions(Momentum):
-    """Multi-Krum's options."""
-
-    num_hostile: Annotated[
-        Count | None,
-        Parameter(
-            help="Byzantine updates that multi-krum tolerates (f). Default: the largest f with "
-            "n >= 2f + 3."
-        ),
-    ] = None
-
-
-def krum_scores(products: torch.Tensor, hostile: int) -> list[float]:
+def krum_scores(products: Tensor, hostile: int) -> list[float]:
     """Return each update's sum of squared distances to its n - f - 2 nearest others.
 
     Blanchard et al. 2017 (arXiv 1703.02757), section 4.
@@ -67,14 +45,21 @@ class MultiKrum(Algorithm):
     at least 2f + 3; f, if not given, is the most that the cohort allows.
     """
 
-    takes = MultiKrumOptions
-    options: MultiKrumOptions
-    measures = True
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Momentum):
+        num_hostile: Annotated[
+            Count | None,
+            Parameter(
+                help="Byzantine updates that multi-krum tolerates (f). Default: the largest f "
+                "with n >= 2f + 3."
+            ),
+        ] = None
+
+    options: Options
     weighs = False
     bounds_norms = True
 
     def check(self) -> None:
-        """See `Algorithm.check`."""
         super().check()
         needed, wanted = 2 * (self.options.num_hostile or 0) + 3, self.setting.wanted
         if wanted < needed:
@@ -84,7 +69,7 @@ class MultiKrum(Algorithm):
                 "clients"
             )
 
-    def measure(self, updates: Sequence[torch.Tensor]) -> torch.Tensor:
+    def measure(self, updates: Sequence[Tensor]) -> Tensor:
         """Return the updates' inner products."""
         import torch
 
@@ -95,10 +80,7 @@ class MultiKrum(Algorithm):
             products.addmm_(rows, rows.T)
         return products
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
-        """See `Algorithm.plan`."""
+    def plan(self, cohort: Cohort, measured: Tensor | None, notes: Notes) -> Plan:
         count, hostile = len(cohort), self.options.num_hostile
         hostile = max(0, (count - 3) // 2) if hostile is None else hostile
         if measured is None or count < 2 * hostile + 3:
@@ -111,7 +93,6 @@ class MultiKrum(Algorithm):
         weights = [float(index in best) for index in range(count)]
         return Plan(cohort, weights, float(len(best)))
 
-    def combine(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Algorithm.combine`."""
+    def combine(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         chosen = [update for update, weight in zip(updates, plan.weights, strict=True) if weight]
         return weighted_mean(chosen, [1.0] * len(chosen), plan.total)

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from common.algorithms.base import Algorithm, Contribution, Momentum, Notes, Plan
+from common.algorithms.base import Algorithm, Cohort, Notes, Plan
+from common.algorithms.optimizers import Momentum, Tensor
 from common.errors import InputError
 from common.option_types import PositiveFloat
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormBoundingOptions(Momentum):
-    """Norm bounding's options."""
-
-    norm_bound: Annotated[
-        PositiveFloat | None,
-        Parameter(help="L2 norm to which norm-bounding clips updates."),
-    ] = None
 
 
 class NormBounding(Algorithm):
@@ -33,13 +21,17 @@ class NormBounding(Algorithm):
     an update's floating-point values.
     """
 
-    takes = NormBoundingOptions
-    options: NormBoundingOptions
-    measures = True
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Momentum):
+        norm_bound: Annotated[
+            PositiveFloat | None,
+            Parameter(help="L2 norm to which norm-bounding clips updates."),
+        ] = None
+
+    options: Options
     bounds_norms = True
 
     def check(self) -> None:
-        """See `Algorithm.check`."""
         super().check()
         if self.options.norm_bound is None:
             raise InputError(
@@ -47,17 +39,14 @@ class NormBounding(Algorithm):
                 "scaled down to, e.g. --norm-bound 1.0"
             )
 
-    def measure(self, updates: Sequence[torch.Tensor]) -> torch.Tensor:
+    def measure(self, updates: Sequence[Tensor]) -> Tensor:
         """Return each update's sum of squares."""
         import torch
 
         norms = [torch.linalg.vector_norm(update, dtype=torch.float64) for update in updates]
         return torch.stack(norms).square()
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
-        """See `Algorithm.plan`."""
+    def plan(self, cohort: Cohort, measured: Tensor | None, notes: Notes) -> Plan:
         import torch
 
         bound = self.options.norm_bound or 0.0

@@ -7,16 +7,17 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from common.algorithms.base import Algorithm, Options
+from common.algorithms.base import Algorithm
+from common.algorithms.optimizers import Options
 from common.errors import InputError
 from common.loading import load
 
 BUILT_IN = {
     "fedavg": "common.algorithms.fedavg:FedAvg",
     "fedavgm": "common.algorithms.fedavg:FedAvgM",
-    "fedadagrad": "common.algorithms.adaptive:FedAdagrad",
-    "fedadam": "common.algorithms.adaptive:FedAdam",
-    "fedyogi": "common.algorithms.adaptive:FedYogi",
+    "fedadagrad": "common.algorithms.fedavg:FedAdagrad",
+    "fedadam": "common.algorithms.fedavg:FedAdam",
+    "fedyogi": "common.algorithms.fedavg:FedYogi",
     "fedprox": "common.algorithms.fedavg:FedProx",
     "scaffold": "common.algorithms.scaffold:Scaffold",
     "fednova": "common.algorithms.fednova:FedNova",
@@ -55,7 +56,7 @@ def flags() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in BUILT_IN:
         # The class that declares an option says what it is; others change its default.
-        for kind in reversed(load_algorithm(name).takes.__mro__[:-1]):
+        for kind in reversed(load_algorithm(name).Options.__mro__[:-1]):
             for option, hint in _hints(kind).items():
                 found.setdefault(option, hint)
     return found
@@ -82,7 +83,7 @@ def option_values(
         InputError: an option is given that the algorithm does not have, or has another type.
     """
     algorithm = load_algorithm(name)
-    hints = _hints(algorithm.takes)
+    hints = _hints(algorithm.Options)
     taken = hints.keys()
     if proximal_mu and algorithm.proximal_mu is None:
         raise _not_taken("proximal_mu", name)
@@ -100,7 +101,7 @@ def option_values(
                 f"--strategy-options: --strategy {name} has no option {option!r}; it has {known}"
             )
         values[option] = _checked(option, value, hints[option])
-    return algorithm.takes(**values)
+    return algorithm.Options(**values)
 
 
 def _flag(option: str) -> str:
@@ -111,7 +112,7 @@ def _not_taken(option: str, name: str) -> InputError:
     others = (
         other
         for other in BUILT_IN
-        if option in _hints(load_algorithm(other).takes)
+        if option in _hints(load_algorithm(other).Options)
         or (option == "proximal_mu" and load_algorithm(other).proximal_mu is not None)
     )
     return InputError(

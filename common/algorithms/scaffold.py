@@ -6,14 +6,11 @@ Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1 with option II.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from common.algorithms.base import Algorithm, ClientHalf, ClientRound, OnGradient, Plan, Tensors
+from common.algorithms.base import Algorithm, ClientHalf, ClientRound, OnGradient, Plan
+from common.algorithms.optimizers import Applied, Tensor, Tensors
 from common.algorithms.weighting import weighted_mean
 from common.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 _CONTROL = "control"
 
@@ -34,22 +31,20 @@ class ScaffoldClient(ClientHalf):
         own = control if given.kept is None else given.kept
         self._corrected_by = correction(control, own)
 
-    def on_gradient(self, name: str, parameter: torch.Tensor) -> OnGradient | None:
-        """See `ClientHalf.on_gradient`."""
+    def on_gradient(self, name: str, parameter: Tensor) -> OnGradient | None:
         if name not in self._corrected_by:
             return None
         values = self._corrected_by[name].to(parameter)
         return lambda gradient: gradient + values
 
     def after(self, update: Tensors, num_steps: int) -> Mapping[str, float]:
-        """See `ClientHalf.after`."""
         trained = {name: update[name] for name in update if name in self.given.trained}
         rate = self.given.training.learning_rate
         self.kept = next_control(self._corrected_by, trained, num_steps, rate)
         return {}
 
 
-def correction(control: Tensors, own: Tensors) -> dict[str, torch.Tensor]:
+def correction(control: Tensors, own: Tensors) -> dict[str, Tensor]:
     """Return c - c_i, which is added to each local gradient.
 
     Args:
@@ -70,7 +65,7 @@ def correction(control: Tensors, own: Tensors) -> dict[str, torch.Tensor]:
 
 def next_control(
     corrected_by: Tensors, update: Tensors, steps: int, learning_rate: float
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Return the client's next c_i: c_i - c - update / (steps * learning_rate).
 
     That is the mean gradient of the local steps, before their correction.
@@ -110,7 +105,6 @@ class Scaffold(Algorithm):
     needs_steps = True
 
     def check(self) -> None:
-        """See `Algorithm.check`."""
         super().check()
         momentum = self.setting.training.momentum
         if momentum:
@@ -121,13 +115,11 @@ class Scaffold(Algorithm):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """See `Algorithm.state_names`."""
-        return (*self.optimizer.state_names, _CONTROL)
+        return (*self.options.state_names, _CONTROL)
 
     def apply(
-        self, model: torch.Tensor, updates: Sequence[torch.Tensor], plan: Plan, state: Tensors
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See `Algorithm.apply`."""
+        self, model: Tensor, updates: Sequence[Tensor], plan: Plan, state: Tensors
+    ) -> Applied:
         value, new_state = super().apply(model, updates, plan, state)
         rate = self.setting.training.learning_rate
         steps = [one.num_steps * rate for one in plan.cohort]

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from common.algorithms.base import Algorithm, Contribution, Momentum, Notes, Plan
+from common.algorithms.base import Algorithm, Plan
+from common.algorithms.optimizers import Momentum, Tensor
 from common.algorithms.order_statistics import mean_of_ranks
 from common.option_types import BelowHalf
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrimmedMeanOptions(Momentum):
-    """The trimmed mean's options."""
-
-    trim_fraction: Annotated[
-        BelowHalf, Parameter(help="Fraction of the values that trimmed-mean removes at each end.")
-    ] = 0.2
 
 
 class TrimmedMean(Algorithm):
@@ -32,18 +21,17 @@ class TrimmedMean(Algorithm):
     is rounded down to whole updates.
     """
 
-    takes = TrimmedMeanOptions
-    options: TrimmedMeanOptions
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Momentum):
+        trim_fraction: Annotated[
+            BelowHalf,
+            Parameter(help="Fraction of the values that trimmed-mean removes at each end."),
+        ] = 0.2
+
+    options: Options
     weighs = False
 
-    def plan(
-        self, cohort: Sequence[Contribution], measured: torch.Tensor | None, notes: Notes
-    ) -> Plan:
-        """See `Algorithm.plan`."""
-        return Plan(cohort)
-
-    def combine(self, updates: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        """See `Algorithm.combine`."""
+    def combine(self, updates: Sequence[Tensor], plan: Plan) -> Tensor:
         count = len(updates)
         # Rounded first: 0.29 * 100 is a little under 29 in binary.
         trimmed = int(round(self.options.trim_fraction * count, 9))

@@ -8,12 +8,12 @@ from itertools import chain
 from types import ModuleType
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from common.process import keep_chunks_allocated
 from scripts.benchmarks import aggregate, client, rounds, scale, secure, start
 from scripts.benchmarks.measurements import show
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 
 Small = Annotated[bool, Parameter(help="A small form, within 30 seconds.", negative=())]
 Json = Annotated[bool, Parameter(help="Print JSON, one object a line.", negative=())]
@@ -27,12 +27,10 @@ _SUBJECTS = {
     "tls": secure,
 }
 
-app = App(
-    name="./scripts/bench",
-    help="Measures Folkmoot, each figure beside its floor: what the bare work costs in the same "
+app = command_line(
+    "bench",
+    "Measures Folkmoot, each figure beside its floor: what the bare work costs in the same "
     "run. Without a command, all of them, which takes a quarter of an hour.",
-    version_flags=(),
-    help_format="plaintext",
 )
 
 

@@ -33,7 +33,7 @@ _SAMPLE_SECONDS = 0.002
 
 def _made(name: str, **options: float) -> Algorithm:
     kind = load_algorithm(name)
-    return kind(kind.takes(**options), Setting(name=name, training=TrainConfig()))
+    return kind(kind.Options(**options), Setting(name=name, training=TrainConfig()))
 
 
 class Case(NamedTuple):
@@ -119,17 +119,8 @@ def _memory(name: str, strategy: Algorithm, model: str, place: Path) -> Figure:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        fold(
-            first,
-            {},
-            {},
-            updates,
-            strategy,
-            open_mapped(first),
-            Plain(),
-            place / "new.safetensors",
-            {},
-        )
+        new, tensors = place / "new.safetensors", open_mapped(first)
+        fold(first, {}, {}, updates, strategy, tensors, Plain(), new, {})
     finally:
         done.set()
         watching.join()

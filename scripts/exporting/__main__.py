@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from common.errors import InputError
 from common.extras import require
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.exporting.describing import (
     Source,
     evaluate,
@@ -28,12 +28,7 @@ from scripts.trained_run import example_of, held_out, outputs_of
 # Of these formats, only the weights are written, and no example is needed.
 _WEIGHTS: tuple[Format, ...] = ("safetensors", "pth")
 
-app = App(
-    name="./scripts/export",
-    help="Writes a run's model in another format, and beside it what it is and how to feed it.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("export")
 
 
 @app.default

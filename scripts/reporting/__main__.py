@@ -5,19 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cyclopts import App
-
 from common.errors import InputError
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.reporting import card, page, plots
 from scripts.reporting.facts import collect
 
-app = App(
-    name="./scripts/report",
-    help="Writes a run's report: a page, its plots, and a model card.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("report")
 
 
 @app.default

@@ -1,13 +1,15 @@
 """`./scripts/reproduce`: a sub-command for each experiment."""
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.federation import end_on_signals
 from scripts.reproduction import tables as cells
 
@@ -25,12 +27,10 @@ Rate = Annotated[
 Grid = Annotated[bool, Parameter(help="Try all learning rates of the grid.", negative=())]
 List = Annotated[bool, Parameter(help="Print the cells, and run none.", negative=())]
 
-app = App(
-    name="./scripts/reproduce",
-    help="Runs experiments with real server and client processes. Results are kept as "
+app = command_line(
+    "reproduce",
+    "Runs experiments with real server and client processes. Results are kept as "
     "they come: started again, a command goes on where it was interrupted.",
-    version_flags=(),
-    help_format="plaintext",
 )
 
 
@@ -52,45 +52,27 @@ def tables(
         cells.run(chosen, data_dir, output, seeds, cells.rates(lr, grid))
 
 
-@app.command
-def hostile(
-    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-hostile")
-) -> None:
-    """Let 2 of 10 clients attack, under FedAvg and under strategies made to withstand it."""
-    # Imports torch, which the other commands need not wait for.
-    from scripts.reproduction import hostile as attacks
-
-    attacks.run(data_dir, output)
+# The others by their modules, which are imported when they are wanted.
+_EXPERIMENTS = {
+    "hostile": "Let 2 of 10 clients attack, under FedAvg and under strategies that withstand it.",
+    "writers": "Train on MNIST's 539 writers; evaluate on each of them, also fine-tuned.",
+    "shakespeare": "Predict the next character of 100 roles, beside centralised training.",
+    "next_word": "Predict the next word, beside unigrams and bigrams.",
+}
 
 
-@app.command
-def writers(
-    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-writers")
-) -> None:
-    """Train on MNIST's 539 writers, and see the model at each of them, also fine-tuned."""
-    from scripts.reproduction import writers as experiment
+def _command(module: str, name: str) -> Callable[..., None]:
+    def run(
+        *, data_dir: DataDir = Path("data"), output: Output = Path(f"runs/reproduce-{name}")
+    ) -> None:
+        import_module(f"scripts.reproduction.{module}").run(data_dir, output)
 
-    experiment.run(data_dir, output)
-
-
-@app.command
-def shakespeare(
-    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-shakespeare")
-) -> None:
-    """Predict the next character on the 100 largest roles, against centralised training."""
-    from scripts.reproduction import shakespeare as experiment
-
-    experiment.run(data_dir, output)
+    return run
 
 
-@app.command
-def next_word(
-    *, data_dir: DataDir = Path("data"), output: Output = Path("runs/reproduce-next-word")
-) -> None:
-    """Predict the next word, against unigrams and bigrams."""
-    from scripts.reproduction import next_word as experiment
-
-    experiment.run(data_dir, output)
+for module, does in _EXPERIMENTS.items():
+    name = module.replace("_", "-")
+    app.command(_command(module, name), name=name, help=does)
 
 
 def main() -> int:

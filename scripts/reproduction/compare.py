@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from common.commands import command
 from common.errors import InputError
 from common.logs import configure_logs
 from common.printable import counted
@@ -77,7 +78,7 @@ def compare(argv: Sequence[str]) -> int:
         given, rest = own.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
-    options = parse(rest, "./scripts/compare", _DESCRIPTION)
+    options = parse(rest, command("compare"), _DESCRIPTION)
     if options is None:
         print(_FLAGS)
         return 0

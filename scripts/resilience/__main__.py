@@ -6,12 +6,12 @@ import sys
 from types import FrameType
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from common.errors import RunFailed
 from common.process import keep_chunks_allocated
-from scripts.cli import run_app
+from scripts.cli import command_line, run_app
 from scripts.resilience import chaos, coverage
 from scripts.resilience import fuzz as fuzzing
 from scripts.resilience import leak as leaking
@@ -31,13 +31,11 @@ Seconds = Annotated[int, Parameter(help="How long it goes on.", validator=Number
 Rounds = Annotated[int, Parameter(help="A tenth of them is the warm-up.", validator=Number(gte=10))]
 Every = Annotated[int, Parameter(help="Only every so many-th point.", validator=Number(gte=1))]
 
-app = App(
-    name="./scripts/chaos",
-    help="Trains with real processes while a seed's faults strike them: killed servers and "
+app = command_line(
+    "chaos",
+    "Trains with real processes while a seed's faults strike them: killed servers and "
     "clients, paused processes, broken connections. The result must be that of an undisturbed "
     "run. A seed takes about a minute.",
-    version_flags=(),
-    help_format="plaintext",
 )
 
 

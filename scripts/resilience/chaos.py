@@ -18,8 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.commands import command
 from common.errors import RunFailed
-from scripts.cli import script
 from scripts.resilience import invariants
 from scripts.resilience.federation import KEEP_ROUNDS, Training
 from scripts.resilience.schedule import CLIENTS, SHORT_DEADLINE, Fault, Kind, Shape, abandons, plan
@@ -109,7 +109,7 @@ def _run(seed: int, folder: Path, reference: Reference, shape: Shape) -> Result:
     for problem in result.violations:
         _say(f"seed {seed}: {problem}")
     if result.violations:
-        _say(f"repeat with: {script('chaos')} --seed {seed}; its files are in {folder}")
+        _say(f"repeat with: {command('chaos')} --seed {seed}; its files are in {folder}")
     return result
 
 

@@ -36,6 +36,7 @@ from server.options import (
 from server.run.assignments import Assignment, Work
 from server.run.coordinator import Coordinator
 from server.run.evaluation import Evaluator
+from server.run.results import Results
 from server.run.uploads import Announcement, Outcome, PushResult
 from server.storage import layout
 from server.storage.checkpoints import RunDirectory, export_pth
@@ -148,12 +149,12 @@ async def _client(
     acknowledge: Callable[[int, str], None],
 ) -> None:
     session = coordinator.sessions.join(name, "life", _CLIENTS.index(name))
-    while not coordinator.ended:
+    while not coordinator.status.ended:
         assignment = coordinator.assignments.of_client(name)
         if assignment is None:
             await session.wait(30.0)
         elif assignment.work is Work.EVALUATE:
-            coordinator.report_evaluation(assignment, 10, {"loss": 1.0})
+            Results(coordinator).report_evaluation(assignment, 10, {"loss": 1.0})
         else:
             late = name == _LATE and assignment.round in missed
             missed -= {assignment.round} if late else set()
@@ -167,8 +168,8 @@ async def _client(
 
 async def _push(coordinator: Coordinator, assignment: Assignment, late: bool) -> PushResult:
     """Push what this client always would for this model and seed."""
-    model = coordinator.model(assignment.model_version)
-    generator = torch.Generator().manual_seed(coordinator.seed_of(assignment))
+    model = coordinator.offers.model(assignment.model_version)
+    generator = torch.Generator().manual_seed(coordinator.offers.seed_of(assignment))
     update = encode(
         {
             name: torch.randn(tensor.shape, generator=generator) - tensor / 10
@@ -191,13 +192,13 @@ async def _push(coordinator: Coordinator, assignment: Assignment, late: bool) ->
                 await _let_the_deadline_pass(coordinator, assignment)
             yield piece
 
-    return await coordinator.push(
+    return await Results(coordinator).push(
         assignment.task_token, assignment.client_id, announcement, chunks()
     )
 
 
 async def _let_the_deadline_pass(coordinator: Coordinator, assignment: Assignment) -> None:
     """Let all others report first, so that as much as can be is left behind."""
-    while coordinator.view.pending != {assignment.client_id}:
-        await coordinator.wait_for_change(coordinator.revision, 30.0)
+    while coordinator.status.view.pending != {assignment.client_id}:
+        await coordinator.status.wait_for_change(coordinator.status.revision, 30.0)
     coordinator.apply(DeadlinePassed(assignment.round, assignment.attempt, Phase.REPORTING))

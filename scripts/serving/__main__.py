@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+from common.commands import command
 from common.errors import InputError
 from common.extras import require
 from common.process import begin_process, exit_status
@@ -21,7 +22,7 @@ _MOST_CONNECTIONS = 512
 
 def _parse() -> Namespace:
     parser = Arguments(
-        "./scripts/serve",
+        command("serve"),
         "Serves an exported model over HTTP: POST /predict, GET /model, GET /health; the page "
         "/docs says how.",
     )
@@ -76,7 +77,7 @@ def _listen(bind: str) -> socket.socket:
 def serve() -> int:
     """Serve until a signal comes; then answer what was asked, and return 0."""
     arguments = _parse()
-    require("serve", "./scripts/serve", "fastapi", "uvicorn", "python_multipart", "onnxruntime")
+    require("serve", command("serve"), "fastapi", "uvicorn", "python_multipart", "onnxruntime")
     import uvicorn
 
     from scripts.serving.batching import Batching

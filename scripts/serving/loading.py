@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.commands import command
 from common.errors import InputError
 from common.extras import require
 from common.onnx_models import open_session
@@ -38,7 +39,8 @@ def read_checked(path: Path) -> tuple[Metadata, bytes]:
     """
     if path.is_dir():
         raise InputError(
-            f"{path} is a folder; of a run, ./scripts/export {path} --format onnx writes the model"
+            f"{path} is a folder; of a run, {command('export')} {path} --format onnx writes "
+            "the model"
         )
     try:
         content = path.read_bytes()

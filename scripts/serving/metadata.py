@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from common.commands import command
 from common.errors import InputError
 
 Format = Literal["safetensors", "pth", "onnx", "onnx-int8", "torch-export"]
@@ -83,7 +84,7 @@ def read(model: Path) -> Metadata:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}; name a model that ./scripts/export wrote, and keep its "
+            f"{path}: {error.strerror}; name a model that {command('export')} wrote, and keep its "
             "metadata beside it"
         ) from error
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.commands import command
 from common.errors import InputError
 from common.process import begin_process, exit_status
 from scripts.serving.arguments import Arguments
@@ -24,7 +25,7 @@ _BATCHES = (1, 3)
 def verify() -> int:
     """Print what was checked, and what wasn't; return 0 if nothing was wrong."""
     parser = Arguments(
-        "./scripts/verify",
+        command("verify"),
         "Checks an exported model: its digest, its metadata, and that it runs.",
     )
     parser.add_argument("file", type=Path, help="the model, its metadata beside it")

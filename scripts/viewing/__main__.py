@@ -5,24 +5,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from common.commands import command
 from common.errors import InputError
 from common.extras import require
-from scripts.cli import run_app, script
+from scripts.cli import command_line, run_app
 from server.storage import layout
 
 _ADDRESS = "127.0.0.1"
 # It need not exist: the first run makes it.
 _RUNS = Path("runs")
 
-app = App(
-    name="./scripts/dashboard",
-    help="Shows the runs of a folder in a browser, also while they go on.",
-    version_flags=(),
-    help_format="plaintext",
-)
+app = command_line("dashboard")
 
 
 @app.default
@@ -40,13 +36,13 @@ def dashboard(
         port: Port on 127.0.0.1; 0 takes a free one.
         task: A task of your own, whose code may be run here for what its runs have learned.
     """
-    require("dashboard", "./scripts/dashboard", "streamlit", "plotly")
+    require("dashboard", command("dashboard"), "streamlit", "plotly")
     if runs_folder != _RUNS and not runs_folder.is_dir():
         raise InputError(f"there is no folder {runs_folder}; name the one that holds the runs")
     if (runs_folder / layout.CONFIG).exists():
         raise InputError(
             f"{runs_folder} is a run directory; name the folder that holds it: "
-            f"{script('dashboard')} {runs_folder.absolute().parent}"
+            f"{command('dashboard')} {runs_folder.absolute().parent}"
         )
     _check_free(port)
     import streamlit as st

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.commands import command
 from common.errors import InputError, UnnamedTask
 
 
@@ -23,7 +24,7 @@ def said(error: InputError) -> str:
     if isinstance(error, UnnamedTask):
         return plain(
             f"The run's task is {error.task}, whose code would run here. If you trust it, start "
-            f"./scripts/dashboard again with --task {error.task}."
+            f"{command('dashboard')} again with --task {error.task}."
         )
     return plain(str(error))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
+from common.commands import command
 from common.errors import InputError
 from scripts.summary import Numbers, Summary
 from scripts.text import decimal, duration, size
@@ -74,7 +75,7 @@ def show(folder: Path) -> None:
 def apologise(error: Exception) -> bool:
     """Show a line in place of the traceback, which goes to the terminal."""
     st.error(
-        f"This can't be shown: {type(error).__name__}. The terminal of ./scripts/dashboard has "
+        f"This can't be shown: {type(error).__name__}. The terminal of the dashboard has "
         "the details.",
         icon=":material/error:",
     )
@@ -85,7 +86,7 @@ def _names(folder: Path) -> list[str]:
     names = names_in(folder)
     if not names:
         st.info(
-            f"There is no run in {plain(str(folder))} yet. `./scripts/quickstart` starts one; "
+            f"There is no run in {plain(str(folder))} yet. `{command('quickstart')}` starts one; "
             "reload this page then.",
             icon=":material/hourglass_empty:",
         )

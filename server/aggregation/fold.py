@@ -23,7 +23,8 @@ import torch
 from blake3 import blake3
 from safetensors import safe_open
 
-from common.algorithms import Algorithm, CannotAggregate, Contribution, Notes, Plan
+from common.algorithms import Algorithm, CannotAggregate, Contribution, Plan
+from common.algorithms.base import Notes
 from common.durable import DurableFile
 from common.encodings import Encoding
 from common.errors import RunFailed, TensorError

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Collect:
-    """The answers of some clients.
+    """The answers of some clients; `of` begins one.
 
     Args:
         clients: who was asked, in client_id order.
         goal: the answers that end the wait.
         quorum: the answers that suffice when it ends otherwise.
         deadline: seconds that it may take.
+        awaited: who may still answer.
         got: whose answer is in.
         lost: who is gone; their answer still counts if it comes.
         failed: whose answer will not come, or does not count.
@@ -25,14 +26,25 @@ class Collect:
     goal: int = 0
     quorum: int = 0
     deadline: float = 0.0
+    awaited: frozenset[str] = frozenset()
     got: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
 
-    @property
-    def awaited(self) -> frozenset[str]:
-        """The clients that may still answer."""
-        return frozenset(self.clients) - self.got - self.lost - self.failed
+    @classmethod
+    def of(
+        cls,
+        clients: tuple[str, ...],
+        goal: int,
+        quorum: int,
+        deadline: float,
+        got: frozenset[str] = frozenset(),
+    ) -> "Collect":
+        """Ask clients, of whom some have answered before."""
+        awaited = frozenset(clients) - got
+        return cls(
+            clients=clients, goal=goal, quorum=quorum, deadline=deadline, awaited=awaited, got=got
+        )
 
     @property
     def at_goal(self) -> bool:
@@ -46,25 +58,39 @@ class Collect:
 
     def take(self, client_id: str) -> "Collect":
         """Count an answer; one that is not waited for changes nothing, here and below."""
-        if client_id not in self.awaited | self.lost:
+        one = self._open(client_id)
+        if not one:
             return self
-        return replace(self, got=self.got | {client_id}, lost=self.lost - {client_id})
+        awaited, lost = self.awaited - one, self.lost - one
+        return replace(self, awaited=awaited, lost=lost, got=self.got | one)
 
     def fail(self, client_id: str) -> "Collect":
         """Wait no more for a client that can't answer."""
-        if client_id not in self.awaited | self.lost:
+        one = self._open(client_id)
+        if not one:
             return self
-        return replace(self, failed=self.failed | {client_id}, lost=self.lost - {client_id})
+        awaited, lost = self.awaited - one, self.lost - one
+        return replace(self, awaited=awaited, lost=lost, failed=self.failed | one)
 
     def lose(self, client_ids: Iterable[str]) -> "Collect":
         """Wait no more for clients that are gone."""
-        lost = self.awaited & frozenset(client_ids)
-        return replace(self, lost=self.lost | lost) if lost else self
+        gone = self.awaited.intersection(client_ids)
+        if not gone:
+            return self
+        return replace(self, awaited=self.awaited - gone, lost=self.lost | gone)
 
     def regain(self, client_id: str) -> "Collect":
         """Wait again for a client that came back."""
-        return replace(self, lost=self.lost - {client_id}) if client_id in self.lost else self
+        one = self.lost & {client_id}
+        if not one:
+            return self
+        return replace(self, awaited=self.awaited | one, lost=self.lost - one)
 
     def reject(self, client_ids: frozenset[str]) -> "Collect":
         """Count answers no more that were in."""
         return replace(self, got=self.got - client_ids, failed=self.failed | client_ids)
+
+    def _open(self, client_id: str) -> frozenset[str]:
+        """Return the client if its answer would count."""
+        is_open = client_id in self.awaited or client_id in self.lost
+        return frozenset([client_id] if is_open else [])

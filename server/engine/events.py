@@ -69,7 +69,9 @@ class UpdatesRejected:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The candidate model is ready."""
+    """The candidate model is ready; what it is, the engine only passes on."""
+
+    candidate: object = None
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,14 @@ class Evaluate:
 
     on_server: bool
     clients: tuple[str, ...]
+    candidate: object = None
 
 
 @dataclass(frozen=True)
 class Commit:
     """Make the candidate the run's model, durably; answer with Committed."""
+
+    candidate: object = None
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,55 @@
 """The round engine: (policy, state, event) -> (state, effects), and nothing else.
 
-    phase        event                        next phase    effects
-    SELECTING    ClientJoined                 SELECTING
-                 ... enough live              REPORTING     BeginRound, StartDeadline
-                 ClientLeft                   SELECTING
-                 StopRequested                FINISHED      Finish
-    REPORTING    ClientJoined, StopRequested  REPORTING
-                 UpdateReceived               REPORTING     KeepUpdate, if it is wanted
-                 ... at the goal              AGGREGATING   KeepUpdate, Aggregate
-                 ... nobody left to report    as without a quorum, after KeepUpdate
-                 ClientLeft, WorkFailed       REPORTING
-                 ... nobody left to report    as at the deadline
-                 DeadlinePassed               as at the deadline
-    AGGREGATING  ClientJoined, ClientLeft,
-                 StopRequested                AGGREGATING
-                 UpdatesRejected              AGGREGATING
-                 ... no quorum without them   as without a quorum
-                 Aggregated                   EVALUATING    Evaluate, StartDeadline
-                 ... nothing to evaluate      COMMITTING    Commit
-                 AggregationFailed            as without a quorum
-    EVALUATING   ClientJoined, StopRequested  EVALUATING
-                 ServerEvaluated,
-                 ClientEvaluated, ClientLeft,
-                 WorkFailed, DeadlinePassed   EVALUATING
-                 ... nobody left to wait for  COMMITTING    Commit
-    COMMITTING   ClientJoined, ClientLeft,
-                 StopRequested                COMMITTING
-                 Committed                    SELECTING     and the next round
-                 ... enough live              REPORTING     BeginRound, StartDeadline
-                 ... the last round           FINISHED      Finish
+    phase        event               next phase   effects
+    SELECTING    ClientJoined        SELECTING
+                                     REPORTING    BeginRound, StartDeadline
+                 ClientLeft          SELECTING
+                 StopRequested       FINISHED     Finish
+    REPORTING    ClientJoined        REPORTING
+                 StopRequested
+                 ClientLeft          SELECTING    Abandon
+                 WorkFailed          REPORTING
+                                     REPORTING    Abandon, BeginRound, StartDeadline
+                                     AGGREGATING  Aggregate
+                                     FINISHED     Abandon, Finish
+                 UpdateReceived      SELECTING    KeepUpdate, Abandon
+                                     REPORTING    KeepUpdate
+                                     REPORTING    KeepUpdate, Abandon, BeginRound, StartDeadline
+                                     AGGREGATING  KeepUpdate, Aggregate
+                                     FINISHED     KeepUpdate, Abandon, Finish
+                 DeadlinePassed      SELECTING    Abandon
+                                     REPORTING    Abandon, BeginRound, StartDeadline
+                                     AGGREGATING  Aggregate
+                                     FINISHED     Abandon, Finish
+    AGGREGATING  ClientJoined        AGGREGATING
+                 ClientLeft
+                 StopRequested
+                 UpdatesRejected     SELECTING    Abandon
+                                     REPORTING    Abandon, BeginRound, StartDeadline
+                                     AGGREGATING  Aggregate
+                                     FINISHED     Abandon, Finish
+                 Aggregated          EVALUATING   Evaluate, StartDeadline
+                                     COMMITTING   Commit
+                 AggregationFailed   SELECTING    Abandon
+                                     REPORTING    Abandon, BeginRound, StartDeadline
+                                     FINISHED     Abandon, Finish
+    EVALUATING   ClientJoined        EVALUATING
+                 StopRequested
+                 ClientLeft          EVALUATING
+                 WorkFailed          COMMITTING   Commit
+                 DeadlinePassed
+                 ServerEvaluated
+                 ClientEvaluated
+    COMMITTING   ClientJoined        COMMITTING
+                 ClientLeft
+                 StopRequested
+                 Committed           SELECTING
+                                     REPORTING    BeginRound, StartDeadline
+                                     FINISHED     Finish
 
-    at the deadline     a quorum is in        AGGREGATING   Aggregate
-                        ... else              as without a quorum
-    without a quorum    another attempt       SELECTING     Abandon
-                        ... enough live       REPORTING     Abandon, BeginRound, StartDeadline
-                        ... the last attempt,
-                        or the run is to stop FINISHED      Abandon, Finish
+REPORTING ends at the goal, at the deadline, or when nobody is left to report. With a quorum the
+updates are aggregated; without one the attempt is abandoned. Another attempt follows, at once if
+enough clients are live, unless this was the last one or the run is to stop.
 
 After StopRequested the current round is the last one. A run that ends by it before its first
 round is committed has failed. A deadline ends the wait for clients, not for the server's own
@@ -43,7 +57,7 @@ evaluation.
 
 Any other (phase, event) pair changes nothing; an update that is not answered with KeepUpdate is
 not wanted. Knows no clock, socket, file or random source: time arrives inside events and timers
-are effects.
+are effects. The table is what happens in many random runs; UPDATE_TABLES=1 and its test write it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -114,6 +128,11 @@ class Reporting:
     answer: ClassVar = UpdateReceived
     reports: Collect
 
+    @property
+    def collect(self) -> Collect:
+        """What is waited for."""
+        return self.reports
+
 
 @dataclass(frozen=True)
 class Aggregating:
@@ -130,8 +149,9 @@ class Evaluating:
     phase: ClassVar = Phase.EVALUATING
     answer: ClassVar = ClientEvaluated
     reports: Collect
-    evaluations: Collect
+    collect: Collect
     on_server: bool
+    candidate: object
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,7 @@ class Committing:
 
     phase: ClassVar = Phase.COMMITTING
     reports: Collect
+    candidate: object
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,10 @@ class Finished:
     phase: ClassVar = Phase.FINISHED
     reports: Collect = field(default_factory=Collect)
     failure: str | None = None
+
+
+# The phases that wait for clients: each says what it waits for, and which event is an answer.
+Collecting = Reporting | Evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +227,7 @@ class RoundEngine:
             return replace(state, at=Finished()), (Finish(),)
         if not standing.cohort:
             return self._stop(state) if state.stopping else self._select_if_enough(state)
-        reports = replace(self._reports(standing.cohort, standing.goal), got=standing.accepted)
+        reports = self._reports(standing.cohort, standing.goal, standing.accepted)
         state, effects = self._after_report(replace(state, at=Reporting(reports)))
         return (state, (*_begin(state, reports), *effects)) if not effects else (state, effects)
 
@@ -220,32 +245,34 @@ class RoundEngine:
                 return replace(state, at=Reporting(reports.regain(client_id))), ()
             case Reporting(), DeadlinePassed() if event == state.deadline:
                 return self._close_reporting(state, "the --report-deadline passed")
-            case Reporting(reports), _:
-                answered = _answered(state, reports, event)
-                if answered is reports:
+            case Reporting() as at, _:
+                reports = _answered(state, at, event)
+                if reports is at.reports:
                     return state, ()
-                after, effects = self._after_report(replace(state, at=Reporting(answered)))
+                after, effects = self._after_report(replace(state, at=Reporting(reports)))
                 if isinstance(event, UpdateReceived):
                     effects = (KeepUpdate(event.client_id), *effects)
                 return after, effects
             case Aggregating(reports), UpdatesRejected(client_ids, reason):
                 reports = reports.reject(client_ids)
                 state = replace(state, at=Aggregating(reports))
-                return (state, ()) if reports.has_quorum else self._no_quorum(state, reason)
-            case Aggregating(), Aggregated():
-                return self._evaluate_if_due(state)
+                if reports.has_quorum:
+                    return state, (Aggregate(),)
+                return self._no_quorum(state, reason)
+            case Aggregating(), Aggregated(candidate):
+                return self._evaluate_if_due(state, candidate)
             case Aggregating(), AggregationFailed(reason):
                 return self._abandon(state, reason)
             case Evaluating() as at, ServerEvaluated():
                 return _after_evaluation(state, replace(at, on_server=False))
-            case Evaluating(_, evaluations) as at, DeadlinePassed() if event == state.deadline:
-                late = evaluations.lose(evaluations.clients)
-                return _after_evaluation(state, replace(at, evaluations=late))
-            case Evaluating(_, evaluations) as at, _:
-                answered = _answered(state, evaluations, event)
-                if answered is evaluations:
+            case Evaluating() as at, DeadlinePassed() if event == state.deadline:
+                late = at.collect.lose(at.collect.clients)
+                return _after_evaluation(state, replace(at, collect=late))
+            case Evaluating() as at, _:
+                collect = _answered(state, at, event)
+                if collect is at.collect:
                     return state, ()
-                return _after_evaluation(state, replace(at, evaluations=answered))
+                return _after_evaluation(state, replace(at, collect=collect))
             case Committing(), Committed(stop_early):
                 return self._next_round(state, stop_early)
         return state, ()
@@ -265,19 +292,16 @@ class RoundEngine:
             accepted=reports.got,
             lost=reports.lost,
             failed=reports.failed,
-            collecting=isinstance(state.at, Reporting | Evaluating),
+            collecting=isinstance(state.at, Collecting),
             stopping=state.stopping,
             failure=state.at.failure if isinstance(state.at, Finished) else None,
         )
 
-    def _reports(self, cohort: tuple[str, ...], goal: int) -> Collect:
+    def _reports(
+        self, cohort: tuple[str, ...], goal: int, got: frozenset[str] = frozenset()
+    ) -> Collect:
         policy = self.policy
-        return Collect(
-            clients=cohort,
-            goal=goal,
-            quorum=quorum_of(policy, goal),
-            deadline=policy.report_deadline,
-        )
+        return Collect.of(cohort, goal, quorum_of(policy, goal), policy.report_deadline, got)
 
     def _select_if_enough(self, state: State) -> Step:
         policy, live = self.policy, len(state.live)
@@ -293,16 +317,18 @@ class RoundEngine:
     def _after_report(self, state: State) -> Step:
         reports = state.at.reports
         if reports.at_goal:
-            return replace(state, at=Aggregating(reports)), (Aggregate(),)
+            return self._aggregate(state)
         if not reports.awaited:
             return self._close_reporting(state, "nobody is left to report")
         return state, ()
 
     def _close_reporting(self, state: State, why: str) -> Step:
-        reports = state.at.reports
-        if reports.has_quorum:
-            return replace(state, at=Aggregating(reports)), (Aggregate(),)
+        if state.at.reports.has_quorum:
+            return self._aggregate(state)
         return self._no_quorum(state, why)
+
+    def _aggregate(self, state: State) -> Step:
+        return replace(state, at=Aggregating(state.at.reports)), (Aggregate(),)
 
     def _no_quorum(self, state: State, why: str) -> Step:
         got, quorum = len(state.at.reports.got), state.at.reports.quorum
@@ -334,7 +360,7 @@ class RoundEngine:
             )
         return replace(state, at=Finished(state.at.reports, failure)), (Finish(),)
 
-    def _evaluate_if_due(self, state: State) -> Step:
+    def _evaluate_if_due(self, state: State, candidate: object) -> Step:
         policy, reports = self.policy, state.at.reports
         last = state.round >= policy.rounds or state.stopping
         on_server = is_due(policy.evaluate_every, state.round, last)
@@ -343,13 +369,11 @@ class RoundEngine:
             everyone = policy.evaluation_clients == "all"
             clients = state.live if everyone else reports.got & state.live
         if not on_server and not clients:
-            return replace(state, at=Committing(reports)), (Commit(),)
-        evaluations = Collect(
-            clients=tuple(sorted(clients)), goal=len(clients), deadline=policy.report_deadline
-        )
-        state = replace(state, at=Evaluating(reports, evaluations, on_server))
-        evaluate = Evaluate(on_server, evaluations.clients)
-        return state, (evaluate, StartDeadline(evaluations.deadline, state.deadline))
+            return replace(state, at=Committing(reports, candidate)), (Commit(candidate),)
+        collect = Collect.of(tuple(sorted(clients)), len(clients), 0, policy.report_deadline)
+        state = replace(state, at=Evaluating(reports, collect, on_server, candidate))
+        evaluate = Evaluate(on_server, collect.clients, candidate)
+        return state, (evaluate, StartDeadline(collect.deadline, state.deadline))
 
     def _next_round(self, state: State, stop_early: bool) -> Step:
         if state.round >= self.policy.rounds or state.stopping or stop_early:
@@ -369,19 +393,17 @@ def _noted(state: State, event: Event) -> State:
     return state
 
 
-def _answered(state: State, collect: Collect, event: Event) -> Collect:
-    """Return what an event makes of the answers that the phase waits for."""
+def _answered(state: State, at: Collecting, event: Event) -> Collect:
+    """Return what an event makes of the answers that a phase waits for."""
     match event:
         case ClientLeft(client_id):
-            return collect.lose([client_id])
-        case UpdateReceived() | ClientEvaluated() | WorkFailed():
-            if (event.round, event.attempt) != (state.round, state.attempt):
-                return collect
-            if isinstance(event, WorkFailed):
-                return collect.fail(event.client_id)
-            if isinstance(state.at, Reporting | Evaluating) and isinstance(event, state.at.answer):
-                return collect.take(event.client_id)
-    return collect
+            return at.collect.lose([client_id])
+        case WorkFailed() if (event.round, event.attempt) == (state.round, state.attempt):
+            return at.collect.fail(event.client_id)
+        case UpdateReceived() | ClientEvaluated() if isinstance(event, at.answer):
+            if (event.round, event.attempt) == (state.round, state.attempt):
+                return at.collect.take(event.client_id)
+    return at.collect
 
 
 def _begin(state: State, reports: Collect) -> tuple[Effect, ...]:
@@ -392,6 +414,6 @@ def _begin(state: State, reports: Collect) -> tuple[Effect, ...]:
 
 
 def _after_evaluation(state: State, at: Evaluating) -> Step:
-    if at.on_server or at.evaluations.awaited:
+    if at.on_server or at.collect.awaited:
         return replace(state, at=at), ()
-    return replace(state, at=Committing(at.reports)), (Commit(),)
+    return replace(state, at=Committing(at.reports, at.candidate)), (Commit(at.candidate),)

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run: a collector of metrics, read from the coordinator.
+"""What Prometheus is told of a run: a collector of metrics, read from the run's status.
 
 Counters and histograms begin with the process, as Prometheus expects; gauges say how the run is
 now, a resumed one, too. A scrape runs in a thread of its own: it reads values that the event loop
@@ -24,8 +24,9 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from server.engine.events import Phase
-from server.run.coordinator import Coordinator
 from server.run.ledger import RoundSummary
+from server.run.sessions import Sessions
+from server.run.status import RunStatus
 from server.storage.columns import MEASURED, columns
 
 # From a hundredth of a second, for small models, to an hour.
@@ -39,15 +40,16 @@ _PHASES = {column.name: column.label for column in columns(group="phase")}
 _OUTCOMES = [column.name for column in columns(group="outcome")]
 
 
-def registry_of(coordinator: Coordinator, run: Mapping[str, str]) -> CollectorRegistry:
+def registry_of(status: RunStatus, sessions: Sessions, run: Mapping[str, str]) -> CollectorRegistry:
     """Return the registry of a server process: its run, and the process itself.
 
     Args:
-        coordinator: of the run.
+        status: the run's.
+        sessions: the clients that are connected.
         run: what the run is, as labels of folkmoot_run_info.
     """
     registry = CollectorRegistry()
-    registry.register(RunCollector(coordinator, run))
+    registry.register(RunCollector(status, sessions, run))
     ProcessCollector(registry=registry)
     return registry
 
@@ -55,12 +57,13 @@ def registry_of(coordinator: Coordinator, run: Mapping[str, str]) -> CollectorRe
 class RunCollector(Collector):
     """The run's metrics, brought up to date whenever they are collected."""
 
-    def __init__(self, coordinator: Coordinator, run: Mapping[str, str]) -> None:
-        self._coordinator = coordinator
+    def __init__(self, status: RunStatus, sessions: Sessions, run: Mapping[str, str]) -> None:
+        self._status = status
+        self._clients = sessions
         self._lock = threading.Lock()
         self._own = CollectorRegistry()
         info = Info("folkmoot_run", "What this server trains.", registry=self._own)
-        info.info({"run_id": coordinator.settings.run_id, **run})
+        info.info({**run})
         self._round = self._gauge("round", "Round in progress, or the last; from 1.")
         self._attempt = self._gauge("round_attempt", "Attempt at that round; from 1.")
         self._target = self._gauge("target_rounds", "Round that the run ends with, if not earlier.")
@@ -100,15 +103,15 @@ class RunCollector(Collector):
             self._updates.labels(outcome)
         for phase in _PHASES.values():
             self._phases.labels(phase)
-        for summary in coordinator.history:
+        for summary in status.history:
             self._show(summary)
-        self._seen = len(coordinator.history)
+        self._seen = len(status.history)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as they are now."""
         with self._lock:
-            while self._seen < len(self._coordinator.history):
-                summary = self._coordinator.history[self._seen]
+            while self._seen < len(self._status.history):
+                summary = self._status.history[self._seen]
                 self._seen += 1
                 self._count(summary)
                 self._show(summary)
@@ -143,18 +146,18 @@ class RunCollector(Collector):
 
     def _look(self) -> None:
         """Show how the run is now."""
-        current = self._coordinator.current_round()
+        current = self._status.current_round()
         self._round.set(current.number)
         self._attempt.set(current.attempt)
-        self._target.set(self._coordinator.view.rounds)
-        self._phase.state(self._coordinator.view.phase.value)
+        self._target.set(self._status.view.rounds)
+        self._phase.state(self._status.view.phase.value)
         self._cohort.set(current.cohort_size)
         self._wanted.set(current.report_goal)
         self._accepted.set(current.accepted)
-        self._sessions.set(len(self._coordinator.sessions))
+        self._sessions.set(len(self._clients))
 
     def _traffic(self) -> Iterator[Metric]:
-        traffic = self._coordinator.traffic
+        traffic = self._status.ledger.traffic
         for name, text, value in (
             ("sent", "Of models, to clients.", traffic.down),
             ("received", "Of updates, from clients.", traffic.up),

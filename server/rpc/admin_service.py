@@ -50,7 +50,7 @@ class AdminService(pb_grpc.AdminServicer):
         self, request: pb.ListRoundsRequest, context: Context
     ) -> pb.ListRoundsResponse:
         size = _page_size(request.page_size)
-        history = self._coordinator.history
+        history = self._coordinator.status.history
         # The token counts from the oldest round, so that new rounds don't move the pages.
         end = len(history)
         if request.page_token:
@@ -70,9 +70,9 @@ class AdminService(pb_grpc.AdminServicer):
         size, coordinator = _page_size(request.page_size), self._coordinator
         check_length("page_token", request.page_token, MAX_CLIENT_ID)
         roster = Roster(
-            coordinator.view,
+            coordinator.status.view,
             coordinator.sessions,
-            coordinator.ledger,
+            coordinator.status.ledger,
             coordinator.spool.accepted,
             coordinator.clock(),
         )
@@ -97,13 +97,13 @@ class AdminService(pb_grpc.AdminServicer):
         while True:
             run = self._run()
             yield pb.WatchRunResponse(run=run)
-            if coordinator.ended or coordinator.shutting_down:
+            if coordinator.status.ended or coordinator.status.shutting_down:
                 return
-            await coordinator.wait_for_change(run.revision, keepalive)
+            await coordinator.status.wait_for_change(run.revision, keepalive)
 
     async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
         coordinator = self._coordinator
-        if coordinator.view.phase is Phase.FINISHED:
+        if coordinator.status.view.phase is Phase.FINISHED:
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         try:
             await coordinator.stop()
@@ -149,24 +149,24 @@ class AdminService(pb_grpc.AdminServicer):
 
     def _run(self) -> pb.Run:
         coordinator = self._coordinator
-        current = _round(coordinator.current_round())
-        if coordinator.view.collecting:
+        current = _round(coordinator.status.current_round())
+        if coordinator.status.view.collecting:
             current.time_remaining.CopyFrom(duration(coordinator.time_remaining))
         return pb.Run(
             run_id=coordinator.settings.run_id,
             state=self._state(),
-            revision=coordinator.revision,
+            revision=coordinator.status.revision,
             task_name=self._task_name,
-            target_round_count=coordinator.view.rounds,
+            target_round_count=coordinator.status.view.rounds,
             round=current,
-            model=model_ref(coordinator.newest_model),
+            model=model_ref(coordinator.offers.newest_model),
             live_client_count=len(coordinator.sessions),
             failure_message=coordinator.failure or "",
             start_time=self._start_time,
         )
 
     def _state(self) -> pb.Run.State.ValueType:
-        view = self._coordinator.view
+        view = self._coordinator.status.view
         if view.phase is Phase.FINISHED:
             return pb.Run.STATE_FAILED if view.failure else pb.Run.STATE_SUCCEEDED
         if view.stopping:

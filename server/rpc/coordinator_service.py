@@ -32,6 +32,7 @@ from server.run import limits
 from server.run.assignments import Assignment, Work
 from server.run.coordinator import Coordinator
 from server.run.limits import check_length, invalid
+from server.run.results import Results
 from server.run.sessions import Session, check_identity
 from server.run.uploads import Announcement, PushResult
 
@@ -67,6 +68,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self._clients = clients
         self._join_tokens = join_tokens
         self._coordinator = coordinator
+        self._results = Results(coordinator)
         self._sessions = coordinator.sessions
         self._task_name = task_name
         self._model_name = model_name
@@ -101,7 +103,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         check_length("join_token", request.join_token, MAX_TOKEN)
         check_length("client_version", request.client_version, limits.MAX_VERSION)
         limits.check_task_names(request.task_names)
-        if coordinator.ended or coordinator.view.phase is Phase.FINISHED:
+        if coordinator.status.ended or coordinator.status.view.phase is Phase.FINISHED:
             self._sessions.await_no_more(request.client_id)
             raise RequestError(Status.FAILED_PRECONDITION, "RUN_ENDED", "the run has ended")
         self._refuse_when_shutting_down()
@@ -187,7 +189,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         until = clock() + min(remaining - _POLL_MARGIN, longest)
         while True:
             self._session(request.session_token, context)
-            if coordinator.ended:
+            if coordinator.status.ended:
                 end = pb.RunEnd(failure_message=coordinator.failure or "")
                 return pb.PollTaskAssignmentResponse(run_end=end)
             self._refuse_when_shutting_down()
@@ -206,8 +208,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     ) -> AsyncIterator[bytes]:
         session = self._session(request.session_token, context)
         version, name = request.model_version, request.payload_name
-        coordinator = self._coordinator
-        model = coordinator.payload(version, name) if name else coordinator.model(version)
+        offers = self._coordinator.offers
+        model = offers.payload(version, name) if name else offers.model(version)
         size = model.digest.size_bytes
         if not 0 <= request.read_offset <= size:
             message = f"read_offset {request.read_offset} is not within the model's {size} bytes"
@@ -217,12 +219,12 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             start = request.read_offset
             last, reached = session.pulled
             if last == model.digest.blake3 and 0 < start < reached:
-                self._coordinator.ledger.count_resent(reached - start)
+                self._coordinator.status.ledger.count_resent(reached - start)
             while True:
                 self._session(session.token, context)  # May have ended meanwhile.
                 chunk, end = self._outgoing.message(model.digest, file.fileno(), start)
                 yield chunk
-                self._coordinator.ledger.count_down(session.client_id, end - start)
+                self._coordinator.status.ledger.count_down(session.client_id, end - start)
                 session.pulled = (model.digest.blake3, end)
                 if end == size:
                     return
@@ -250,7 +252,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             metrics=dict(header.metrics),
         )
         with session.pushing():
-            result = await self._coordinator.push(
+            result = await self._results.push(
                 header.task_token.decode(errors="replace"),
                 session.client_id,
                 announcement,
@@ -266,7 +268,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         result = self._coordinator.spool.committed(token, session.client_id)
         if result is not None:
             return pb.GetUploadResponse(upload=_upload(result))
-        if self._coordinator.find(token, session.client_id) is None:
+        if self._results.find(token, session.client_id) is None:
             message = "no such assignment; poll"
             raise RequestError(Status.NOT_FOUND, "ASSIGNMENT_UNKNOWN", message)
         return pb.GetUploadResponse(upload=pb.Upload())
@@ -293,9 +295,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         if assignment is None:
             raise RequestError(Status.ABORTED, "ROUND_CLOSED", "the result is not wanted; poll")
         if kind == "failure":
-            coordinator.report_failure(assignment, failure.reason, failure.message)
+            self._results.report_failure(assignment, failure.reason, failure.message)
         elif assignment.work is Work.EVALUATE:
-            coordinator.report_evaluation(assignment, evaluation.num_examples, metrics)
+            self._results.report_evaluation(assignment, evaluation.num_examples, metrics)
         else:
             raise invalid("training work is answered with PushUpdate", "WORK_MISMATCH")
         return pb.ReportTaskResultResponse()
@@ -336,7 +338,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             raise RequestError(Status.RESOURCE_EXHAUSTED, "JOINING_PACED", message, seconds)
 
     def _refuse_when_shutting_down(self) -> None:
-        if self._coordinator.shutting_down:
+        if self._coordinator.status.shutting_down:
             message = "the server is shutting down; try again later"
             raise RequestError(Status.UNAVAILABLE, "SHUTTING_DOWN", message)
 
@@ -351,10 +353,12 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         message = pb.TaskAssignment(
             task_token=assignment.task_token.encode(),
             round=assignment.round,
-            model=model_ref(coordinator.model(assignment.model_version)),
+            model=model_ref(coordinator.offers.model(assignment.model_version)),
             time_remaining=duration(coordinator.time_remaining),
-            seed=coordinator.seed_of(assignment),
-            previous_round=coordinator.previous_round(assignment.client_id),
+            seed=coordinator.offers.seed_of(assignment),
+            previous_round=coordinator.offers.previous_round(
+                assignment.client_id, coordinator.status.view
+            ),
             traceparent=assignment.traceparent,
         )
         if assignment.work is Work.EVALUATE:
@@ -364,11 +368,12 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 message.evaluate.fine_tune.CopyFrom(_train_work(tuning))
             return message
         message.train.CopyFrom(_train_work(config))
-        if coordinator.algorithm.client is not None:
+        offers = coordinator.offers
+        if offers.algorithm.client is not None:
             asked = message.train.algorithm
-            asked.name = coordinator.algorithm.setting.name
-            asked.scalars.update(coordinator.scalars)
-            for name, digest in coordinator.payloads(assignment.model_version).items():
+            asked.name = offers.algorithm.setting.name
+            asked.scalars.update(offers.scalars)
+            for name, digest in offers.payloads(assignment.model_version).items():
                 asked.payloads[name].blake3 = digest.blake3
                 asked.payloads[name].size_bytes = digest.size_bytes
         return message

@@ -159,12 +159,13 @@ async def start(ports: Ports, options: ServerOptions, coordinator: Coordinator) 
     ports.tasks.add(asyncio.create_task(watching))
     if ports.metrics is not None:
         labels = {
+            "run_id": coordinator.settings.run_id,
             "task": task_name,
             "model": options.run.model or "",
             "strategy": options.strategy.strategy,
             "version": __version__,
         }
-        ports.metrics.serve(registry_of(coordinator, labels))
+        ports.metrics.serve(registry_of(coordinator.status, coordinator.sessions, labels))
 
 
 def _grpc_server(connections: int, authorize: Authorize | None) -> grpc.aio.Server:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.bounds import MAX_METRICS
+from common.tensors import Digest
 from common.training import Metrics
-from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress, advance, score_of
 from server.engine.engine import RunView
 from server.run.uploads import StoredUpdate
-from server.storage.columns import Row
+from server.storage.columns import Row, Shown, columns
 from server.storage.metrics import most_reported, spread, weighted_means
 
 # Of a client's metrics, those with a column of clients.jsonl.
@@ -76,7 +76,6 @@ class RoundLedger:
     global_metrics: Metrics = field(default_factory=dict)
     loss_is_finite: bool = True
     confusion: list[list[int]] | None = None
-    folded: Folded | None = None
     # Of each update in the step; None where the strategy knows no such thing.
     shares: dict[str, float | None] = field(default_factory=dict)
 
@@ -114,17 +113,23 @@ class RoundLedger:
         )
 
     def row(
-        self, view: RunView, updates: Mapping[str, StoredUpdate], progress: Progress, now: float
+        self,
+        view: RunView,
+        updates: Mapping[str, StoredUpdate],
+        model: Digest,
+        progress: Progress,
+        now: float,
     ) -> tuple[Row, Progress]:
         """Return the committed round's row, and the progress that it makes.
 
         Args:
             view: of the run when the round is committed.
             updates: of all clients whose update is durable.
+            model: the candidate's digest.
             progress: before this round.
             now: the clock.
         """
-        if self.folded is None or self.collected is None or self.aggregated is None:
+        if self.collected is None or self.aggregated is None:
             raise ValueError("a round is committed after its updates were aggregated")
         own = dict(self.global_metrics)
         mean = weighted_means(self.evaluations[c] for c in sorted(self.evaluations))
@@ -170,7 +175,7 @@ class RoundLedger:
                 None if self.evaluating_since is None else round(now - self.evaluating_since, 4)
             ),
             commit_seconds=None,
-            model_blake3=self.folded.model.blake3,
+            model_blake3=model.blake3,
             best_round=progress.best_round,
             global_metrics=own,
             client_metrics=mean,
@@ -249,3 +254,17 @@ def committed(row: Row) -> RoundSummary:
         metrics=row.numbers(),
         own=row.own(),
     )
+
+
+def headline(row: Row) -> dict[str, int | float]:
+    """Return what a person wants to see of a row in one line."""
+    return {
+        **{
+            column.name: round(value, 4)
+            for column in columns(shown=Shown.LOG)
+            if (value := getattr(row, column.name)) is not None
+        },
+        **{name: round(value, 4) for name, value in row.own().items()},
+        "updates": row.accepted,
+        "seconds": round(row.duration_seconds, 2),
+    }

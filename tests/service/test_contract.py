@@ -38,7 +38,7 @@ def test_one_pull_too_many_of_a_session_is_refused_and_the_others_go_on(tmp_path
         assert refusal(error)[:2] == ("RESOURCE_EXHAUSTED", "PULLS_EXCEEDED")
         for pull in pulls[1:]:
             pull.cancel()
-        size = server.coordinator.newest_model.digest.size_bytes
+        size = server.coordinator.offers.newest_model.digest.size_bytes
         assert sum(len(response.chunk.data) for response in pulls[0]) == size
 
 
@@ -53,7 +53,7 @@ def test_a_client_that_joins_with_too_many_is_told_when_to_come_again(tmp_path, 
 def test_a_server_that_shuts_down_says_so_to_polls_and_joins(tmp_path):
     with LiveServer(tmp_path / "run") as server:
         client = server.join()
-        server.coordinator.shutting_down = True
+        server.coordinator.status.shutting_down = True
         for call in (client.poll, lambda: server.join("another")):
             assert refusal(refused(call))[:2] == ("UNAVAILABLE", "SHUTTING_DOWN")
 

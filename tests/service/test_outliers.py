@@ -45,7 +45,7 @@ def run(tmp_path):
 
 
 def keep_initial(server):
-    model = server.coordinator.newest_model
+    model = server.coordinator.offers.newest_model
     server.initial.write_bytes(model.path.read_bytes())
 
 
@@ -93,7 +93,7 @@ def test_killed_and_resumed_the_same_update_is_left_out(tmp_path, run, first):
     with LiveServer(folder, **OPTIONS) as server:
         push(server, first)
     with LiveServer(folder, **OPTIONS, resume=True) as server:
-        assert server.coordinator.view.accepted == set(first)
+        assert server.coordinator.status.view.accepted == set(first)
         push(server, set(VALUES) - set(first))
         server.wait_for(lambda run: run.model.version == 1)
     assert (folder / "models" / "global.safetensors").read_bytes() == undisturbed

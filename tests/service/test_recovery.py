@@ -119,7 +119,7 @@ def test_an_update_that_is_damaged_after_it_was_accepted_is_not_counted(tmp_path
         "go on with --resume, and it is trained again"
     )
     with LiveServer(folder, **OPTIONS, resume=True) as server:
-        assert server.coordinator.view.accepted == {"b", "c"}
+        assert server.coordinator.status.view.accepted == {"b", "c"}
         client = server.join("a")
         assert push(client, client.assignment()).outcome == OUTCOME.OUTCOME_ACCEPTED
         server.ended()

@@ -301,7 +301,7 @@ def test_all_clients_evaluate_and_fine_tune_if_they_are_asked_to(tmp_path):
     with LiveServer(tmp_path / "run", **given, **options) as server:
         clients = {name: server.join(name, n) for n, name in enumerate("ab")}
         server.wait_for(lambda run: run.round.cohort_size == 1)
-        (trainer,) = server.coordinator.view.cohort
+        (trainer,) = server.coordinator.status.view.cohort
         clients[trainer].push(clients[trainer].assignment(), update())
         for client in clients.values():
             work = client.assignment()
@@ -399,9 +399,9 @@ def test_what_was_on_its_way_when_a_pull_broke_is_counted(server):
     client, _ = server.join("a"), server.join("b")
     work = client.assignment()
     whole = client.pull(work.model)[1]
-    assert server.coordinator.ledger.bytes_resent == 0
+    assert server.coordinator.status.ledger.bytes_resent == 0
     assert client.pull(work.model, offset=len(whole) - 60)[1] == whole[-60:]
-    assert server.coordinator.ledger.bytes_resent == 60
+    assert server.coordinator.status.ledger.bytes_resent == 60
     # Another start from the beginning is no resumption.
     client.pull(work.model)
-    assert server.coordinator.ledger.bytes_resent == 60
+    assert server.coordinator.status.ledger.bytes_resent == 60

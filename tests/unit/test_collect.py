@@ -4,7 +4,7 @@ import pytest
 
 from server.engine.collect import Collect
 
-ASKED = Collect(clients=("a", "b", "c"), goal=2, quorum=1)
+ASKED = Collect.of(("a", "b", "c"), goal=2, quorum=1, deadline=1.0)
 
 
 def test_an_answer_counts_once_and_of_those_who_were_asked():

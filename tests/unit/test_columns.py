@@ -37,8 +37,7 @@ from scripts.viewing import figures
 from server.mlflow_reporting.history import _metrics
 from server.options import ServerOptions
 from server.prometheus.collector import RunCollector
-from server.run.coordinator import _headline
-from server.run.ledger import committed
+from server.run.ledger import committed, headline
 from server.storage.run_files import RunFiles
 from tests.recorded import begin, commit, row
 from tests.unit.test_ledger import ledger, row_of
@@ -48,11 +47,11 @@ one, folder = row(1, global_calibration=0.125), pathlib.Path("run")
 begin(folder)
 commit(folder, 1, global_calibration=0.125, best_round=1)
 rows = RunFiles(folder).metrics.all()
-print("log:", _headline(one)["global_calibration"])
+print("log:", headline(one)["global_calibration"])
 print("json:", rows[0]["global_calibration"])
 print("csv:", "global_calibration" in (folder / "metrics.csv").read_text())
 print("mlflow:", _metrics(rows[0])["global_calibration"])
-found = RunCollector(SimpleNamespace(settings=SimpleNamespace(run_id="r"), history=[]), {})
+found = RunCollector(SimpleNamespace(history=[]), None, {})
 found._show(committed(one))
 print("prometheus:", generate_latest(found._own).decode())
 facts = collect(folder)

@@ -11,7 +11,6 @@ from common.algorithms.fedavg import FedAvg, FedAvgM
 from common.algorithms.median import Median
 from common.algorithms.multi_krum import MultiKrum
 from common.algorithms.norm_bounding import NormBounding
-from common.algorithms.optimizers import Sgd
 from common.algorithms.scaffold import Scaffold
 from common.algorithms.trimmed_mean import TrimmedMean
 from common.encodings.plain import Plain
@@ -28,7 +27,9 @@ def spooled(path, count):
     return SpooledUpdate(path, "ann", digest_file(path), counted(count, 1))
 
 
-def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS, trained=TRAINED):
+def folded(
+    folder, model, updates, optimizer=(1.0, 0.0), momentum=None, counts=COUNTS, trained=TRAINED
+):
     """Fold tensors by way of files; return the new model's tensors."""
     folder.mkdir(exist_ok=True)
     base = folder / "base.safetensors"
@@ -40,8 +41,8 @@ def folded(folder, model, updates, optimizer=None, momentum=None, counts=COUNTS,
         files.append(spooled(path, count))
     new = folder / "new.safetensors"
     state = {"momentum": momentum} if momentum else {}
-    sgd = optimizer or Sgd()
-    strategy = made(FedAvgM, server_lr=sgd.learning_rate, server_momentum=sgd.momentum)
+    rate, server_momentum = optimizer
+    strategy = made(FedAvgM, server_lr=rate, server_momentum=server_momentum)
     fold(
         base,
         state,
@@ -75,7 +76,7 @@ def test_counters_take_the_plain_mean_rounded(tmp_path):
     model = {"w": torch.tensor([10, -10], dtype=torch.int64)}
     updates = three([1, -1], [2, -2], [3, -3], dtype=torch.int64)
     # (1*1 + 10*2 + 100*3) / 111 = 2.89; the server's rate and momentum play no part.
-    new = folded(tmp_path, model, updates, Sgd(0.1, 0.9), trained=())
+    new = folded(tmp_path, model, updates, (0.1, 0.9), trained=())
     assert new["w"].dtype is torch.int64
     assert new["w"].tolist() == [13, -13]
 
@@ -83,7 +84,7 @@ def test_counters_take_the_plain_mean_rounded(tmp_path):
 def test_statistics_take_the_plain_mean_whatever_the_optimizer(tmp_path):
     """A running variance that overshoots would be negative, and its root no number."""
     model, updates = {"w": torch.tensor([1.0])}, three([-0.9], [-0.9], [-0.9])
-    new = folded(tmp_path, model, updates, Sgd(2.0, 0.9), trained=())
+    new = folded(tmp_path, model, updates, (2.0, 0.9), trained=())
     assert new["w"].item() == pytest.approx(0.1)
 
 
@@ -206,7 +207,7 @@ def test_momentum_through_files_is_that_of_torch(tmp_path):
         update = random_tensors(round_number, WINDOW + 5, torch.float64)
         weight.grad = -update["w"]
         reference.step()
-        model = folded(folder, model, [update], Sgd(0.5, 0.9), momentum, counts=[7])
+        model = folded(folder, model, [update], (0.5, 0.9), momentum, counts=[7])
         momentum = folder / "momentum.safetensors"
         torch.testing.assert_close(model["w"], weight.detach(), rtol=1e-13, atol=1e-13)
 

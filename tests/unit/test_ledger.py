@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from common.tensors import Digest
-from server.aggregation.fold import Folded
 from server.engine.early_stopping import Progress
 from server.engine.engine import RunView
 from server.engine.events import Phase
@@ -13,7 +12,6 @@ from server.run.ledger import RoundLedger
 from server.run.uploads import StoredUpdate
 
 MODEL = Digest("f" * 64, 100)
-FOLDED = Folded(MODEL, {}, {}, [])
 # Five were selected: two delivered, one was refused, one failed, one left.
 VIEW = RunView(
     phase=Phase.COMMITTING,
@@ -47,13 +45,13 @@ UPDATES = {"b": update("b", 10, loss=1.0), "a": update("a", 100, loss=0.5)}
 
 def ledger(**values):
     """Return the ledger of an attempt that began at second 100 and was aggregated."""
-    attempt = RoundLedger(100.0, 6, collected=102.0, aggregated=102.5, folded=FOLDED, **values)
+    attempt = RoundLedger(100.0, 6, collected=102.0, aggregated=102.5, **values)
     attempt.refused.add("c")
     return attempt
 
 
 def row_of(attempt, progress=None):
-    return attempt.row(VIEW, UPDATES, progress or Progress(), now=104.0)
+    return attempt.row(VIEW, UPDATES, MODEL, progress or Progress(), now=104.0)
 
 
 def test_a_row_counts_clients_examples_and_seconds():
@@ -67,15 +65,15 @@ def test_a_row_counts_clients_examples_and_seconds():
 
 def test_selected_clients_that_were_not_waited_for_are_dropped():
     state = RunView(round=1, cohort=("a", "b", "c"), goal=2, accepted=frozenset("ab"))
-    attempt = RoundLedger(0.0, 3, collected=1.0, aggregated=1.0, folded=FOLDED)
-    assert attempt.row(state, UPDATES, Progress(), now=1.0)[0].dropped == 1
+    attempt = RoundLedger(0.0, 3, collected=1.0, aggregated=1.0)
+    assert attempt.row(state, UPDATES, MODEL, Progress(), now=1.0)[0].dropped == 1
 
 
 def test_an_update_that_was_left_out_is_rejected_and_counts_nowhere():
     attempt = ledger()
     attempt.refused.add("d")
     updates = UPDATES | {"d": update("d", 1000, loss=9e8)}
-    row, _ = attempt.row(VIEW, updates, Progress(), now=104.0)
+    row, _ = attempt.row(VIEW, updates, MODEL, Progress(), now=104.0)
     assert (row.accepted, row.refused, row.dropped) == (2, 2, 1)
     assert (row.num_examples, row.train_loss) == (110, (100 * 0.5 + 10 * 1.0) / 110)
     found = {one["client_id"]: one for one in attempt.client_rows(VIEW, updates)}["d"]
@@ -166,7 +164,7 @@ def test_bytes_add_up_by_client():
 
 def test_there_is_no_row_before_the_updates_are_aggregated():
     with pytest.raises(ValueError, match="aggregated"):
-        RoundLedger(0.0, 1).row(VIEW, UPDATES, Progress(), now=1.0)
+        RoundLedger(0.0, 1).row(VIEW, UPDATES, MODEL, Progress(), now=1.0)
 
 
 def test_each_client_of_the_cohort_has_a_row_in_client_id_order():

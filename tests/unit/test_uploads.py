@@ -16,6 +16,7 @@ from common.transfer import Piece, pieces
 from server import app, configuration
 from server.engine.events import DeadlinePassed, Phase
 from server.run import uploads
+from server.run.results import Results
 from server.run.uploads import Announcement, Outcome, Spool
 from server.storage.checkpoints import RunDirectory
 from tests.service.harness import TASK, options_of
@@ -66,12 +67,12 @@ class Stage:
         coordinator.spool.close()
 
     def announce(self, data, offset=0):
-        base = self.coordinator.newest_model
-        return Announcement(digest_bytes(data), offset, 0, base.digest, 5, {"num_steps": 1}, {})
+        base = self.coordinator.offers.newest_model
+        return Announcement(digest_bytes(data), offset, 0, base.digest, 5, {}, {})
 
     async def push(self, client, announcement, chunks):
         token = self.coordinator.assignments.of_client(client).task_token
-        return await self.coordinator.push(token, client, announcement, chunks)
+        return await Results(self.coordinator).push(token, client, announcement, chunks)
 
     async def send(self, client, data, chunks=None, offset=0):
         """Send a stream of chunks: all of `data` if none are given."""
@@ -135,7 +136,7 @@ async def test_a_stream_that_was_superseded_touches_nothing_of_the_newer_one(sta
     told = await first
     assert (told.outcome, told.committed_size_bytes) == (Outcome.OFFSET_MISMATCH, 50)
     assert not told.complete
-    assert stage.coordinator.ledger.refused == set()
+    assert stage.coordinator.status.ledger.refused == set()
     assert len(stage.files) == 1
     assert (await stage.send("a", newer_data, offset=50)).outcome is Outcome.ACCEPTED
 
@@ -170,13 +171,13 @@ async def test_what_is_refused_or_not_wanted_leaves_no_file(stage):
         yield part(data_of(1.0))[0]
         # Its client gives up, in another call.
         work = stage.coordinator.assignments.of_client("b")
-        stage.coordinator.report_failure(work, "FAILED", "")
+        Results(stage.coordinator).report_failure(work, "FAILED", "")
         yield Piece(50, memoryview(data_of(1.0))[50:], last=True)
 
     told = await stage.push("b", stage.announce(data_of(1.0)), stream())
     assert told.outcome is Outcome.NOT_WANTED
     assert stage.files == []
-    assert stage.coordinator.ledger.refused == {"a"}
+    assert stage.coordinator.status.ledger.refused == {"a"}
 
 
 @on_a_loop
@@ -220,4 +221,4 @@ async def test_an_attempt_that_ends_while_its_folder_is_synced_is_no_fault_of_th
 
     monkeypatch.setattr(uploads, "sync_folder", abandon_and_sync)
     assert (await stage.send("a", data_of(1.0))).outcome is Outcome.ACCEPTED
-    assert stage.coordinator.view.attempt == 2
+    assert stage.coordinator.status.view.attempt == 2

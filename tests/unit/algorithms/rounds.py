@@ -10,7 +10,7 @@ def made(kind, *, lr=0.1, momentum=0.0, proximal_mu=0.0, num_clients=1, **option
     """Return an algorithm; the first values are of the clients' SGD and of the federation."""
     training = TrainConfig(learning_rate=lr, momentum=momentum, proximal_mu=proximal_mu)
     setting = Setting(name=kind.__name__, training=training, num_clients=num_clients)
-    return kind(kind.takes(**options), setting)
+    return kind(kind.Options(**options), setting)
 
 
 def counted(weight, num_steps):
