@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import fields
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+from cyclopts import App, CycloptsError
 
 from common.algorithms.base import Algorithm
 from common.algorithms.optimizers import Options
@@ -91,17 +93,23 @@ def option_values(
         if value and option not in taken:
             raise _not_taken(option, name)
     values = {k: v for k, v in given.items() if k in taken and v is not None}
-    for option, value in own.items():
-        if option in given:
-            flag = _flag(option)
-            raise InputError(f"--strategy-options: {option} has a flag of its own; use {flag}")
-        if option not in taken:
-            known = ", ".join(sorted(taken - given.keys())) or "none"
-            raise InputError(
-                f"--strategy-options: --strategy {name} has no option {option!r}; it has {known}"
-            )
-        values[option] = _checked(option, value, hints[option])
-    return algorithm.Options(**values)
+    for option in own.keys() & given.keys():
+        raise InputError(f"--strategy-options: {option} has a flag of its own; use {_flag(option)}")
+    read = _read(algorithm.Options, own)
+    return replace(read, **values)
+
+
+def _read(kind: type[Options], own: Mapping[str, Any]) -> Options:
+    """Return options of which some are values of JSON, checked as flags are."""
+    app = App(result_action="return_value")
+    app.default(kind)
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in own.items()}
+    words = [f"{_flag(option)}={value}" for option, value in values.items()]
+    try:
+        read: Options = app(words, exit_on_error=False, print_error=False, help_on_error=False)
+    except CycloptsError as error:
+        raise InputError(f"--strategy-options: {' '.join(str(error).split())}") from error
+    return read
 
 
 def _flag(option: str) -> str:
@@ -118,21 +126,3 @@ def _not_taken(option: str, name: str) -> InputError:
     return InputError(
         f"{_flag(option)} is not an option of --strategy {name}; it applies to {', '.join(others)}"
     )
-
-
-def _checked(option: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
-    """Return a value of JSON if it is of an option's type: float, int, str or bool, and bounds."""
-    union = get_origin(hint) in (Union, UnionType)
-    hint = next(part for part in (get_args(hint) if union else (hint,)) if part is not NoneType)
-    kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise InputError(f"--strategy-options: {option} is {value!r}, and must be {kind.__name__}")
-    try:
-        for bound in bounds:
-            for validate in bound.validator:
-                validate(kind, value)
-    except ValueError as error:
-        raise InputError(f"--strategy-options: {option}: {error}") from error
-    return value

@@ -229,7 +229,7 @@ class RoundEngine:
             return self._stop(state) if state.stopping else self._select_if_enough(state)
         reports = self._reports(standing.cohort, standing.goal, standing.accepted)
         state, effects = self._after_report(replace(state, at=Reporting(reports)))
-        return (state, (*_begin(state, reports), *effects)) if not effects else (state, effects)
+        return state, effects or _begin(state, reports)
 
     def transition(self, state: State, event: Event) -> Step:  # noqa: PLR0912
         """Return the next state and the effects to run; an illegal event changes nothing."""

@@ -5,16 +5,14 @@ They begin a round, aggregate, evaluate, commit and abandon, one after the other
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from common.algorithms import Algorithm, CannotAggregate, Contribution
-from common.algorithms.base import Notes
 from common.errors import FolkmootError, RunFailed
 from common.loading import describe
-from common.tensors import Digest
-from server.aggregation.fold import DamagedUpdate, SpooledUpdate, fold
+from server.aggregation.fold import DamagedUpdate, Folded, SpooledUpdate, fold
 from server.aggregation.weighting import capped_weights, outliers
 from server.engine import events
 from server.engine.early_stopping import should_stop, worthless
@@ -34,11 +32,10 @@ from server.storage.metrics import Sinks, by_class, finite_only
 
 
 class Candidate(NamedTuple):
-    """What the updates were made to: the new model, and what the algorithm keeps."""
+    """What the updates were made to: the new model, and what else came of the fold."""
 
     model: ModelFile
-    state: Mapping[str, Digest]
-    notes: Notes
+    folded: Folded
 
 
 @dataclass(kw_only=True)
@@ -192,7 +189,7 @@ class Effects:
         ledger.shares = dict(zip(clients, folded.shares, strict=True))
         ledger.aggregated = self.clock()
         model = ModelFile(number, directory.model_path(number), folded.model)
-        return events.Aggregated(Candidate(model, folded.state, folded.notes))
+        return events.Aggregated(Candidate(model, folded))
 
     def _reject_outliers(self) -> events.UpdatesRejected | None:
         """Say which updates are too long for a mean, unless they are left out already.
@@ -247,8 +244,8 @@ class Effects:
         record = Record(
             round=view.round,
             model=digest,
-            state=candidate.state,
-            notes=candidate.notes,
+            state=candidate.folded.state,
+            notes=candidate.folded.notes,
             contributed={
                 **before.contributed,
                 **dict.fromkeys(sorted(view.accepted), view.round),

@@ -159,6 +159,20 @@ def test_another_task_than_the_clients_own_is_refused_before_it_is_imported(
     assert server.calls["poll"] == 0
 
 
+@pytest.mark.parametrize("name", ["foreign:Tiny", "unheard-of", "x\x1b[2J:y"])
+def test_an_own_algorithm_is_refused_before_it_is_imported_or_its_model_pulled(
+    server, tmp_path, monkeypatch, name
+):
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    monkeypatch.chdir(tmp_path)
+    server.assignment.train.algorithm.name = name
+    with pytest.raises(InputError, match=r"^--strategy: the server runs .* not started") as told:
+        take_part(server, tmp_path)
+    assert not (tmp_path / "imported").exists()
+    assert str(told.value).isprintable()
+    assert server.calls["pull"] == 0
+
+
 # ---------------------------------------------------------------- assignments
 
 

@@ -309,6 +309,54 @@ def test_a_resumed_run_has_its_own_options(tmp_path):
     assert train_config(after.training).hyperparameters == {"mode": "no", "layers": 2}
 
 
+OWN = ("--strategy", "tests.strategies:Whole")
+
+
+def test_a_resumed_runs_own_strategy_is_named_again_before_its_code_is_run(tmp_path):
+    save_run(tmp_path, *OWN)
+    with pytest.raises(InputError, match=r"add --strategy tests.strategies:Whole$"):
+        resumed(tmp_path)
+    assert resumed(tmp_path, *OWN).strategy.strategy_options == '{"pull": 0.1}'
+    again = resumed(tmp_path, *OWN, "--strategy-options", '{"pull": 0.1}')
+    assert resolve(again, load_task("digits")).strategy.strategy_options == '{"pull": 0.1}'
+    with pytest.raises(InputError, match=r"^--strategy-options: the run in"):
+        resumed(tmp_path, *OWN, "--strategy-options", '{"pull": 0.2}')
+
+
+def test_a_run_that_was_begun_before_strategies_had_options_of_their_own_is_resumed(tmp_path):
+    before = save_run(tmp_path, "--strategy", "fedadam")
+    config = read_sealed(tmp_path / "config.json")
+    del config["options"]["strategy_options"]
+    (tmp_path / "config.json").write_text(json.dumps(seal(config)))
+    after = resolve(resumed(tmp_path), load_task("digits"))
+    assert after.strategy == before.strategy
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "message"),
+    [
+        (OWN, '{"pull": 1}', r"^--strategy-options: .*[Pp]ull.* < 1"),
+        (OWN, '{"pull": "far"}', r"^--strategy-options: .*pull"),
+        (OWN, '{"push": 0.1}', r"^--strategy-options: .*push"),
+        (OWN, '{"pull": [1]}', r"^--strategy-options: .* is not a JSON object of finite"),
+        (OWN, "pull", r"^--strategy-options: 'pull' is not JSON"),
+        (OWN, '{"server_lr": 0.1}', r"^--strategy-options: server_lr .*use --server-lr$"),
+        ((*OWN, "--norm-bound", "1"), "{}", r"^--norm-bound is not an option of --strategy tests"),
+        ((), '{"beta": 1}', r"^--strategy-options: .*beta"),
+        (("--strategy", "best"), "{}", r"^--strategy: no strategy 'best'; use one of fedavg, "),
+        (
+            ("--strategy", "tests.strategies:NOT_ONE"),
+            "{}",
+            "is no class derived from common.algorithms",
+        ),
+        (("--strategy", "no.module:X"), "{}", r"^--strategy: 'no.module:X': no module 'no'"),
+    ],
+)
+def test_a_strategy_and_its_options_are_checked_before_the_run_begins(flags, given, message):
+    with pytest.raises(InputError, match=message):
+        resolve(parse([*flags, "--strategy-options", given]), load_task("digits"))
+
+
 def test_a_resumed_run_may_be_told_the_same_again(tmp_path):
     argv = ["--lr", "0.3", "--hyperparameters", '{"mode":"adam", "dropout":1e-1}']
     before = save_run(tmp_path, *argv).flat()

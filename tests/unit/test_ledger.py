@@ -31,7 +31,7 @@ def update(client, num_examples, **metrics):
         task_token=client,
         client_id=client,
         num_examples=num_examples,
-        scalars={"num_steps": 1},
+        scalars={},
         metrics=metrics,
         digest=MODEL,
         norm=2.0,

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.durable import read_sealed, seal
 from common.encodings.plain import Plain
 from common.tasks import load_task
 from common.tensors import digest_bytes, encode, schema_of
@@ -202,6 +204,18 @@ async def test_recovery_keeps_what_a_record_names_and_deletes_the_rest(stage):
         None,
     ]
     assert stage.files == []
+
+
+@on_a_loop
+async def test_a_record_of_an_earlier_version_has_its_steps_beside_the_metrics(stage):
+    await stage.send("a", data_of(1.0))
+    path = stage.spool.path_of(stage.spool.accepted["a"]).with_suffix(".json")
+    record = read_sealed(path)
+    record["num_steps"] = record.pop("scalars")["num_steps"]
+    path.write_text(json.dumps(seal(record)))
+    spool = Spool(schema_of(stage.base), Plain())
+    assert spool.recover(stage.folder, stage.base, 1, 1) == []
+    assert spool.accepted == stage.spool.accepted
 
 
 @on_a_loop
