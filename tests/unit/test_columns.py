@@ -37,8 +37,7 @@ from scripts.viewing import figures
 from server.mlflow_reporting.history import _metrics
 from server.options import ServerOptions
 from server.prometheus.collector import RunCollector
-from server.run.ledger import headline
-from server.run.ledger import committed
+from server.run.ledger import committed, headline
 from server.storage.run_files import RunFiles
 from tests.recorded import begin, commit, row
 from tests.unit.test_ledger import ledger, row_of
@@ -52,7 +51,7 @@ print("log:", headline(one)["global_calibration"])
 print("json:", rows[0]["global_calibration"])
 print("csv:", "global_calibration" in (folder / "metrics.csv").read_text())
 print("mlflow:", _metrics(rows[0])["global_calibration"])
-found = RunCollector(SimpleNamespace(settings=SimpleNamespace(run_id="r"), history=[]), {})
+found = RunCollector(SimpleNamespace(history=[]), None, {})
 found._show(committed(one))
 print("prometheus:", generate_latest(found._own).decode())
 facts = collect(folder)
