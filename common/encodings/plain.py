@@ -13,6 +13,7 @@ from common.tensors import (
     check_schema,
     open_mapped,
     schema_of,
+    specs,
 )
 
 if TYPE_CHECKING:
@@ -49,5 +50,6 @@ class Plain:
 
     def open(self, path: Path, schema: Schema) -> PlainUpdate:
         """See `Encoding.open`."""
-        check_schema(schema_of(path), schema)
-        return PlainUpdate(open_mapped(path))
+        tensors = open_mapped(path)
+        check_schema(specs(tensors), schema)
+        return PlainUpdate(tensors)

@@ -107,10 +107,11 @@ def fold(
         OSError: a file can't be written.
     """
     model = open_mapped(base)
+    schema = specs(model)
     inputs = _Inputs(
         model=model,
         state={name: open_mapped(path) for name, path in state.items()},
-        updates=[_Update(update, encoding, specs(model)) for update in updates],
+        updates=[_Update(update, encoding, schema) for update in updates],
         algorithm=algorithm,
         trained=trained,
     )
